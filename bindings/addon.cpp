@@ -1,0 +1,28 @@
+/// The addon's entry. Runs once for every environment (and every jest test file) that loads it.
+#include "bindings/convert.h"
+#include "bindings/env.h"
+#include "bindings/ops.h"
+
+namespace uniflow::bindings {
+namespace {
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* environment = new Environment(env);
+  env.SetInstanceData<Environment>(environment);
+  env.AddCleanupHook([](Environment* e) { e->close(); }, environment);
+  exports["setErrorClass"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+    Environment::of(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
+  });
+  define_tensor_class(env, exports);
+  define_ops(exports);
+  define_checkpoint(exports);
+  define_images(exports);
+  define_device(exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(uniflow, init)
+
+}  // namespace uniflow::bindings

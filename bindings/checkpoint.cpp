@@ -1,0 +1,77 @@
+/// Safetensors files and the parameters read from them.
+#include "bindings/convert.h"
+#include "bindings/env.h"
+#include "bindings/ops.h"
+#include "native/ops/load.h"
+
+namespace uniflow::bindings {
+namespace {
+
+constexpr napi_type_tag kFileTag = {0x1c9d3b7a44e84f02, 0xa5b27f61d0c39e84};
+using FileRef = std::shared_ptr<SafetensorsFile>;
+
+FileRef file_of(Napi::Value v) {
+  if (!v.IsExternal() || !v.As<Napi::External<FileRef>>().CheckTypeTag(&kFileTag))
+    throw Error(ErrorCode::BadInput, "file", "an open safetensors file", "something else");
+  return *v.As<Napi::External<FileRef>>().Data();
+}
+
+/// { handle, metadata, tensors: { name: { dtype, shape } } }
+Napi::Value describe(Napi::Env env, FileRef file) {
+  auto tensors = Napi::Object::New(env), metadata = Napi::Object::New(env), out = Napi::Object::New(env);
+  for (const auto& [name, entry] : file->entries()) {
+    auto shape = Napi::Array::New(env, entry.shape.size());
+    for (uint32_t i = 0; i < entry.shape.size(); ++i) shape[i] = Napi::Number::New(env, static_cast<double>(entry.shape[i]));
+    auto item = Napi::Object::New(env);
+    item["dtype"] = Napi::String::New(env, name_of(entry.dtype));
+    item["shape"] = shape;
+    tensors[name] = item;
+  }
+  for (const auto& [key, value] : file->metadata()) metadata[key] = Napi::String::New(env, value);
+  auto handle = Napi::External<FileRef>::New(env, new FileRef(std::move(file)), [](Napi::Env, FileRef* ref) { delete ref; });
+  handle.TypeTag(&kFileTag);
+  out["handle"] = handle;
+  out["metadata"] = metadata;
+  out["tensors"] = tensors;
+  return out;
+}
+
+std::vector<ops::ParameterPart> parts(Napi::Value v) {
+  const Napi::Array a = array(v, "parts");
+  std::vector<ops::ParameterPart> out;
+  for (uint32_t i = 0; i < a.Length(); ++i) {
+    const Napi::Object o = object(a.Get(i), "part");
+    if (o.Has("file")) out.push_back({file_of(o["file"]), string(o["name"], "name"), 0});
+    else out.push_back({nullptr, "", integer(o["rows"], "rows")});
+  }
+  return out;
+}
+
+}  // namespace
+
+void define_checkpoint(Napi::Object exports) {
+  const Napi::Env env = exports.Env();
+  auto function = [&](const char* name, auto body) {
+    exports[name] = Napi::Function::New(
+        env, [body](const Napi::CallbackInfo& i) { return guarded(i.Env(), [&] { return body(i); }); }, name);
+  };
+  function("openSafetensors", [](const Napi::CallbackInfo& i) { return describe(i.Env(), SafetensorsFile::open(string(i[0], "path"))); });
+  function("loadParameter", [](const Napi::CallbackInfo& i) {
+    return wrap(i.Env(), ops::load_parameter(Environment::of(i.Env()).session(), parts(i[0]), shape(i[1], "shape"), dtype(i[2], "dtype"),
+                                             boolean(i[3], "packed")));
+  });
+  function("parameterBytes", [](const Napi::CallbackInfo& i) {
+    return wrap(i.Env(), ops::parameter_bytes(Environment::of(i.Env()).session(), tensor(i[0], "parameter"), dtype(i[1], "dtype")));
+  });
+  function("randomParameter", [](const Napi::CallbackInfo& i) {
+    return wrap(i.Env(), ops::random_parameter(Environment::of(i.Env()).session(), shape(i[0], "shape"), dtype(i[1], "dtype"),
+                                               boolean(i[2], "packed"), seed(i[3], "seed"), static_cast<uint32_t>(integer(i[4], "stream")),
+                                               static_cast<float>(number(i[5], "std"))));
+  });
+  function("constantParameter", [](const Napi::CallbackInfo& i) {
+    return wrap(i.Env(), ops::constant_parameter(Environment::of(i.Env()).session(), shape(i[0], "shape"),
+                                                 static_cast<float>(number(i[1], "value"))));
+  });
+}
+
+}  // namespace uniflow::bindings

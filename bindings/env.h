@@ -1,0 +1,67 @@
+/// What one JavaScript environment (the main thread, or a worker_thread) owns: its session on the stream, its
+/// error class, its pending promises. Created by addon.cpp when the environment loads the addon.
+#pragma once
+
+#include <napi.h>
+
+#include <mutex>
+#include <vector>
+
+#include "native/core/stream.h"
+
+namespace uniflow::bindings {
+
+class Environment {
+ public:
+  explicit Environment(Napi::Env env);
+  ~Environment();
+
+  static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+  const std::shared_ptr<Session>& session() const { return session_; }
+  const std::shared_ptr<Session>& host_session() const { return host_session_; }
+  Napi::FunctionReference error_class;   // UniFlowError, given by lib/native.ts
+  Napi::FunctionReference tensor_class;
+
+  /// Queues `command` and returns a promise that resolves with undefined when it has ended, or rejects with its
+  /// failure. `keep` stays alive until then.
+  Napi::Promise submit(Command command, Napi::Object keep);
+  /// The same on the host's side stream.
+  Napi::Promise submit_host(Command command, Napi::Object keep);
+
+  /// Cancels and waits for this environment's work. Called while the environment is torn down.
+  void close();
+
+ private:
+  struct Pending {
+    Napi::Promise::Deferred deferred;
+    Napi::ObjectReference keep;
+    std::shared_ptr<const Error> failure;
+  };
+
+  Napi::Promise submit_to(Stream& stream, const std::shared_ptr<Session>& session, Command command, Napi::Object keep);
+  void settle_completed();
+
+  Napi::Env env_;
+  std::shared_ptr<Session> session_ = std::make_shared<Session>(), host_session_ = std::make_shared<Session>();
+  napi_threadsafe_function wake_ = nullptr;
+  int64_t pending_ = 0;  // the event loop is kept alive while promises are
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Pending>> completed_;  // guarded by mutex_
+  bool closed_ = false;                              // guarded by mutex_
+};
+
+/// The failure as the JavaScript error that the library throws.
+Napi::Error to_js(Napi::Env env, const Error& error);
+
+/// Runs a binding's body; a native Error leaves it as a UniFlowError.
+template <class Body>
+auto guarded(Napi::Env env, Body&& body) {
+  try {
+    return body();
+  } catch (const Error& e) {
+    throw to_js(env, e);
+  }
+}
+
+}  // namespace uniflow::bindings

@@ -1,0 +1,164 @@
+/** UniFlow's own config.json: the published fields, and what this library adds for encoders other than InternViT. */
+import { z } from 'zod';
+import type { DecoderConfig } from './decoder/decoder.js';
+import { internVitConfig, internVitFields, parseConfig, parseEncoderConfig, type EncoderConfig } from './encoder/config.js';
+import { UniFlowError } from './errors.js';
+import { defaultPreprocessing, type Preprocessing } from './io/preprocess.js';
+
+const positive = z.number().int().positive();
+const natural = z.number().int().nonnegative();
+const triple = z.tuple([z.number(), z.number(), z.number()]);
+
+/** What UniFlow adds to its encoder's fields. */
+const decoderFields = {
+  latent_ch: positive,
+  use_chal_proj: z.literal(true).default(true),
+  use_global_blocks: z.boolean().default(true),
+  global_blocks_depth: natural.default(6),
+  decoder_type: z.literal('mlp').default('mlp'),
+  num_decoder_layers: natural.default(12),
+  num_sampling_steps: z.union([positive, z.string().regex(/^[1-9]\d*$/)]).default('1'), // published configs have a string
+  use_cfg: z.boolean().default(false),
+  use_disp_loss: z.boolean().default(false),
+  vit_hidden_size: positive.optional(),
+  llm_hidden_size: positive.optional(),
+};
+
+/** Of this library: an encoder of another family, and its pixel statistics. */
+const extraFields = {
+  vision_config: z.record(z.string(), z.unknown()).optional(),
+  image_mean: triple.optional(),
+  image_std: triple.optional(),
+};
+
+/** A UniFlow model, typed. */
+export interface UniFlowConfig {
+  encoder: EncoderConfig;
+  decoder: DecoderConfig;
+  /** Z */
+  latentChannels: number;
+  /** Euler steps when decode() is not told. */
+  steps: number;
+  imageSize: readonly [height: number, width: number];
+  patch: number;
+  mean: readonly [number, number, number];
+  std: readonly [number, number, number];
+}
+
+/** @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown; `UNSUPPORTED` for another model type. */
+export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig {
+  if (json['model_type'] !== 'uniflow')
+    throw UniFlowError.expected('UNSUPPORTED', 'model_type', "'uniflow' (VisionEncoder.load reads plain encoders)", `'${String(json['model_type'])}'`);
+  const other = json['vision_config'] !== undefined;
+  const c = other
+    ? { ...parseConfig(z.object({ ...decoderFields, ...extraFields }), json, 'uniflow'), encoder: parseEncoderConfig(json['vision_config'] as Record<string, unknown>) }
+    : parseInternVit(json);
+  const encoder = c.encoder;
+  if (c.vit_hidden_size !== undefined && c.vit_hidden_size !== encoder.width)
+    throw UniFlowError.expected('BAD_CHECKPOINT', 'vit_hidden_size', `hidden_size ${encoder.width}`, String(c.vit_hidden_size));
+  return uniFlowConfig(encoder, {
+    latentChannels: c.latent_ch,
+    globalBlocks: c.use_global_blocks ? c.global_blocks_depth : 0,
+    flowBlocks: c.num_decoder_layers,
+    steps: Number(c.num_sampling_steps),
+    mean: c.image_mean,
+    std: c.image_std,
+  });
+}
+
+function parseInternVit(json: Record<string, unknown>) {
+  const c = parseConfig(z.object({ ...internVitFields, ...decoderFields, ...extraFields }), json, 'uniflow');
+  return { ...c, encoder: internVitConfig(c) };
+}
+
+export interface DecoderShape {
+  latentChannels: number;
+  globalBlocks: number;
+  flowBlocks: number;
+  steps?: number | undefined;
+  mean?: readonly [number, number, number] | undefined;
+  std?: readonly [number, number, number] | undefined;
+}
+
+export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniFlowConfig {
+  const { patch, imageSize, width } = encoder;
+  const statistics = defaultPreprocessing('internvit', imageSize);
+  return {
+    encoder,
+    decoder: {
+      width,
+      latentChannels: shape.latentChannels,
+      globalBlocks: shape.globalBlocks,
+      flowBlocks: shape.flowBlocks,
+      hidden: 4 * width,
+      patch,
+      grid: { rows: imageSize[0] / patch, cols: imageSize[1] / patch },
+    },
+    latentChannels: shape.latentChannels,
+    steps: shape.steps ?? 1,
+    imageSize,
+    patch,
+    mean: shape.mean ?? statistics.mean,
+    std: shape.std ?? statistics.std,
+  };
+}
+
+/** The config.json of a UniFlow on `encoder`, whose own config.json is `encoderJson`. InternViT's fields are UniFlow's own. */
+export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, unknown>): Record<string, unknown> {
+  const decoder = {
+    latent_ch: config.latentChannels,
+    use_chal_proj: true,
+    use_global_blocks: config.decoder.globalBlocks > 0,
+    global_blocks_depth: config.decoder.globalBlocks,
+    decoder_type: 'mlp',
+    num_decoder_layers: config.decoder.flowBlocks,
+    num_sampling_steps: String(config.steps),
+    use_cfg: false,
+    use_disp_loss: false,
+    vit_hidden_size: config.encoder.width,
+  };
+  const own = { model_type: 'uniflow', architectures: ['UniFlowVisionModel'] };
+  if (config.encoder.family === 'internvit') return { ...encoderJson, ...own, ...decoder };
+  return { ...own, ...decoder, vision_config: encoderJson, image_mean: config.mean, image_std: config.std };
+}
+
+/** UniFlow's published preprocessing, with this model's statistics. */
+export function uniFlowPreprocessing(config: UniFlowConfig): Preprocessing {
+  return { mode: 'cover', edgeRatio: 1, filter: 'bicubic', size: config.imageSize, mean: config.mean, std: config.std };
+}
+
+/** Sizes for a fresh model: `nano` and `tiny` for tests and first steps, `base` as ViT-B/14, `official` as the published one. */
+export const presets = {
+  nano: preset(64, 2, 2, 56, { latent_ch: 16, global_blocks_depth: 1, num_decoder_layers: 2 }),
+  tiny: preset(192, 6, 3, 224, { latent_ch: 32, global_blocks_depth: 2, num_decoder_layers: 4 }),
+  base: preset(768, 12, 12, 224, { latent_ch: 64, global_blocks_depth: 6, num_decoder_layers: 12 }),
+  official: preset(1024, 24, 16, 448, { latent_ch: 64, global_blocks_depth: 6, num_decoder_layers: 12 }),
+} as const;
+export type Preset = keyof typeof presets;
+
+function preset(width: number, layers: number, heads: number, size: number, decoder: Record<string, number>): Record<string, unknown> {
+  return {
+    model_type: 'uniflow',
+    architectures: ['UniFlowVisionModel'],
+    hidden_act: 'gelu',
+    hidden_size: width,
+    vit_hidden_size: width,
+    intermediate_size: 4 * width,
+    num_attention_heads: heads,
+    num_hidden_layers: layers,
+    num_channels: 3,
+    image_size: size,
+    patch_size: 14,
+    layer_norm_eps: 1e-6,
+    norm_type: 'layer_norm',
+    qk_normalization: false,
+    qkv_bias: true,
+    use_chal_proj: true,
+    use_global_blocks: true,
+    decoder_type: 'mlp',
+    num_sampling_steps: '1',
+    use_cfg: false,
+    use_disp_loss: false,
+    ...decoder,
+  };
+}

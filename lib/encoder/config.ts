@@ -1,0 +1,293 @@
+/** From a Hugging Face config.json to what the encoder needs to know. */
+import { z } from 'zod';
+import { UniFlowError } from '../errors.js';
+import type { Activation } from '../native.js';
+
+export type Family = 'internvit' | 'internvl' | 'dinov2' | 'dinov3' | 'siglip' | 'clip';
+
+/** A vision transformer, whichever family it is of. */
+export interface EncoderConfig {
+  family: Family;
+  /** D */
+  width: number;
+  layers: number;
+  heads: number;
+  /** Width of the MLP; of each half where it is gated. */
+  hidden: number;
+  patch: number;
+  /** Height and width that the position table was trained for. */
+  imageSize: readonly [number, number];
+  eps: number;
+  norm: 'layer' | 'rms';
+  /** RMSNorm of q and k over the whole width (InternViT-6B). */
+  qkNorm: boolean;
+  activation: Activation;
+  /** SwiGLU: silu(a) * b. */
+  gated: boolean;
+  layerScale: boolean;
+  /** Register tokens behind the class token. */
+  registers: number;
+  finalNorm: boolean;
+  /** Whether position tables are resized with antialiasing. */
+  antialiasPositions: boolean;
+  /** Base of the rotary frequencies; without it, positions are a table. */
+  ropeTheta: number | undefined;
+  bias: { q: boolean; k: boolean; v: boolean; proj: boolean; mlp: boolean };
+}
+
+const positive = z.number().int().positive();
+const size = z.union([positive, z.tuple([positive, positive])]);
+const activations = {
+  gelu: 'gelu',
+  gelu_python: 'gelu',
+  gelu_new: 'gelu_tanh',
+  gelu_pytorch_tanh: 'gelu_tanh',
+  quick_gelu: 'quick_gelu',
+  silu: 'silu',
+} as const;
+
+/** What all families share. */
+const common = {
+  hidden_size: positive,
+  num_hidden_layers: positive,
+  num_attention_heads: positive,
+  image_size: size,
+  patch_size: size,
+  num_channels: z.literal(3).default(3),
+  hidden_act: z.enum(Object.keys(activations) as (keyof typeof activations)[]).default('gelu'),
+};
+
+/**
+ * Fields that change nothing here: bookkeeping of the library that wrote the file, and what only training uses.
+ * Anything else that is unknown is refused, for it may change the numbers.
+ */
+const inert = new Set(
+  `_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_implementation auto_map bos_token_id
+  chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample drop_path_rate dropout
+  dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+  forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_factor initializer_range is_decoder
+  is_encoder_decoder label2id layer_scale_init_value layerscale_value length_penalty logit_scale_init_value max_length min_length
+  model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences out_features out_indices output_attentions
+  output_hidden_states output_scores pad_token_id pos_embed_jitter pos_embed_rescale pos_embed_shift prefix problem_type
+  projection_dim projection_dropout pruned_heads remove_invalid_values repetition_penalty reshape_hidden_states return_dict
+  return_dict_in_generate sep_token_id stage_names suppress_tokens task_specific_params temperature tf_legacy_loss
+  tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+  use_bfloat16 use_flash_attn use_mask_token use_mean_pooling vision_use_head`.split(/\s+/),
+);
+
+/**
+ * Checks `config` against `schema`.
+ * @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown.
+ */
+export function parseConfig<T extends z.ZodRawShape>(
+  schema: z.ZodObject<T>,
+  config: Record<string, unknown>,
+  subject: string,
+): z.infer<z.ZodObject<T>> {
+  const problems = Object.keys(config)
+    .filter((key) => !(key in schema.shape) && !inert.has(key) && !key.startsWith('_'))
+    .map((key) => `${key}: unknown field`);
+  const parsed = schema.safeParse(config);
+  if (!parsed.success) problems.push(...parsed.error.issues.map((i) => `${i.path.join('.')}: ${i.message}`));
+  if (problems.length > 0 || !parsed.success)
+    throw new UniFlowError('BAD_CHECKPOINT', `${subject} config.json: ${problems.join('; ')}`, { subject, actual: problems.join('; ') });
+  return parsed.data;
+}
+
+const square = (s: number | [number, number]): readonly [number, number] => (typeof s === 'number' ? [s, s] : s);
+
+interface CommonFields {
+  hidden_size: number;
+  num_hidden_layers: number;
+  num_attention_heads: number;
+  image_size: number | [number, number];
+  patch_size: number | [number, number];
+  hidden_act: keyof typeof activations;
+}
+
+/** What most families are; each changes what differs. */
+function base(family: Family, c: CommonFields, hidden: number, eps: number): EncoderConfig {
+  const [patch, patchWidth] = square(c.patch_size);
+  if (patch !== patchWidth) throw UniFlowError.expected('UNSUPPORTED', 'patch_size', 'square patches', `${patch}x${patchWidth}`);
+  const imageSize = square(c.image_size);
+  if (imageSize.some((n) => n % patch !== 0))
+    throw UniFlowError.expected('BAD_CHECKPOINT', 'image_size', `a multiple of patch_size ${patch}`, imageSize.join('x'));
+  if (c.hidden_size % c.num_attention_heads !== 0)
+    throw UniFlowError.expected('BAD_CHECKPOINT', 'hidden_size', `a multiple of num_attention_heads ${c.num_attention_heads}`, `${c.hidden_size}`);
+  return {
+    family,
+    width: c.hidden_size,
+    layers: c.num_hidden_layers,
+    heads: c.num_attention_heads,
+    hidden,
+    patch,
+    imageSize,
+    eps,
+    norm: 'layer',
+    qkNorm: false,
+    activation: activations[c.hidden_act],
+    gated: false,
+    layerScale: false,
+    registers: 0,
+    finalNorm: false,
+    antialiasPositions: false,
+    ropeTheta: undefined,
+    bias: { q: true, k: true, v: true, proj: true, mlp: true },
+  };
+}
+
+/** InternViT's own layout; UniFlow's encoder is one, and adds fields of its own. */
+export const internVitFields = {
+  ...common,
+  intermediate_size: positive,
+  layer_norm_eps: z.number().positive().default(1e-6),
+  norm_type: z.enum(['layer_norm', 'rms_norm']).default('layer_norm'),
+  qk_normalization: z.boolean().default(false),
+  qkv_bias: z.boolean().default(true),
+};
+
+export function internVitConfig(c: z.infer<z.ZodObject<typeof internVitFields>>): EncoderConfig {
+  return {
+    ...base('internvit', c, c.intermediate_size, c.layer_norm_eps),
+    norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
+    qkNorm: c.qk_normalization,
+    layerScale: true,
+    bias: { q: c.qkv_bias, k: c.qkv_bias, v: c.qkv_bias, proj: true, mlp: true },
+  };
+}
+
+function internVl(config: Record<string, unknown>): EncoderConfig {
+  const c = parseConfig(
+    z.object({
+      ...common,
+      intermediate_size: positive,
+      layer_norm_eps: z.number().positive().default(1e-6),
+      norm_type: z.enum(['layer_norm', 'rms_norm']).default('layer_norm'),
+      attention_bias: z.boolean().default(false),
+      use_qk_norm: z.boolean().default(false),
+      use_absolute_position_embeddings: z.literal(true).default(true),
+    }),
+    config,
+    'internvl_vision',
+  );
+  const bias = c.attention_bias;
+  return {
+    ...base('internvl', c, c.intermediate_size, c.layer_norm_eps),
+    norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
+    qkNorm: c.use_qk_norm,
+    layerScale: true,
+    bias: { q: bias, k: bias, v: bias, proj: true, mlp: true },
+  };
+}
+
+function dinoV2(config: Record<string, unknown>): EncoderConfig {
+  const c = parseConfig(
+    z.object({
+      ...common,
+      mlp_ratio: z.number().positive().default(4),
+      layer_norm_eps: z.number().positive().default(1e-6),
+      qkv_bias: z.boolean().default(true),
+      use_swiglu_ffn: z.boolean().default(false),
+      num_register_tokens: z.number().int().nonnegative().default(0),
+      apply_layernorm: z.boolean().default(true),
+    }),
+    config,
+    'dinov2',
+  );
+  const hidden = Math.trunc(c.hidden_size * c.mlp_ratio);
+  return {
+    ...base('dinov2', c, c.use_swiglu_ffn ? Math.floor((Math.trunc((hidden * 2) / 3) + 7) / 8) * 8 : hidden, c.layer_norm_eps),
+    gated: c.use_swiglu_ffn,
+    layerScale: true,
+    registers: c.num_register_tokens,
+    finalNorm: true,
+    // Hugging Face's two implementations differ here: the one with registers antialiases
+    antialiasPositions: config['model_type'] === 'dinov2_with_registers',
+    bias: { q: c.qkv_bias, k: c.qkv_bias, v: c.qkv_bias, proj: true, mlp: true },
+  };
+}
+
+function dinoV3(config: Record<string, unknown>): EncoderConfig {
+  const flag = z.boolean().default(true);
+  const c = parseConfig(
+    z.object({
+      ...common,
+      intermediate_size: positive,
+      layer_norm_eps: z.number().positive().default(1e-5),
+      rope_theta: z.number().positive().default(100),
+      num_register_tokens: z.number().int().nonnegative().default(0),
+      query_bias: flag,
+      key_bias: z.boolean().default(false),
+      value_bias: flag,
+      proj_bias: flag,
+      mlp_bias: flag,
+      use_gated_mlp: z.boolean().default(false),
+      apply_layernorm: flag,
+    }),
+    config,
+    'dinov3_vit',
+  );
+  if (c.use_gated_mlp && c.hidden_act !== 'silu')
+    throw UniFlowError.expected('UNSUPPORTED', 'hidden_act', "'silu' for a gated MLP", `'${c.hidden_act}'`);
+  return {
+    ...base('dinov3', c, c.intermediate_size, c.layer_norm_eps),
+    gated: c.use_gated_mlp,
+    layerScale: true,
+    registers: c.num_register_tokens,
+    finalNorm: true,
+    ropeTheta: c.rope_theta,
+    bias: { q: c.query_bias, k: c.key_bias, v: c.value_bias, proj: c.proj_bias, mlp: c.mlp_bias },
+  };
+}
+
+/** CLIP and SigLIP share their fields. */
+function contrastive(family: 'clip' | 'siglip', config: Record<string, unknown>): EncoderConfig {
+  const clip = family === 'clip';
+  const c = parseConfig(
+    z.object({
+      ...common,
+      hidden_size: positive.default(768),
+      num_hidden_layers: positive.default(12),
+      num_attention_heads: positive.default(12),
+      image_size: size.default(224),
+      patch_size: size.default(clip ? 32 : 16),
+      intermediate_size: positive.default(3072),
+      layer_norm_eps: z.number().positive().default(clip ? 1e-5 : 1e-6),
+      hidden_act: common.hidden_act.removeDefault().default(clip ? 'quick_gelu' : 'gelu_pytorch_tanh'),
+    }),
+    config,
+    family,
+  );
+  return { ...base(family, c, c.intermediate_size, c.layer_norm_eps), finalNorm: !clip };
+}
+
+const parsers: Record<string, (config: Record<string, unknown>) => EncoderConfig> = {
+  intern_vit_6b: (config) => internVitConfig(parseConfig(z.object(internVitFields), config, 'intern_vit_6b')),
+  internvl_vision: internVl,
+  dinov2: dinoV2,
+  dinov2_with_registers: dinoV2,
+  dinov3_vit: dinoV3,
+  siglip_vision_model: (config) => contrastive('siglip', config),
+  clip_vision_model: (config) => contrastive('clip', config),
+};
+
+/** Vision-language models whose vision tower is one of the above, under `vision_config`. */
+const towers: Record<string, string> = {
+  clip: 'clip_vision_model',
+  siglip: 'siglip_vision_model',
+  internvl: 'internvl_vision',
+  internvl_chat: 'intern_vit_6b',
+};
+
+export const modelTypes: readonly string[] = [...Object.keys(parsers), ...Object.keys(towers)];
+
+/** The encoder that a Hugging Face config.json describes, alone or as the vision tower of a larger model. */
+export function parseEncoderConfig(config: Record<string, unknown>): EncoderConfig {
+  const type = String(config['model_type']);
+  const parser = parsers[type];
+  if (parser) return parser(config);
+  const tower = towers[type];
+  const inner = config['vision_config'];
+  if (tower && inner && typeof inner === 'object') return parseEncoderConfig({ model_type: tower, ...inner });
+  throw UniFlowError.expected('UNSUPPORTED', 'model_type', `one of ${modelTypes.join(', ')}`, `'${type}'`);
+}

@@ -1,0 +1,184 @@
+/** A vision transformer of any family: its parameters, and its forward pass as queued operations. */
+import { UniFlowError } from '../errors.js';
+import type { FloatType, NativeNormalisation } from '../native.js';
+import type { ParameterSource } from '../parameters.js';
+import {
+  assemble,
+  keep,
+  norm,
+  patchEmbed,
+  resizeTable,
+  ropeTable,
+  sliceTokens,
+  tidy,
+  type Grid,
+  type Linear,
+  type Norm,
+  type Tensor,
+} from '../tensor.js';
+import type { EncoderConfig } from './config.js';
+import { families } from './families.js';
+import { transformerBlock, type Block } from './transformer.js';
+
+/** Position tables kept for the grids used last. */
+const KEPT_GRIDS = 16;
+
+export interface EncoderOutput {
+  /** After the last layer and the final norm: [B, prefix + N, D]. */
+  last: Tensor;
+  /** The embedding and every layer's output, L+1 tensors [B, prefix + N, D], when asked for. */
+  states: Tensor[];
+}
+
+export class Encoder {
+  private readonly projection: Linear;
+  private readonly classToken: Tensor | undefined; // [1, 1, D]
+  private readonly registers: Tensor | undefined; // [1, R, D]
+  private readonly position: Tensor | undefined; // [1, (1 +) N, D]
+  private readonly preNorm: Norm | undefined;
+  private readonly finalNorm: Norm | undefined;
+  private readonly blocks: Block[];
+  private readonly grids = new Map<string, Tensor>();
+  private prefixTokens: Tensor | undefined;
+
+  constructor(
+    readonly config: EncoderConfig,
+    source: ParameterSource,
+    private readonly normalisation: NativeNormalisation,
+    private readonly dtype: FloatType,
+  ) {
+    const names = families[config.family];
+    const d = config.width;
+    const p = config.patch;
+    const grid = this.trainedGrid;
+    const random = { std: 0.02 };
+    if (names.classToken)
+      this.classToken = source.plain(names.classToken.name, names.classToken.rank === 1 ? [d] : [1, 1, d], random, [1, 1, d]);
+    if (names.registers && config.registers > 0) this.registers = source.plain(names.registers, [1, config.registers, d], random);
+    this.projection = source.linear(names.patch, d, 3 * p * p, { bias: names.patchBias, weightShape: [d, 3, p, p] });
+    if (names.position) {
+      const rows = grid.rows * grid.cols + (names.classToken ? 1 : 0);
+      this.position = source.plain(names.position.name, names.position.rank === 2 ? [rows, d] : [1, rows, d], random, [1, rows, d]);
+    }
+    this.preNorm = names.preNorm ? source.norm(names.preNorm, d, true) : undefined;
+    this.blocks = Array.from({ length: config.layers }, (_, i) => this.makeBlock(source, i));
+    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, config.norm === 'layer') : undefined;
+  }
+
+  private makeBlock(source: ParameterSource, i: number): Block {
+    const c = this.config;
+    const n = families[c.family].layer(i, c);
+    const d = c.width;
+    const withBias = c.norm === 'layer';
+    const scale = (name: string | undefined): Tensor | undefined =>
+      c.layerScale && name ? source.plain(name, [d], { value: 1 }) : undefined;
+    const qkNorm = (name: string | undefined): Tensor | undefined =>
+      c.qkNorm && name ? source.plain(`${name}.weight`, [d], { value: 1 }) : undefined;
+    return {
+      norm1: source.norm(n.norm1, d, withBias),
+      qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v] }),
+      qNorm: qkNorm(n.qNorm),
+      kNorm: qkNorm(n.kNorm),
+      proj: source.linear(n.proj, d, d, { bias: c.bias.proj }),
+      scale1: scale(n.scale1),
+      norm2: source.norm(n.norm2, d, withBias),
+      fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp }),
+      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp }),
+      scale2: scale(n.scale2),
+    };
+  }
+
+  /** Patches of the trained image size. */
+  get trainedGrid(): Grid {
+    const [height, width] = this.config.imageSize;
+    return { rows: height / this.config.patch, cols: width / this.config.patch };
+  }
+
+  /** Tokens in front of the patches: class token and registers. */
+  get prefix(): number {
+    return (this.classToken ? 1 : 0) + this.config.registers;
+  }
+
+  /** The patch grid of pixels [B,H,W,3] or [B,3,H,W]. */
+  gridOf(pixels: Tensor): Grid {
+    const [height, width] = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
+    const p = this.config.patch;
+    if (!(height > 0 && width > 0) || height % p !== 0 || width % p !== 0)
+      throw UniFlowError.expected('BAD_INPUT', 'image size', `multiples of the patch size ${p}`, `${height}x${width}`);
+    return { rows: height / p, cols: width / p };
+  }
+
+  /** Pixels: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. Queues the whole pass; call inside tidy(). */
+  forward(pixels: Tensor, { states: wanted = false } = {}): EncoderOutput {
+    const c = this.config;
+    const grid = this.gridOf(pixels);
+    let h = patchEmbed(pixels, {
+      projection: this.projection,
+      prefix: this.prefixOf(),
+      position: this.position && this.positionsFor(grid),
+      patch: c.patch,
+      normalisation: this.normalisation,
+      dtype: this.dtype,
+    });
+    if (this.preNorm) h = norm(h, this.preNorm, { eps: c.eps });
+    const states = wanted ? [h] : [];
+    const options = {
+      heads: c.heads,
+      eps: c.eps,
+      rms: c.norm === 'rms',
+      activation: c.activation,
+      gated: c.gated,
+      rotary: c.ropeTheta === undefined ? undefined : { table: this.positionsFor(grid), prefix: this.prefix },
+    };
+    for (const block of this.blocks) {
+      h = transformerBlock(h, block, options);
+      if (wanted) states.push(h);
+    }
+    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps, rms: c.norm === 'rms' }) : h, states };
+  }
+
+  /** Class token with its position, then the registers: [T, D]. */
+  private prefixOf(): Tensor | undefined {
+    const cls = this.classToken;
+    if (!cls) return undefined;
+    this.prefixTokens ??= keep(tidy(() => {
+      const own = this.position && sliceTokens(this.position, 0, 1).reshape([1, this.config.width]);
+      const placed = assemble(cls, { position: own });
+      const all = this.registers ? assemble(this.registers, { prefix: placed.reshape([1, this.config.width]) }) : placed;
+      return all.reshape([this.prefix, this.config.width]);
+    }));
+    return this.prefixTokens;
+  }
+
+  /** The position table of the patches [N, D] (or the rotary one), resized to `grid`; kept for the next image of that size. */
+  private positionsFor(grid: Grid): Tensor {
+    const key = `${grid.rows}x${grid.cols}`;
+    let table = this.grids.get(key);
+    this.grids.delete(key);
+    table ??= keep(tidy(() => this.makePositions(grid)));
+    this.grids.set(key, table);
+    for (const [oldest, tensor] of this.grids) {
+      if (this.grids.size <= KEPT_GRIDS) break;
+      tensor.dispose();
+      this.grids.delete(oldest);
+    }
+    return table;
+  }
+
+  private makePositions(grid: Grid): Tensor {
+    const c = this.config;
+    if (c.ropeTheta !== undefined) return ropeTable(grid, c.width / c.heads, c.ropeTheta);
+    const position = this.position as Tensor;
+    const from = this.trainedGrid;
+    const table = sliceTokens(position, this.classToken ? 1 : 0, position.dim(1)).reshape([from.rows * from.cols, c.width]);
+    return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid, { antialias: c.antialiasPositions });
+  }
+
+  /** Drops what was derived from the parameters; the parameters belong to the model. */
+  dispose(): void {
+    for (const table of this.grids.values()) table.dispose();
+    this.grids.clear();
+    this.prefixTokens?.dispose();
+    this.prefixTokens = undefined;
+  }
+}

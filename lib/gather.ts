@@ -1,0 +1,68 @@
+/** Runs batches through the device and gathers what comes out into whole arrays. */
+import ndarray, { type NdArray } from 'ndarray';
+import { UniFlowError, throwIfAborted } from './errors.js';
+import { cancellable, tidy, Tensor } from './tensor.js';
+
+/** About this many tokens make a batch: enough rows to keep the matrix products busy, few enough to bound memory. */
+const TOKENS_PER_BATCH = 4096;
+
+export function defaultBatchSize(tokensPerImage: number): number {
+  return Math.min(64, Math.max(1, Math.round(TOKENS_PER_BATCH / tokensPerImage)));
+}
+
+export function checkBatchSize(batchSize: number | undefined, tokensPerImage: number): number {
+  if (batchSize === undefined) return defaultBatchSize(tokensPerImage);
+  if (!Number.isInteger(batchSize) || batchSize < 1)
+    throw UniFlowError.expected('BAD_INPUT', 'batchSize', 'a positive integer', String(batchSize));
+  return batchSize;
+}
+
+/** One output of all batches: rows of the first dimension, one under the other, each read straight into its place. */
+class Gathered {
+  private data: Float32Array | Uint8Array | undefined;
+  private shape: number[] = [];
+
+  constructor(private readonly count: number) {}
+
+  read(tensor: Tensor, begin: number): Promise<void> {
+    const [rows, ...rest] = tensor.shape as [number, ...number[]];
+    const row = rest.reduce((a, b) => a * b, 1);
+    const size = this.count * row;
+    this.data ??= tensor.dtype === 'uint8' ? new Uint8Array(size) : new Float32Array(size);
+    this.shape = [this.count, ...rest];
+    return tensor.handle.read(this.data.subarray(begin * row, (begin + rows) * row));
+  }
+
+  get array(): NdArray<Float32Array | Uint8Array> {
+    return ndarray(this.data as Float32Array | Uint8Array, this.shape);
+  }
+}
+
+export interface BatchRun {
+  count: number;
+  batchSize: number;
+  signal?: AbortSignal | undefined;
+  /** The batch's input tensors; disposed of once queued. */
+  load(begin: number, end: number): Promise<Tensor[]>;
+  /** Queues the batch's work; returns the outputs to gather, all with the batch as first dimension. */
+  forward(inputs: Tensor[], begin: number, end: number): Tensor[];
+}
+
+/** Gathers the outputs of all batches. While a batch is computed, the next one is loaded and queued behind it. */
+export async function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8Array>[]> {
+  const gathered: Gathered[] = [];
+  let reading: Promise<unknown> = Promise.resolve();
+  for (let begin = 0; begin < run.count; begin += run.batchSize) {
+    const end = Math.min(run.count, begin + run.batchSize);
+    throwIfAborted(run.signal);
+    const inputs = await run.load(begin, end);
+    await reading; // at most one batch is queued behind the one that runs
+    throwIfAborted(run.signal);
+    const outputs = cancellable(run.signal, () => tidy(() => run.forward(inputs, begin, end)));
+    reading = Promise.all(outputs.map((tensor, i) => (gathered[i] ??= new Gathered(run.count)).read(tensor, begin)));
+    reading.catch(() => undefined); // seen at the await above or below
+    for (const tensor of [...inputs, ...outputs]) tensor.dispose();
+  }
+  await reading;
+  return gathered.map((g) => g.array);
+}

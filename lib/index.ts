@@ -1,0 +1,16 @@
+/** UniFlow visual tokenizer for TypeScript. @packageDocumentation */
+export { UniFlow, type DecodeOptions, type Encoded, type EncodedBatch, type EncodeOptions, type Reconstruction, type StreamItem } from './uniflow.js';
+export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
+export { presets, type Preset, type UniFlowConfig } from './config.js';
+export type { EncoderConfig, Family } from './encoder/config.js';
+export type { DecoderConfig } from './decoder/decoder.js';
+export { timeGrid, type Schedule } from './decoder/schedule.js';
+export type { ImageInput, PixelInput } from './io/input.js';
+export { decodeImage, writeImage, type ImageSource, type RgbImage } from './io/image.js';
+export type { Preprocessing } from './io/preprocess.js';
+export type { HubOptions, HubProgress } from './io/hub.js';
+export { cpuInfo, devices, measurePeak, memoryStats, resetPeakMemory, setThreads, trimMemory, type DeviceInfo, type DeviceOptions, type MemoryStats } from './device.js';
+export { UniFlowError, type ErrorCode, type ErrorDetails } from './errors.js';
+export * as ops from './tensor.js';
+export { Tensor, tidy } from './tensor.js';
+export type { Activation, DType, FloatType } from './native.js';

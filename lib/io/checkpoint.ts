@@ -1,0 +1,194 @@
+/** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
+import { mkdir, open, readFile, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { UniFlowError } from '../errors.js';
+import { native, type FileHandle, type FloatType, type ParameterPart } from '../native.js';
+import { ParameterSource, type Init, type Parameter, type Part } from '../parameters.js';
+import { tensorOf, type Tensor } from '../tensor.js';
+
+interface Stored {
+  file: FileHandle;
+  dtype: string;
+  shape: number[];
+}
+
+/** The tensors of a checkpoint folder by name; nothing is read before it is asked for. */
+export class Checkpoint {
+  private constructor(
+    readonly path: string,
+    readonly config: Record<string, unknown>,
+    readonly tensors: ReadonlyMap<string, Stored>,
+  ) {}
+
+  static async open(dir: string): Promise<Checkpoint> {
+    const config = await readJson(join(dir, 'config.json'));
+    const tensors = new Map<string, Stored>();
+    for (const name of await weightFiles(dir)) {
+      const file = native.openSafetensors(join(dir, name));
+      for (const [key, { dtype, shape }] of Object.entries(file.tensors)) {
+        if (tensors.has(key))
+          throw new UniFlowError('BAD_CHECKPOINT', `${dir}: the tensor ${key} is in several files`, { subject: key });
+        tensors.set(key, { file: file.handle, dtype, shape });
+      }
+    }
+    return new Checkpoint(dir, config, tensors);
+  }
+}
+
+export async function readJson(path: string): Promise<Record<string, unknown>> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (cause) {
+    throw new UniFlowError('BAD_CHECKPOINT', `${path} cannot be read: a model is a folder with config.json and model.safetensors`, {
+      subject: path,
+      cause,
+    });
+  }
+  try {
+    const value: unknown = JSON.parse(text);
+    if (value && typeof value === 'object' && !Array.isArray(value)) return value as Record<string, unknown>;
+  } catch (cause) {
+    throw UniFlowError.expected('BAD_CHECKPOINT', path, 'a JSON object', (cause as Error).message, cause);
+  }
+  throw UniFlowError.expected('BAD_CHECKPOINT', path, 'a JSON object', 'another JSON value');
+}
+
+/** `model.safetensors`, or the shards that its index names. */
+async function weightFiles(dir: string): Promise<string[]> {
+  const exists = (name: string): Promise<boolean> => stat(join(dir, name)).then(Boolean, () => false);
+  if (await exists('model.safetensors')) return ['model.safetensors'];
+  if (!(await exists('model.safetensors.index.json')))
+    throw UniFlowError.expected('BAD_CHECKPOINT', dir, 'model.safetensors or model.safetensors.index.json', 'neither');
+  const index = await readJson(join(dir, 'model.safetensors.index.json'));
+  const files = [...new Set(Object.values((index['weight_map'] ?? {}) as Record<string, unknown>))];
+  for (const file of files)
+    if (typeof file !== 'string' || basename(file) !== file)
+      throw UniFlowError.expected('BAD_CHECKPOINT', 'weight_map', 'file names', JSON.stringify(file));
+  return files as string[];
+}
+
+/** Parameters read from a checkpoint. Ask for all of them, then {@link finish}, which reports every misfit at once. */
+export class CheckpointSource extends ParameterSource {
+  private readonly used = new Set<string>();
+  private readonly missing: string[] = [];
+  private readonly misfits: string[] = [];
+
+  /** `under` is what all of this model's names have in front in this checkpoint (`vision_model.`). */
+  constructor(
+    private readonly checkpoint: Checkpoint,
+    dtype: FloatType,
+    private readonly under = '',
+  ) {
+    super(dtype);
+  }
+
+  protected make(parts: readonly Part[], shape: readonly number[], packed: boolean, _init: Init): Tensor {
+    const before = this.missing.length + this.misfits.length;
+    const stored = parts.map((part) => this.locate(part));
+    if (this.missing.length + this.misfits.length > before) return tensorOf(native.constantParameter([0], 0)); // finish() will throw
+    return tensorOf(native.loadParameter(stored as ParameterPart[], shape, packed ? this.dtype : 'float32', packed));
+  }
+
+  private locate(part: Part): ParameterPart | undefined {
+    if (part.absent) return { rows: part.shape[0] as number };
+    const name = this.under + part.name;
+    const found = this.checkpoint.tensors.get(name);
+    this.used.add(name);
+    if (!found) this.missing.push(name);
+    else if (!['F32', 'F16', 'BF16'].includes(found.dtype)) this.misfits.push(`${name}: expected F32, F16 or BF16, but got ${found.dtype}`);
+    else if (found.shape.join() !== part.shape.join())
+      this.misfits.push(`${name}: expected shape [${part.shape.join(', ')}], but got [${found.shape.join(', ')}]`);
+    else return { file: found.file, name };
+    return undefined;
+  }
+
+  /**
+   * Throws BAD_CHECKPOINT that lists every missing, misshapen and unexpected tensor; waits for the loading.
+   * Tensors that match `ignore` (heads, other towers) may be there unused.
+   */
+  async finish(ignore?: RegExp): Promise<void> {
+    const unexpected = [...this.checkpoint.tensors.keys()].filter(
+      (name) => !this.used.has(name) && name.startsWith(this.under) && !ignore?.test(name.slice(this.under.length)),
+    );
+    const problems = [
+      ...this.misfits,
+      ...this.missing.map((name) => `${name}: missing`),
+      ...unexpected.map((name) => `${name}: unexpected`),
+    ];
+    if (problems.length > 0) {
+      for (const { tensor } of this.parameters) tensor.dispose();
+      throw new UniFlowError('BAD_CHECKPOINT', `${this.checkpoint.path} does not fit its config.json:\n  ${problems.join('\n  ')}`, {
+        subject: this.checkpoint.path,
+        actual: problems.join('; '),
+      });
+    }
+    await native.synchronize(this.parameters.map((p) => p.tensor.handle));
+  }
+}
+
+// ----- writing --------------------------------------------------------------------------------------------------
+
+const BYTES = { float32: 4, bfloat16: 2 } as const;
+
+/** Writes config.json and model.safetensors; each appears under its name only when it is complete. */
+export async function saveCheckpoint(
+  dir: string,
+  config: Record<string, unknown>,
+  parameters: readonly Parameter[],
+  dtype: FloatType,
+): Promise<void> {
+  await mkdir(dir, { recursive: true });
+  await replaceFile(join(dir, 'model.safetensors'), (file) => writeSafetensors(file, parameters, dtype));
+  await replaceFile(join(dir, 'config.json'), (file) => file.writeFile(JSON.stringify(config, null, 2) + '\n'));
+}
+
+/** Lets `write` fill a temporary file, makes it durable, and renames it to `path`: a reader sees all of it or the old one. */
+export async function replaceFile(path: string, write: (file: File) => Promise<void>): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  const file = await open(temporary, 'w');
+  try {
+    await write(file);
+    await file.sync();
+    await file.close();
+    await rename(temporary, path);
+  } catch (error) {
+    await file.close().catch(() => undefined);
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}
+
+async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType): Promise<void> {
+  const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
+  let offset = 0;
+  for (const part of parameters.flatMap((p) => p.parts)) {
+    if (part.absent) continue;
+    const bytes = part.shape.reduce((a, b) => a * b, 1) * BYTES[dtype];
+    header[part.name] = { dtype: dtype === 'float32' ? 'F32' : 'BF16', shape: part.shape, data_offsets: [offset, offset + bytes] };
+    offset += bytes;
+  }
+  const json = Buffer.from(JSON.stringify(header));
+  const padded = Buffer.concat([json, Buffer.alloc((8 - (json.length % 8)) % 8, ' ')]);
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(padded.length));
+
+  await file.writeFile(Buffer.concat([length, padded]));
+  for (const { tensor, parts } of parameters) {
+    const bytes = await valueBytes(tensor, dtype);
+    let at = 0;
+    for (const part of parts) {
+      const size = part.shape.reduce((a, b) => a * b, 1) * BYTES[dtype];
+      if (!part.absent) await file.writeFile(bytes.subarray(at, at + size));
+      at += size;
+    }
+  }
+}
+
+async function valueBytes(tensor: Tensor, dtype: FloatType): Promise<Uint8Array> {
+  const bytes = native.parameterBytes(tensor.handle, dtype);
+  const out = new Uint8Array(bytes.shape[0] as number);
+  await bytes.read(out);
+  bytes.dispose();
+  return out;
+}

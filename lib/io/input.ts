@@ -1,0 +1,76 @@
+/** What users pass as images, as batches of pixels on the device. */
+import type { NdArray } from 'ndarray';
+import { UniFlowError } from '../errors.js';
+import { checkFinite, Tensor } from '../tensor.js';
+import type { ImageSource } from './image.js';
+import { loadPixels, type Preprocessing } from './preprocess.js';
+
+/** Normalised pixels [B,3,H,W], float32. */
+export interface PixelInput {
+  pixels: NdArray;
+}
+
+/** A picture, several, or pixels that are ready. */
+export type ImageInput = ImageSource | readonly ImageSource[] | PixelInput;
+
+/** Images as a sequence of batches; a batch's pixels are made when it is asked for. */
+export interface Batches {
+  count: number;
+  size: readonly [height: number, width: number];
+  /** Pixels of images [begin, end), uint8 [b,H,W,3] or float32 [b,3,H,W]. The caller disposes of them. */
+  load(begin: number, end: number): Promise<Tensor>;
+  dispose(): void;
+}
+
+export interface InputOptions {
+  /** Height and width to bring pictures to; a number means a square. */
+  size?: number | readonly [number, number] | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** Pixels are copied before this returns; pictures are read batch by batch. */
+export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, options: InputOptions): Batches {
+  if (isPixels(images)) return pixelBatches(images.pixels, options);
+  const sources = Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource];
+  const size = checkSize(options.size ?? preprocessing.size, patch);
+  return {
+    count: sources.length,
+    size,
+    load: async (begin, end) => {
+      const data = await loadPixels(sources.slice(begin, end), preprocessing, size, options.signal);
+      return Tensor.from({ data, shape: [end - begin, size[0], size[1], 3] });
+    },
+    dispose: () => undefined,
+  };
+}
+
+function isPixels(images: unknown): images is PixelInput {
+  return typeof images === 'object' && images !== null && 'pixels' in images;
+}
+
+function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
+  const shape = pixels?.shape;
+  if (!Array.isArray(shape) || shape.length !== 4 || shape[1] !== 3)
+    throw UniFlowError.expected('BAD_INPUT', 'pixels', 'an ndarray [B, 3, H, W]', shape ? `[${shape.join(', ')}]` : typeof pixels);
+  if (options.size !== undefined)
+    throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass pictures to have them resized', { subject: 'size' });
+  const all = Tensor.from(pixels);
+  if (all.dtype !== 'float32') {
+    all.dispose();
+    throw UniFlowError.expected('BAD_INPUT', 'pixels', 'float32', all.dtype);
+  }
+  checkFinite(all, 'pixels');
+  return {
+    count: shape[0] as number,
+    size: [shape[2] as number, shape[3] as number],
+    load: async (begin, end) => all.slice(begin, end),
+    dispose: () => all.dispose(),
+  };
+}
+
+export function checkSize(size: number | readonly [number, number], patch: number): readonly [number, number] {
+  const both = typeof size === 'number' ? ([size, size] as const) : size;
+  if (both.length !== 2 || both.some((n) => !Number.isInteger(n) || n <= 0 || n % patch !== 0))
+    throw UniFlowError.expected('BAD_INPUT', 'size', `positive multiples of the patch size ${patch}`, JSON.stringify(size));
+  return both;
+}

@@ -1,0 +1,193 @@
+/** The typed face of the addon: nothing but what `bindings/` exports, and where it is loaded from. */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { UniFlowError } from './errors.js';
+
+export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32';
+export type FloatType = 'float32' | 'bfloat16';
+export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
+export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
+export type HostArray = Float32Array | Uint8Array | Uint8ClampedArray | Int32Array | Uint16Array;
+
+/** Native side of {@link Tensor}. */
+export interface TensorHandle {
+  readonly shape: number[];
+  readonly dtype: DType;
+  readonly packed: boolean;
+  readonly disposed: boolean;
+  readonly bytes: number;
+  dispose(): void;
+  reshape(shape: readonly number[]): TensorHandle;
+  slice(begin: number, end: number): TensorHandle;
+  /** Another handle of the same tensor: each is disposed of on its own. */
+  share(): TensorHandle;
+  read(into: HostArray): Promise<void>;
+}
+
+declare const fileBrand: unique symbol;
+declare const tokenBrand: unique symbol;
+export type FileHandle = { [fileBrand]: true };
+export type CancelToken = { [tokenBrand]: true };
+
+/** Per-channel statistics of pixels scaled to [0, 1]. */
+export interface NativeNormalisation {
+  mean: Float32Array;
+  std: Float32Array;
+}
+
+export interface NativeLayer {
+  weight: TensorHandle;
+  bias: TensorHandle | undefined;
+}
+
+export interface NativeFlowHead {
+  time1: NativeLayer;
+  time2: NativeLayer;
+  condition: NativeLayer;
+  input: NativeLayer;
+  blocks: { normWeight: TensorHandle; normBias: TensorHandle; fc1: NativeLayer; fc2: NativeLayer; modulation: NativeLayer }[];
+  finalModulation: NativeLayer;
+  output: NativeLayer;
+}
+
+export interface NativeFlowOptions {
+  time: Float32Array;
+  step: Float32Array;
+  guidance: number;
+  noise: TensorHandle | undefined;
+  seed: number;
+  ids: Uint32Array;
+  rows: number;
+  cols: number;
+  patch: number;
+  normalisation: NativeNormalisation;
+  output: 'uint8' | 'float32';
+}
+
+export type ParameterPart = { file: FileHandle; name: string } | { rows: number };
+
+export interface CpuInfo {
+  /** Instruction set of our own kernels. */
+  kernels: string;
+  /** oneDNN's version and the implementation that it chose. */
+  linear: string;
+  nativeBfloat16: boolean;
+  threads: number;
+  defaultThreads: number;
+}
+
+export interface Native {
+  setErrorClass(errorClass: typeof UniFlowError): void;
+  fromHost(data: HostArray, shape: readonly number[]): TensorHandle;
+  packLinear(weight: TensorHandle, dtype: FloatType): TensorHandle;
+  linear(
+    x: TensorHandle,
+    weight: TensorHandle,
+    options: {
+      bias?: TensorHandle | undefined;
+      scale?: TensorHandle | undefined;
+      residual?: TensorHandle | undefined;
+      activation?: Activation | undefined;
+    },
+  ): TensorHandle;
+  attention(qkv: TensorHandle, heads: number): TensorHandle;
+  qkNorm(qkv: TensorHandle, qWeight: TensorHandle, kWeight: TensorHandle, eps: number): TensorHandle;
+  rope(qkv: TensorHandle, heads: number, prefix: number, table: TensorHandle): TensorHandle;
+  ropeTable(rows: number, cols: number, headDim: number, theta: number): TensorHandle;
+  norm(
+    x: TensorHandle,
+    options: {
+      weight?: TensorHandle | undefined;
+      bias?: TensorHandle | undefined;
+      scale?: TensorHandle | undefined;
+      shift?: TensorHandle | undefined;
+      eps: number;
+      rms?: boolean | undefined;
+    },
+  ): TensorHandle;
+  unfold(pixels: TensorHandle, patch: number, normalisation: NativeNormalisation, dtype: FloatType): TensorHandle;
+  fold(
+    patches: TensorHandle,
+    rows: number,
+    cols: number,
+    patch: number,
+    normalisation: NativeNormalisation,
+    dtype: 'uint8' | 'float32',
+  ): TensorHandle;
+  imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
+  /** Resizes RGB pixels into `into`, a packed [height, width, 3]; both arrays stay untouched until it resolves. */
+  resample(
+    pixels: Uint8Array,
+    width: number,
+    height: number,
+    into: Uint8Array,
+    options: { width: number; height: number; mode: 'cover' | 'shortest_edge' | 'stretch'; edge: number; filter: ResampleFilter },
+  ): Promise<void>;
+  patchEmbed(
+    pixels: TensorHandle,
+    options: {
+      weight: TensorHandle;
+      bias: TensorHandle | undefined;
+      prefix: TensorHandle | undefined;
+      position: TensorHandle | undefined;
+      patch: number;
+      normalisation: NativeNormalisation;
+      dtype: FloatType;
+    },
+  ): TensorHandle;
+  assemble(x: TensorHandle, prefix: TensorHandle | undefined, position: TensorHandle | undefined): TensorHandle;
+  checkFinite(x: TensorHandle, name: string): void;
+  resizeTable(table: TensorHandle, rows: number, cols: number, outRows: number, outCols: number, antialias: boolean): TensorHandle;
+  cast(x: TensorHandle, dtype: FloatType): TensorHandle;
+  swiglu(x: TensorHandle): TensorHandle;
+  sliceTokens(x: TensorHandle, begin: number, end: number): TensorHandle;
+  noise(seed: number, ids: Uint32Array, patches: number, width: number): TensorHandle;
+  flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
+  flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
+  openSafetensors(path: string): {
+    handle: FileHandle;
+    metadata: Record<string, string>;
+    tensors: Record<string, { dtype: string; shape: number[] }>;
+  };
+  loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: FloatType, packed: boolean): TensorHandle;
+  randomParameter(shape: readonly number[], dtype: FloatType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
+  constantParameter(shape: readonly number[], value: number): TensorHandle;
+  /** uint8 [bytes]: the values in C order, as a checkpoint stores them. */
+  parameterBytes(parameter: TensorHandle, dtype: FloatType): TensorHandle;
+  createToken(): CancelToken;
+  cancel(token: CancelToken): void;
+  /** Operations queued from now on carry this token; without one, nobody can cancel them. */
+  useToken(token?: CancelToken): void;
+  /** Resolves when all that was queued has run; rejects if one of `tensors` could not be made. */
+  synchronize(tensors?: TensorHandle[]): Promise<void>;
+  setThreads(threads: number): void;
+  memoryStats(): { active: number; peak: number; pool: number; handles: number };
+  resetPeak(): void;
+  trimMemory(): void;
+  cpuInfo(): CpuInfo;
+  measurePeak(into: Float64Array): Promise<void>;
+}
+
+/** The package's folder, from `lib/` (tests) as from `dist/`. */
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+function load(): Native {
+  const path = join(root, 'build', 'Release', 'uniflow.node');
+  try {
+    const native = createRequire(import.meta.url)(path) as Native;
+    native.setErrorClass(UniFlowError);
+    return native;
+  } catch (cause) {
+    const why = existsSync(path)
+      ? `The native addon cannot be loaded: ${(cause as Error).message}
+If a shared library is missing, install oneDNN's (Debian/Ubuntu: libdnnl2, Fedora: onednn, macOS: brew install onednn).
+If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
+      : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
+That needs CMake, a C++20 compiler, oneDNN and nlohmann/json; the build says which one is missing.`;
+    throw new UniFlowError('UNSUPPORTED', why, { subject: path, cause });
+  }
+}
+
+export const native: Native = load();

@@ -1,0 +1,118 @@
+/** A model's parameters: where they come from (a checkpoint, or random numbers) and under which names they are saved. */
+import { native, type FloatType } from './native.js';
+import { tensorOf, type Linear, type Norm, type Tensor } from './tensor.js';
+
+/** How a parameter starts when it is not loaded. */
+export type Init = { std: number } | { value: number };
+
+/** One tensor of the checkpoint layout. A parameter may be several, one under the other (q, k, v). */
+export interface Part {
+  name: string;
+  shape: readonly number[];
+  /** Not in the checkpoint: rows of zeros (DINOv3's key bias). */
+  absent?: boolean;
+}
+
+export interface Parameter {
+  tensor: Tensor;
+  parts: readonly Part[];
+}
+
+/** Makes parameters by name and remembers them. */
+export abstract class ParameterSource {
+  readonly parameters: Parameter[] = [];
+
+  constructor(readonly dtype: FloatType) {}
+
+  /** All parts under each other, as a tensor of `shape`. */
+  protected abstract make(parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor;
+
+  private prefix = '';
+
+  /** Everything that `fn` asks for has `prefix` in front of its name. */
+  within<T>(prefix: string, fn: () => T): T {
+    const outer = this.prefix;
+    this.prefix = outer + prefix;
+    try {
+      return fn();
+    } finally {
+      this.prefix = outer;
+    }
+  }
+
+  private add(parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor {
+    const named = parts.map((part) => ({ ...part, name: this.prefix + part.name }));
+    const tensor = this.make(named, shape, packed, init);
+    this.parameters.push({ tensor, parts: named });
+    return tensor;
+  }
+
+  /** float32, in its own shape or `as` another one. */
+  plain(name: string, shape: readonly number[], init: Init, as: readonly number[] = shape): Tensor {
+    return this.add([{ name, shape }], as, false, init);
+  }
+
+  norm(name: string, width: number, bias: boolean): Norm {
+    return {
+      weight: this.plain(`${name}.weight`, [width], { value: 1 }),
+      bias: bias ? this.plain(`${name}.bias`, [width], { value: 0 }) : undefined,
+    };
+  }
+
+  /**
+   * `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, each with an equal share of the rows;
+   * `bias` says for which of them the checkpoint has one. `weightShape` is the stored shape where it is not [out, in].
+   */
+  linear(
+    name: string | readonly string[],
+    out: number,
+    inputs: number,
+    { bias = true, weightShape }: { bias?: boolean | readonly boolean[]; weightShape?: readonly number[] } = {},
+  ): Linear {
+    const names = typeof name === 'string' ? [name] : name;
+    const rows = out / names.length;
+    const has = names.map((_, i) => (typeof bias === 'boolean' ? bias : (bias[i] as boolean)));
+    const weights = names.map((n) => ({ name: `${n}.weight`, shape: weightShape ?? [rows, inputs] }));
+    const biases = names.map((n, i) => ({ name: `${n}.bias`, shape: [rows], absent: !has[i] }));
+    return {
+      weight: this.add(weights, [out, inputs], true, { std: 0.02 }),
+      bias: has.includes(true) ? this.add(biases, [out], false, { value: 0 }) : undefined,
+    };
+  }
+}
+
+/** The parameters of a model that is there already; both own them, neither changes them. */
+export class SharedSource extends ParameterSource {
+  private readonly byName: Map<string, Tensor>;
+
+  constructor(
+    dtype: FloatType,
+    parameters: readonly Parameter[],
+    private readonly ownPrefix: string,
+  ) {
+    super(dtype);
+    this.byName = new Map(parameters.map(({ tensor, parts }) => [(parts[0] as Part).name, tensor]));
+  }
+
+  protected make(parts: readonly Part[]): Tensor {
+    const name = (parts[0] as Part).name.slice(this.ownPrefix.length);
+    return tensorOf((this.byName.get(name) as Tensor).handle.share());
+  }
+}
+
+/** Parameters drawn at random: the same for the same seed, whatever the dtype, device or thread count. */
+export class RandomSource extends ParameterSource {
+  private stream = 0;
+
+  constructor(
+    dtype: FloatType,
+    private readonly seed: number,
+  ) {
+    super(dtype);
+  }
+
+  protected make(_parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor {
+    if ('value' in init) return tensorOf(native.constantParameter(shape, init.value));
+    return tensorOf(native.randomParameter(shape, packed ? this.dtype : 'float32', packed, this.seed, this.stream++, init.std));
+  }
+}

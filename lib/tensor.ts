@@ -1,0 +1,317 @@
+/** Handles of native arrays, and the operations on them. Every operation returns at once; only `read` waits. */
+import ndarray, { type NdArray } from 'ndarray';
+import { UniFlowError } from './errors.js';
+import { native, type Activation, type DType, type FloatType, type NativeNormalisation, type TensorHandle } from './native.js';
+
+/**
+ * A dense array on the device, in C order. It may not have been computed yet: operations queue up on the
+ * device's stream and run in order.
+ *
+ * Dispose of tensors as soon as no further operation needs them ({@link tidy} does it for a whole function);
+ * what is queued keeps what it uses. The garbage collector is only the safety net.
+ */
+export class Tensor {
+  constructor(readonly handle: TensorHandle) {}
+
+  /** A copy of a host array, taken before this returns. `Uint16Array` holds bfloat16 bits. */
+  static from(array: NdArray | { data: HostData; shape: readonly number[] }): Tensor {
+    const { data, shape } = 'stride' in array ? contiguous(array) : array;
+    return track(new Tensor(native.fromHost(data, shape)));
+  }
+
+  get shape(): number[] {
+    return this.handle.shape;
+  }
+  get dtype(): DType {
+    return this.handle.dtype;
+  }
+  get disposed(): boolean {
+    return this.handle.disposed;
+  }
+
+  /** Size along dimension `i`; negative counts from the last. */
+  dim(i: number): number {
+    return this.shape.at(i) as number;
+  }
+
+  /** The same elements under another shape. */
+  reshape(shape: readonly number[]): Tensor {
+    return track(new Tensor(this.handle.reshape(shape)));
+  }
+
+  /** Rows [begin, end) of the first dimension; shares the memory. */
+  slice(begin: number, end: number): Tensor {
+    return track(new Tensor(this.handle.slice(begin, end)));
+  }
+
+  /** Waits for the value and copies it out; bfloat16 comes as float32. */
+  async read(): Promise<NdArray<Float32Array | Uint8Array | Int32Array>> {
+    const shape = this.shape;
+    const size = shape.reduce((a, b) => a * b, 1);
+    const data =
+      this.dtype === 'uint8' ? new Uint8Array(size) : this.dtype === 'int32' ? new Int32Array(size) : new Float32Array(size);
+    await this.handle.read(data);
+    return ndarray(data, shape);
+  }
+
+  /** Drops this reference; the memory returns to the pool when the last queued use of it has ended. */
+  dispose(): void {
+    this.handle.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+type HostData = Float32Array | Uint8Array | Int32Array | Uint16Array;
+
+/** The array's elements in C order: itself where it is so already, else a copy. */
+export function contiguous(array: NdArray): { data: HostData; shape: number[] } {
+  const data = array.data as unknown;
+  if (!(ArrayBuffer.isView(data) && ['Float32Array', 'Uint8Array', 'Int32Array', 'Uint16Array'].includes(tagOf(data))))
+    throw UniFlowError.expected('BAD_INPUT', 'array', 'an ndarray over a Float32Array, Uint8Array, Int32Array or Uint16Array', tagOf(data));
+  const host = data as HostData;
+  const shape = array.shape;
+  const size = shape.reduce((a, b) => a * b, 1);
+  let expected = 1;
+  let inOrder = true;
+  for (let i = shape.length - 1; i >= 0; i--) {
+    if (shape[i] !== 1 && array.stride[i] !== expected) inOrder = false;
+    expected *= shape[i] as number;
+  }
+  if (inOrder && array.offset + size <= host.length) return { data: host.subarray(array.offset, array.offset + size), shape };
+  const out = new (host.constructor as new (n: number) => HostData)(size);
+  const last = ndarray(out, shape);
+  copyInto(last, array);
+  return { data: out, shape };
+}
+
+/** The rare path of {@link contiguous}: a transposed or strided view, element by element. */
+function copyInto(to: NdArray, from: NdArray): void {
+  const index = new Array<number>(from.shape.length).fill(0);
+  for (let n = 0; n < from.size; n++) {
+    to.set(...index, from.get(...index));
+    for (let d = index.length - 1; d >= 0 && ++(index[d] as number) === from.shape[d]; d--) index[d] = 0;
+  }
+}
+
+/** `Float32Array` etc., also for arrays of another realm. */
+function tagOf(value: unknown): string {
+  return Object.prototype.toString.call(value).slice(8, -1);
+}
+
+// ----- scopes ---------------------------------------------------------------------------------------------------
+
+let scope: Set<Tensor> | undefined;
+
+function track(tensor: Tensor): Tensor {
+  scope?.add(tensor);
+  return tensor;
+}
+
+/**
+ * Runs `fn` and disposes of every tensor made in it except those that it returns (a tensor, or an array or
+ * object of them). `fn` must be synchronous: operations only queue, so a whole forward pass is.
+ */
+export function tidy<T>(fn: () => T): T {
+  const outer = scope;
+  const mine = new Set<Tensor>();
+  scope = mine;
+  let result: T | undefined;
+  try {
+    result = fn();
+    if (result instanceof Promise) throw new UniFlowError('BAD_INPUT', 'tidy: the function must not be async; read after it');
+    return result;
+  } finally {
+    scope = outer;
+    const kept = tensorsIn(result);
+    for (const tensor of mine) {
+      if (kept.has(tensor)) track(tensor);
+      else tensor.dispose();
+    }
+  }
+}
+
+/** Takes a tensor out of the scope that would dispose of it: for what is cached beyond the call. */
+export function keep(tensor: Tensor): Tensor {
+  scope?.delete(tensor);
+  return tensor;
+}
+
+function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
+  if (value instanceof Tensor) found.add(value);
+  else if (Array.isArray(value)) for (const v of value) tensorsIn(v, found);
+  else if (value && typeof value === 'object') for (const v of Object.values(value)) tensorsIn(v, found);
+  return found;
+}
+
+/**
+ * Runs `fn`, which queues work, so that `signal` cancels what it queued: commands still waiting are skipped, and
+ * long kernels stop between chunks. Reads of their results then reject with `ABORTED`.
+ */
+export function cancellable<T>(signal: AbortSignal | undefined, fn: () => T): T {
+  if (!signal) return fn();
+  const token = native.createToken();
+  const onAbort = (): void => native.cancel(token);
+  if (signal.aborted) onAbort();
+  else signal.addEventListener('abort', onAbort, { once: true });
+  native.useToken(token);
+  try {
+    return fn();
+  } finally {
+    native.useToken();
+  }
+}
+
+// ----- operations: shapes and sources are in native/ops/*.h -----------------------------------------------------
+
+/** A linear layer's parameters: weight [out, in] packed, bias [out]. */
+export interface Linear {
+  weight: Tensor;
+  bias?: Tensor | undefined;
+}
+
+const make = (handle: TensorHandle): Tensor => track(new Tensor(handle));
+
+export interface LinearOptions {
+  activation?: Activation;
+  /** LayerScale [out]. */
+  scale?: Tensor | undefined;
+  residual?: Tensor | undefined;
+}
+
+/** residual + scale * activation(x Wᵀ + b): [..., in] → [..., out]. */
+export function linear(x: Tensor, layer: Linear, options: LinearOptions = {}): Tensor {
+  return make(
+    native.linear(x.handle, layer.weight.handle, {
+      bias: layer.bias?.handle,
+      scale: options.scale?.handle,
+      residual: options.residual?.handle,
+      activation: options.activation,
+    }),
+  );
+}
+
+/** Multi-head self-attention: [B,S,3D] → [B,S,D]. */
+export function attention(qkv: Tensor, heads: number): Tensor {
+  return make(native.attention(qkv.handle, heads));
+}
+
+/** RMSNorm of q and k over their whole width. [B,S,3D] → [B,S,3D] */
+export function qkNorm(qkv: Tensor, qWeight: Tensor, kWeight: Tensor, eps: number): Tensor {
+  return make(native.qkNorm(qkv.handle, qWeight.handle, kWeight.handle, eps));
+}
+
+/** Rotary positions on q and k of the tokens from `prefix` on; the table is {@link ropeTable}'s. */
+export function rope(qkv: Tensor, heads: number, prefix: number, table: Tensor): Tensor {
+  return make(native.rope(qkv.handle, heads, prefix, table.handle));
+}
+
+/** DINOv3's rotary table [2, rows*cols, headDim]: cosines, sines. */
+export function ropeTable(grid: Grid, headDim: number, theta: number): Tensor {
+  return make(native.ropeTable(grid.rows, grid.cols, headDim, theta));
+}
+
+export interface Norm {
+  weight?: Tensor | undefined;
+  bias?: Tensor | undefined;
+}
+export interface NormOptions {
+  eps: number;
+  /** RMSNorm instead of LayerNorm. */
+  rms?: boolean;
+  /** AdaLN: result * (1 + scale) + shift. */
+  scale?: Tensor;
+  shift?: Tensor;
+}
+
+/** LayerNorm or RMSNorm over the last dimension. */
+export function norm(x: Tensor, layer: Norm, options: NormOptions): Tensor {
+  return make(
+    native.norm(x.handle, {
+      weight: layer.weight?.handle,
+      bias: layer.bias?.handle,
+      scale: options.scale?.handle,
+      shift: options.shift?.handle,
+      eps: options.eps,
+      rms: options.rms,
+    }),
+  );
+}
+
+export interface PatchEmbedding {
+  projection: Linear; // [D, 3*p*p]
+  prefix: Tensor | undefined; // [T, D]
+  position: Tensor | undefined; // [N, D]
+  patch: number;
+  normalisation: NativeNormalisation;
+  dtype: FloatType;
+}
+
+/** Pixels (uint8 [B,H,W,3], or float32 [B,3,H,W] normalised) → tokens [B,T+N,D]. */
+export function patchEmbed(pixels: Tensor, e: PatchEmbedding): Tensor {
+  return make(
+    native.patchEmbed(pixels.handle, {
+      weight: e.projection.weight.handle,
+      bias: e.projection.bias?.handle,
+      prefix: e.prefix?.handle,
+      position: e.position?.handle,
+      patch: e.patch,
+      normalisation: e.normalisation,
+      dtype: e.dtype,
+    }),
+  );
+}
+
+/** Adds a position table [N,D] to x [B,N,D] and puts prefix tokens [T,D] in front: [B,T+N,D]. */
+export function assemble(x: Tensor, parts: { prefix?: Tensor | undefined; position?: Tensor | undefined }): Tensor {
+  return make(native.assemble(x.handle, parts.prefix?.handle, parts.position?.handle));
+}
+
+export interface Grid {
+  rows: number;
+  cols: number;
+}
+
+/** Bicubic resize of a position table [rows*cols, D] to another grid. */
+export function resizeTable(table: Tensor, from: Grid, to: Grid, { antialias = false } = {}): Tensor {
+  return make(native.resizeTable(table.handle, from.rows, from.cols, to.rows, to.cols, antialias));
+}
+
+export function cast(x: Tensor, dtype: FloatType): Tensor {
+  return make(native.cast(x.handle, dtype));
+}
+
+/** silu(x[..., :n]) * x[..., n:]. */
+export function swiglu(x: Tensor): Tensor {
+  return make(native.swiglu(x.handle));
+}
+
+/** Tokens [begin, end) of every image. */
+export function sliceTokens(x: Tensor, begin: number, end: number): Tensor {
+  return make(native.sliceTokens(x.handle, begin, end));
+}
+
+/** Pixels [B,H,W,3] uint8 from normalised ones [B,3,H,W]: denormalised, rounded, clamped. */
+export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation: NativeNormalisation): Tensor {
+  return tidy(() => {
+    const patches = make(native.unfold(pixels.handle, patch, normalisation, 'float32'));
+    return make(native.fold(patches.handle, grid.rows, grid.cols, patch, normalisation, 'uint8'));
+  });
+}
+
+/** PSNR (dB) and SSIM of each pair of uint8 pictures [B,H,W,3]: [B,2]. */
+export function imageQuality(a: Tensor, b: Tensor): Tensor {
+  return make(native.imageQuality(a.handle, b.handle));
+}
+
+/** Fails `x`, and what depends on it, where a value is NaN or infinite. */
+export function checkFinite(x: Tensor, name: string): Tensor {
+  native.checkFinite(x.handle, name);
+  return x;
+}
+
+/** Wraps a native handle that was made elsewhere (parameters, the flow). */
+export function tensorOf(handle: TensorHandle): Tensor {
+  return make(handle);
+}

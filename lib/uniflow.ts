@@ -1,0 +1,345 @@
+/** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
+import type { NdArray } from 'ndarray';
+import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, uniFlowPreprocessing, type Preset, type UniFlowConfig } from './config.js';
+import { Decoder } from './decoder/decoder.js';
+import { timeGrid, type Schedule } from './decoder/schedule.js';
+import { checkDevice, type DeviceOptions } from './device.js';
+import { Encoder } from './encoder/encoder.js';
+import { families } from './encoder/families.js';
+import type { EncodeOptions as EncoderOptions, LoadOptions, VisionEncoder } from './encoder/vision-encoder.js';
+import { throwIfAborted, UniFlowError } from './errors.js';
+import { checkBatchSize, runBatches } from './gather.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint } from './io/checkpoint.js';
+import { resolveModel } from './io/hub.js';
+import type { ImageSource } from './io/image.js';
+import { batchesOf, checkSize, type Batches, type ImageInput } from './io/input.js';
+import { nativeNormalisation } from './io/preprocess.js';
+import { native, type FloatType, type NativeNormalisation } from './native.js';
+import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { cast, checkFinite, imageQuality, linear, sliceTokens, Tensor, toUint8, type Grid, type Linear } from './tensor.js';
+
+export interface EncodeOptions extends EncoderOptions {
+  /** The semantic tokens as well: the encoder's patch tokens. */
+  tokens?: boolean;
+}
+
+export interface Encoded {
+  /** float32 [B,N,Z] */
+  latents: NdArray;
+  /** float32 [B,N,D] when asked for. */
+  tokens?: NdArray;
+  /** float32 [B,S,D] x (L+1) when asked for; [0] is the embedding, S counts class and register tokens. */
+  hiddenStates?: NdArray[];
+  grid: Grid;
+}
+
+export interface DecodeOptions {
+  /** Patch rows and columns. Default: the model's own, or a square. */
+  grid?: Grid;
+  /** Euler steps. Default: the checkpoint's num_sampling_steps. */
+  steps?: number;
+  /** Where the steps are. Default 'linear'. */
+  schedule?: Schedule;
+  /** v = v0 + guidance * (v - v0), v0 under a zero condition. Default 1: off, at half the cost. */
+  guidance?: number;
+  /** Default 0. A picture is a function of its latent and the seed alone: it does not depend on its place in a batch. */
+  seed?: number;
+  /** Gives image b noise of its own, drawn for (seed, imageIds[b]), where otherwise all share that of id 0. */
+  imageIds?: readonly number[];
+  /** The noise itself, float32 [B,N,P], P = 3 * patch² as (channel, row, column). */
+  noise?: NdArray;
+  /** uint8 [B,H,W,3] (default), or float32 [B,3,H,W] normalised. */
+  output?: 'uint8' | 'float32';
+  /** Images computed together. Default: as many as make about 4,096 tokens. */
+  batchSize?: number;
+  signal?: AbortSignal;
+}
+
+export interface Reconstruction extends Encoded {
+  /** As `decode` gives them. */
+  images: NdArray;
+  /** The preprocessed originals, uint8 [B,H,W,3]. */
+  originals: NdArray<Uint8Array>;
+  /** Means over the images, in dB and in [-1, 1]. */
+  psnr: number;
+  ssim: number;
+  perImage: { psnr: number[]; ssim: number[] };
+}
+
+/** A picture with the name that comes back with its latents. */
+export type StreamItem = ImageSource | { id: string; image: ImageSource };
+
+export interface EncodedBatch extends Encoded {
+  ids: string[];
+}
+
+/** A unified visual tokenizer (arXiv 2510.10575). */
+export class UniFlow {
+  private readonly encoder: Encoder;
+  private readonly decoder: Decoder;
+  private readonly down: [Linear, Linear];
+  private readonly normalisation: NativeNormalisation;
+
+  private constructor(
+    readonly config: UniFlowConfig,
+    /** As in config.json. */
+    readonly configJson: Record<string, unknown>,
+    readonly dtype: FloatType,
+    encoderSource: ParameterSource,
+    decoderSource: ParameterSource,
+  ) {
+    const { width, family } = config.encoder;
+    this.normalisation = nativeNormalisation(config);
+    this.encoder = encoderSource.within(encoderPrefix(family), () => new Encoder(config.encoder, encoderSource, this.normalisation, dtype));
+    this.down = [decoderSource.linear('chal_proj.c_fc', width, width), decoderSource.linear('chal_proj.c_proj', config.latentChannels, width)];
+    this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
+    this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
+  }
+
+  /** All parameters under their checkpoint names. */
+  readonly parameters: readonly Parameter[];
+
+  /**
+   * Loads a UniFlow checkpoint from a folder, or from the Hugging Face hub by `owner/name`.
+   * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit between config.json and the tensors.
+   */
+  static async load(model: string, options: LoadOptions = {}): Promise<UniFlow> {
+    const dtype = checkDevice(options);
+    const checkpoint = await Checkpoint.open(await resolveModel(model, options));
+    const config = parseUniFlowConfig(checkpoint.config);
+    const source = new CheckpointSource(checkpoint, dtype);
+    const uniflow = new UniFlow(config, checkpoint.config, dtype, source, source);
+    await source.finish(new RegExp(`^${encoderPrefix(config.encoder.family)}(${families[config.encoder.family].ignore.source})`));
+    return uniflow;
+  }
+
+  /**
+   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
+   * @param latentChannels Z, default 64. @param globalBlocks default 6. @param flowBlocks default 12. @param seed default 0.
+   */
+  static fromEncoder(
+    encoder: VisionEncoder,
+    { latentChannels = 64, globalBlocks = 6, flowBlocks = 12, seed = 0 }: { latentChannels?: number; globalBlocks?: number; flowBlocks?: number; seed?: number } = {},
+  ): UniFlow {
+    const { mean, std } = encoder.preprocessing;
+    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, mean, std });
+    const shared = new SharedSource(encoder.dtype, encoder.parameters, encoderPrefix(encoder.config.family));
+    return new UniFlow(config, uniFlowJson(config, encoder.configJson), encoder.dtype, shared, new RandomSource(encoder.dtype, seed));
+  }
+
+  /** A randomly initialised model, of a preset's size or as a config.json says. */
+  static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
+    const json = typeof config === 'string' ? presets[config] : config;
+    if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${String(config)}'`);
+    const dtype = checkDevice(device);
+    const source = new RandomSource(dtype, seed);
+    return new UniFlow(parseUniFlowConfig(json), json, dtype, source, source);
+  }
+
+  // ----- encode -------------------------------------------------------------------------------------------------
+
+  /** Images to latents, and to tokens and hidden states where asked for. */
+  async encode(images: ImageInput, options: EncodeOptions = {}): Promise<Encoded> {
+    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, options);
+    try {
+      return await this.encodeBatches(batches, options);
+    } finally {
+      batches.dispose();
+    }
+  }
+
+  private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
+    const grid = this.gridOf(batches.size);
+    const [latents, ...rest] = await runBatches({
+      count: batches.count,
+      batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
+      signal: options.signal,
+      load: async (begin, end) => [await batches.load(begin, end)],
+      forward: ([pixels]) => this.encodePixels(pixels!, options),
+    });
+    const tokens = options.tokens ? rest.shift() : undefined;
+    return {
+      latents: latents as NdArray,
+      ...(tokens ? { tokens: tokens as NdArray } : {}),
+      ...(options.hiddenStates ? { hiddenStates: rest as NdArray[] } : {}),
+      grid,
+    };
+  }
+
+  /** Latents, then tokens and hidden states where asked for. */
+  private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
+    const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
+    const tokens = sliceTokens(last, this.encoder.prefix, last.dim(1));
+    return [this.toLatents(tokens), ...(options.tokens ? [tokens] : []), ...states];
+  }
+
+  /** Semantic tokens [B,N,D] → latents [B,N,Z]. */
+  private toLatents(tokens: Tensor): Tensor {
+    return linear(linear(tokens, this.down[0], { activation: 'gelu' }), this.down[1]);
+  }
+
+  /**
+   * Encodes an endless or long source in batches, reading the next pictures while the last are computed.
+   * @param source pictures, or pictures with ids; the id of a path is the path, of anything else its number.
+   */
+  async *encodeStream(
+    source: Iterable<StreamItem> | AsyncIterable<StreamItem>,
+    options: EncodeOptions = {},
+  ): AsyncGenerator<EncodedBatch, void, undefined> {
+    const size = checkSize(options.size ?? this.config.imageSize, this.config.patch);
+    const grid = this.gridOf(size);
+    const batchSize = checkBatchSize(options.batchSize, grid.rows * grid.cols);
+    let previous: Promise<EncodedBatch> | undefined;
+    for await (const items of inBatches(source, batchSize)) {
+      throwIfAborted(options.signal);
+      const next = this.encode(items.map((i) => i.image), { ...options, batchSize }).then((encoded) => ({ ids: items.map((i) => i.id), ...encoded }));
+      next.catch(() => undefined); // awaited below, after the batch before it
+      if (previous) yield await previous;
+      previous = next;
+    }
+    if (previous) yield await previous;
+  }
+
+  // ----- decode -------------------------------------------------------------------------------------------------
+
+  /** Latents [B,N,Z] to pictures: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
+  async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
+    const [batch, patches, channels] = latents?.shape ?? [];
+    if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels)
+      throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${this.config.latentChannels}]`, latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents);
+    const grid = this.decodeGrid(options.grid, patches as number);
+    const schedule = timeGrid(options.steps ?? this.config.steps, options.schedule);
+    const { guidance = 1, output = 'uint8', seed = 0 } = options;
+    if (!Number.isFinite(guidance)) throw UniFlowError.expected('BAD_INPUT', 'guidance', 'a finite number', String(guidance));
+    if (output !== 'uint8' && output !== 'float32') throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
+    const ids = imageIds(options.imageIds, batch as number);
+    const all = [checkFinite(floats(latents, 'latents'), 'latents')];
+    if (options.noise) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
+    try {
+      const [images] = await runBatches({
+        count: batch as number,
+        batchSize: checkBatchSize(options.batchSize, patches as number),
+        signal: options.signal,
+        load: async (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
+        forward: ([z, noise], begin, end) => {
+          const condition = this.decoder.condition(cast(z!, this.dtype), grid);
+          return [this.decoder.integrate(condition, grid, { schedule, guidance, noise, seed, ids: ids.subarray(begin, end), output })];
+        },
+      });
+      return images as NdArray;
+    } finally {
+      for (const tensor of all) tensor.dispose();
+    }
+  }
+
+  private checkNoise(noise: NdArray, shape: number[]): Tensor {
+    if (noise.shape.join() !== shape.join())
+      throw UniFlowError.expected('BAD_INPUT', 'noise', `an ndarray [${shape.join(', ')}]`, `[${noise.shape.join(', ')}]`);
+    return checkFinite(floats(noise, 'noise'), 'noise');
+  }
+
+  private decodeGrid(grid: Grid | undefined, patches: number): Grid {
+    const own = this.config.decoder.grid;
+    const side = Math.sqrt(patches);
+    const chosen = grid ?? (own.rows * own.cols === patches ? own : { rows: side, cols: side });
+    if (![chosen.rows, chosen.cols].every((n) => Number.isInteger(n) && n > 0) || chosen.rows * chosen.cols !== patches)
+      throw UniFlowError.expected('BAD_INPUT', 'grid', `rows and columns of ${patches} patches (encode() returns them)`, JSON.stringify(grid ?? 'none'));
+    return { rows: chosen.rows, cols: chosen.cols };
+  }
+
+  // ----- both ---------------------------------------------------------------------------------------------------
+
+  /** Encodes and decodes, and says how close the pictures came to the preprocessed originals. */
+  async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
+    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, options);
+    try {
+      const encoded = await this.encodeBatches(batches, options);
+      const decoded = await this.decode(encoded.latents, { ...options, grid: encoded.grid });
+      const grid = encoded.grid;
+      const [originals, quality] = await runBatches({
+        count: batches.count,
+        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
+        signal: options.signal,
+        load: async (begin, end) => [await batches.load(begin, end), rowsOf(decoded, begin, end)],
+        forward: ([before, after]) => {
+          const bytes = (pixels: Tensor): Tensor => (pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation));
+          const original = bytes(before!);
+          return [original, imageQuality(original, bytes(after!))];
+        },
+      });
+      return { ...encoded, images: decoded, originals: originals as NdArray<Uint8Array>, ...summary(quality as NdArray<Float32Array>) };
+    } finally {
+      batches.dispose();
+    }
+  }
+
+  private gridOf([height, width]: readonly [number, number]): Grid {
+    checkSize([height, width], this.config.patch);
+    return { rows: height / this.config.patch, cols: width / this.config.patch };
+  }
+
+  /** Writes config.json and model.safetensors in the published layout. */
+  async save(dir: string, { dtype = this.dtype }: { dtype?: FloatType } = {}): Promise<void> {
+    await saveCheckpoint(dir, { ...this.configJson, torch_dtype: dtype }, this.parameters, dtype);
+  }
+
+  /** Frees the weights; resolves when they are gone. */
+  async dispose(): Promise<void> {
+    this.encoder.dispose();
+    for (const { tensor } of this.parameters) tensor.dispose();
+    await native.synchronize();
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}
+
+/** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
+function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
+  return family === 'internvit' ? '' : 'vision_model.';
+}
+
+function floats(array: NdArray, name: string): Tensor {
+  const tensor = Tensor.from(array);
+  if (tensor.dtype === 'float32') return tensor;
+  const { dtype } = tensor;
+  tensor.dispose();
+  throw UniFlowError.expected('BAD_INPUT', name, 'float32', dtype);
+}
+
+function imageIds(ids: readonly number[] | undefined, batch: number): Uint32Array {
+  if (!ids) return new Uint32Array(batch);
+  if (ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
+    throw UniFlowError.expected('BAD_INPUT', 'imageIds', `${batch} integers from 0 to 2^32 - 1`, JSON.stringify(ids.slice(0, 8)));
+  return Uint32Array.from(ids);
+}
+
+/** Rows [begin, end) of a whole array, back on the device. */
+function rowsOf(array: NdArray, begin: number, end: number): Tensor {
+  const [, ...rest] = array.shape;
+  const row = rest.reduce((a, b) => a * b, 1);
+  const data = (array.data as unknown as Float32Array | Uint8Array).subarray(begin * row, end * row);
+  return Tensor.from({ data, shape: [end - begin, ...rest] });
+}
+
+function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 'ssim' | 'perImage'> {
+  const column = (c: number): number[] => Array.from({ length: quality.shape[0] as number }, (_, i) => quality.get(i, c));
+  const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
+  const perImage = { psnr: column(0), ssim: column(1) };
+  return { psnr: mean(perImage.psnr), ssim: mean(perImage.ssim), perImage };
+}
+
+/** Groups a source, naming what has no id. */
+async function* inBatches(source: Iterable<StreamItem> | AsyncIterable<StreamItem>, size: number): AsyncGenerator<{ id: string; image: ImageSource }[]> {
+  let batch: { id: string; image: ImageSource }[] = [];
+  let number = 0;
+  for await (const item of source) {
+    const named = typeof item === 'object' && 'image' in item ? item : { id: typeof item === 'string' || item instanceof URL ? String(item) : String(number), image: item as ImageSource };
+    batch.push(named);
+    number++;
+    if (batch.length < size) continue;
+    yield batch;
+    batch = [];
+  }
+  if (batch.length > 0) yield batch;
+}

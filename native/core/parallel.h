@@ -1,0 +1,23 @@
+/// The one OpenMP team of a compute thread: oneDNN's kernels and ours run on it by turns.
+#pragma once
+
+#include <cstdint>
+
+namespace uniflow {
+
+/// Calls body(i) for i in [0, n) on the team; `dynamic` balances uneven work.
+/// The body must not throw. Which thread runs which i never changes the result: no body may depend on it.
+template <class Body>
+inline void parallel_for(int64_t n, Body&& body, bool dynamic = false) {
+  if (n == 1) {
+    body(int64_t{0});
+  } else if (dynamic) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; ++i) body(i);
+  } else {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; ++i) body(i);
+  }
+}
+
+}  // namespace uniflow

@@ -1,0 +1,40 @@
+/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+/// A number is a pure function of key and counter, so it depends on no order of drawing.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+namespace uniflow {
+
+using PhiloxBlock = std::array<uint32_t, 4>;
+
+static inline PhiloxBlock philox(PhiloxBlock counter, uint64_t key) {
+  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53u} * counter[0], p1 = uint64_t{0xCD9E8D57u} * counter[2];
+    counter = {static_cast<uint32_t>(p1 >> 32) ^ counter[1] ^ k0, static_cast<uint32_t>(p1),
+               static_cast<uint32_t>(p0 >> 32) ^ counter[3] ^ k1, static_cast<uint32_t>(p0)};
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return counter;
+}
+
+/// Uniform on (0, 1]: never 0, so that its logarithm is finite.
+static inline float philox_uniform(uint32_t bits) { return (static_cast<float>(bits >> 8) + 1.0f) * 0x1p-24f; }
+
+/// Four standard normal numbers (Box-Muller) from one block.
+static inline std::array<float, 4> philox_normal(PhiloxBlock block) {
+  std::array<float, 4> out;
+  for (size_t i = 0; i < 4; i += 2) {
+    const float radius = std::sqrt(-2.0f * std::log(philox_uniform(block[i])));
+    const float angle = 6.28318530717958648f * philox_uniform(block[i + 1]);
+    out[i] = radius * std::cos(angle);
+    out[i + 1] = radius * std::sin(angle);
+  }
+  return out;
+}
+
+}  // namespace uniflow

@@ -1,0 +1,89 @@
+#include "native/core/stream.h"
+
+#include <omp.h>
+
+#include <new>
+
+namespace uniflow {
+
+void CancelToken::throw_if_cancelled() const {
+  if (cancelled()) throw Error(ErrorCode::Aborted, "the work was aborted");
+}
+
+int default_threads() { return omp_get_max_threads(); }
+
+Stream::Stream(int threads) : threads_(threads) {
+  thread_ = std::thread([this] { loop(); });
+  thread_.detach();
+}
+
+Stream& Stream::cpu() {
+  // Never destroyed: its thread may still wait when static destructors run. Sessions are what is
+  // closed in order; with none left, the thread sleeps and touches nothing.
+  static Stream* instance = new Stream(default_threads());
+  return *instance;
+}
+
+Stream& Stream::host() {
+  static Stream* instance = new Stream(1);
+  return *instance;
+}
+
+void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
+  std::lock_guard lock(mutex_);
+  ++session->pending_;
+  queue_.push_back({std::move(command), session, session->token_});
+  wake_.notify_one();
+}
+
+void Stream::close(const std::shared_ptr<Session>& session) {
+  session->closed_.store(true);
+  std::unique_lock lock(mutex_);
+  for (Entry& e : queue_)
+    if (e.session == session) e.token->cancel();
+  session->token_->cancel();
+  drained_.wait(lock, [&] { return session->pending_ == 0; });
+}
+
+std::shared_ptr<const Error> Stream::execute(Entry& entry) {
+  Command& c = entry.command;
+  std::shared_ptr<const Error> failure;
+  for (const Tensor& t : c.inputs)
+    if (t && t.buffer()->failure) failure = t.buffer()->failure;
+  if (!failure) {
+    try {
+      entry.token->throw_if_cancelled();
+      for (Tensor& t : c.outputs) t.buffer()->allocate();
+      c.run(*entry.token);
+    } catch (const Error& e) {
+      failure = std::make_shared<Error>(e.in_op(c.op));
+    } catch (const std::bad_alloc&) {
+      failure = std::make_shared<Error>(Error(ErrorCode::OutOfMemory, "out of host memory").in_op(c.op));
+    } catch (const std::exception& e) {
+      failure = std::make_shared<Error>(Error(ErrorCode::Internal, e.what()).in_op(c.op));
+    }
+  }
+  if (failure)
+    for (Tensor& t : c.outputs) t.buffer()->failure = failure;
+  return failure;
+}
+
+void Stream::loop() {
+  std::unique_lock lock(mutex_);
+  int team = 0;
+  while (true) {
+    wake_.wait(lock, [&] { return !queue_.empty(); });
+    Entry entry = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    if (int want = threads(); want != team) omp_set_num_threads(team = want);
+    auto failure = execute(entry);
+    if (entry.command.done) entry.command.done(std::move(failure));
+    auto session = entry.session;
+    entry = {};  // drops the tensors before anyone is told that the command ended
+    lock.lock();
+    if (--session->pending_ == 0) drained_.notify_all();
+  }
+}
+
+}  // namespace uniflow

@@ -1,0 +1,48 @@
+#include "native/core/tensor.h"
+
+namespace uniflow {
+
+int64_t count(const Shape& shape) {
+  int64_t n = 1;
+  for (int64_t d : shape) n *= d;
+  return n;
+}
+
+std::string to_string(const Shape& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+Buffer::~Buffer() {
+  if (data) Allocator::host().release(data, bytes, placement);
+}
+
+void Buffer::allocate() {
+  if (!data) data = Allocator::host().allocate(bytes, placement);
+}
+
+Tensor::Tensor(DType dtype, Shape shape, Placement placement)
+    : dtype_(dtype), shape_(std::move(shape)), buffer_(std::make_shared<Buffer>(count(shape_) * size_of(dtype), placement)) {}
+
+Tensor::Tensor(DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes)
+    : dtype_(dtype),
+      shape_(std::move(shape)),
+      buffer_(std::make_shared<Buffer>(bytes, Placement::Persistent)),
+      packing_(std::move(packing)) {}
+
+Tensor Tensor::reshape(Shape shape) const {
+  Tensor view = *this;
+  view.shape_ = std::move(shape);
+  return view;
+}
+
+Tensor Tensor::slice(int64_t begin, int64_t end) const {
+  Tensor view = *this;
+  const int64_t row = shape_[0] ? bytes() / shape_[0] : 0;
+  view.offset_ += begin * row;
+  view.shape_[0] = end - begin;
+  return view;
+}
+
+}  // namespace uniflow

@@ -1,0 +1,126 @@
+/// Element by element: casts, gated activations, rotary positions, the Euler step. Bound by memory.
+#include <atomic>
+#include <cstring>
+
+#include "native/core/parallel.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/simd.h"
+
+namespace uniflow::cpu::UNIFLOW_ISA {
+namespace {
+
+constexpr int64_t kChunk = 1 << 14;
+
+/// body(begin, end) over [0, n) in chunks on the team.
+template <class Body>
+void parallel_chunks(int64_t n, Body&& body) {
+  parallel_for((n + kChunk - 1) / kChunk, [&](int64_t i) { body(i * kChunk, (i + 1) * kChunk < n ? (i + 1) * kChunk : n); });
+}
+
+vf silu(vf x) { return x / (1.0f + exp(-x)); }
+
+template <class X, class Y>
+void cast_as(const void* x, void* out, int64_t n) {
+  const X* in = static_cast<const X*>(x);
+  Y* o = static_cast<Y*>(out);
+  parallel_chunks(n, [&](int64_t begin, int64_t end) {
+    for_lanes(end - begin, [&](int64_t i, int lanes) { store_lanes(o + begin + i, load_lanes(in + begin + i, lanes), lanes); });
+  });
+}
+
+template <class T>
+void swiglu_as(const void* x, void* out, int64_t rows, int64_t n) {
+  parallel_for(rows, [&](int64_t r) {
+    const T* gate = static_cast<const T*>(x) + r * 2 * n;
+    T* o = static_cast<T*>(out) + r * n;
+    for_lanes(n, [&](int64_t i, int lanes) {
+      store_lanes(o + i, silu(load_lanes(gate + i, lanes)) * load_lanes(gate + n + i, lanes), lanes);
+    });
+  });
+}
+
+template <class T>
+void silu_sum_as(const float* x, const float* y, int64_t y_stride, void* out, int64_t rows, int64_t n) {
+  parallel_for(rows, [&](int64_t r) {
+    const float *a = x + r * n, *b = y + r * y_stride;
+    T* o = static_cast<T*>(out) + r * n;
+    for_lanes(n, [&](int64_t i, int lanes) { store_lanes(o + i, silu(load_lanes(a + i, lanes) + load_lanes(b + i, lanes)), lanes); });
+  });
+}
+
+/// Rotates one head's vector: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), halves E/2 apart.
+template <class T>
+void rotate(const T* in, T* out, const float* cosine, const float* sine, int64_t half) {
+  for_lanes(half, [&](int64_t i, int lanes) {
+    vf a = load_lanes(in + i, lanes), b = load_lanes(in + half + i, lanes);
+    store_lanes(out + i, a * load_lanes(cosine + i, lanes) - b * load_lanes(sine + i, lanes), lanes);
+    store_lanes(out + half + i, b * load_lanes(cosine + half + i, lanes) + a * load_lanes(sine + half + i, lanes), lanes);
+  });
+}
+
+template <class T>
+void rope_as(const RopeArgs& a) {
+  const int64_t width = a.heads * a.head_dim;
+  parallel_for(a.batch * a.seq, [&](int64_t r) {
+    const T* in = static_cast<const T*>(a.qkv) + r * 3 * width;
+    T* out = static_cast<T*>(a.out) + r * 3 * width;
+    const int64_t patch = r % a.seq - a.prefix;
+    if (patch < 0) {
+      std::memcpy(out, in, static_cast<size_t>(3 * width) * sizeof(T));
+      return;
+    }
+    std::memcpy(out + 2 * width, in + 2 * width, static_cast<size_t>(width) * sizeof(T));
+    for (int64_t h = 0; h < 2 * a.heads; ++h)  // the heads of q, then those of k
+      rotate(in + h * a.head_dim, out + h * a.head_dim, a.cosine + patch * a.head_dim, a.sine + patch * a.head_dim, a.head_dim / 2);
+  });
+}
+
+}  // namespace
+
+void cast(const void* x, DType from, void* out, DType to, int64_t n) {
+  if (from == to) std::memcpy(out, x, static_cast<size_t>(n * size_of(from)));
+  else if (from == DType::BFloat16) cast_as<bf16, float>(x, out, n);
+  else cast_as<float, bf16>(x, out, n);
+}
+
+void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t n) {
+  if (dtype == DType::BFloat16) swiglu_as<bf16>(x, out, rows, n);
+  else swiglu_as<float>(x, out, rows, n);
+}
+
+void silu_sum(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n) {
+  if (dtype == DType::BFloat16) silu_sum_as<bf16>(x, y, y_stride, out, rows, n);
+  else silu_sum_as<float>(x, y, y_stride, out, rows, n);
+}
+
+void euler(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n) {
+  parallel_chunks(n, [&](int64_t begin, int64_t end) {
+    for_lanes(end - begin, [&](int64_t i, int lanes) {
+      vf velocity = load_lanes(v + begin + i, lanes);
+      if (v0) {
+        vf free = load_lanes(v0 + begin + i, lanes);
+        velocity = free + guidance * (velocity - free);
+      }
+      store_lanes(x + begin + i, load_lanes(x + begin + i, lanes) + dt * velocity, lanes);
+    });
+  });
+}
+
+int64_t count_non_finite(const float* x, int64_t n) {
+  std::atomic<int64_t> total{0};
+  parallel_chunks(n, [&](int64_t begin, int64_t end) {
+    vi bad = {};  // lanes count down: a true comparison is -1
+    for_lanes(end - begin, [&](int64_t i, int lanes) { bad += ((vi)load_lanes(x + begin + i, lanes) & 0x7f800000) == 0x7f800000; });
+    int64_t found = 0;
+    for (int i = 0; i < kWidth; ++i) found -= bad[i];
+    total += found;
+  });
+  return total;
+}
+
+void rope(const RopeArgs& a) {
+  if (a.dtype == DType::BFloat16) rope_as<bf16>(a);
+  else rope_as<float>(a);
+}
+
+}  // namespace uniflow::cpu::UNIFLOW_ISA

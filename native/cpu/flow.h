@@ -1,0 +1,13 @@
+/// The flow head on the CPU. Contract and shapes: native/ops/flow.h.
+#pragma once
+
+#include "native/ops/flow.h"
+
+namespace uniflow::cpu {
+
+void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& options, const Tensor& pixels,
+                    const CancelToken& token);
+
+void flow_velocity(const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition, const Tensor& velocity);
+
+}  // namespace uniflow::cpu

@@ -1,0 +1,135 @@
+/// The CPU kernels that are compiled once per instruction set, as one table of functions each.
+///
+/// A kernel takes raw pointers and sizes, checked by native/ops before; it splits its work over the
+/// OpenMP team with parallel_for and never throws. `dtype` is Float32 or BFloat16 unless said otherwise;
+/// arithmetic is float32 throughout. All float pointers named weight, bias, table are float32.
+#pragma once
+
+#include <cstdint>
+
+#include "native/core/dtype.h"
+
+namespace uniflow::cpu {
+
+/// Multi-head self-attention, softmax(q k^T * scale) v, online softmax.
+/// q, k, v are column blocks of one matrix: row = token, [B*S, 3*H*E] with q | k | v. FLOPs 4*B*H*S*S*E.
+struct AttentionArgs {
+  const void* qkv;  // [B, S, 3*H*E]
+  void* out;        // [B, S, H*E]
+  DType dtype;      // of both
+  int64_t batch, seq, heads, head_dim;
+  float scale;
+};
+
+/// h' = h + gate * branch (where branch is given), then out = normalise(h') * weight + bias, then
+/// out * (1 + scale) + shift (where scale is given). Bytes: each row read once, written once.
+struct NormArgs {
+  const void* x;  // [rows, width]
+  void* out;      // [rows, width]; may be x
+  DType x_dtype, out_dtype;
+  int64_t rows, width;
+  int64_t x_stride, out_stride;  // elements between rows
+  bool rms;                      // x / rms(x) instead of (x - mean) / std
+  float eps;
+  const float* weight;  // [width] or null
+  const float* bias;    // [width] or null
+  // AdaLN, all of out_dtype, rows `modulation_stride` apart; null where absent
+  const void* shift = nullptr;
+  const void* scale = nullptr;
+  int64_t modulation_stride = 0;
+  // gated residual, written back to `residual` before normalising
+  float* residual = nullptr;     // [rows, width] float32, then x is unused
+  const void* branch = nullptr;  // [rows, width] of out_dtype
+  const void* gate = nullptr;    // [rows, width] of out_dtype, rows gate_stride apart
+  int64_t gate_stride = 0;
+};
+
+/// Pixels to patch vectors, channel slowest inside a patch: (c, row, column).
+struct UnfoldArgs {
+  const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
+  DType pixel_dtype;
+  void* out;  // [B * (H/p) * (W/p), 3*p*p]
+  DType dtype;
+  int64_t batch, height, width, patch;
+  float mean[3], std[3];
+};
+
+/// Patch vectors to pixels: the inverse of UnfoldArgs.
+struct FoldArgs {
+  const float* patches;  // [B*N, 3*p*p], rows [first, first + rows) of it
+  void* pixels;          // UInt8 [B, H, W, 3], denormalised, rounded and clamped, or Float32 [B, 3, H, W]
+  DType pixel_dtype;
+  int64_t first, rows;
+  int64_t height, width, patch;
+  float mean[3], std[3];
+};
+
+/// [B*N, D] patches -> [B, P+N, D] tokens: prefix tokens in front, position table added to the patches.
+struct AssembleArgs {
+  const void* patches;
+  void* out;
+  DType dtype;
+  int64_t batch, patch_count, prefix_count, width;
+  const float* prefix;    // [P, D] or null
+  const float* position;  // [N, D] or null
+};
+
+/// Bicubic resize of a position table, as PyTorch's interpolate with align_corners = false: [R0, C0, D] -> [R1, C1, D].
+struct ResizeTableArgs {
+  const float* in;
+  float* out;
+  int64_t in_rows, in_cols, out_rows, out_cols, width;
+  bool antialias;
+};
+
+/// Rotary positions on the q and k of [B, S, 3*H*E], tokens from `prefix` on; the rest is copied.
+/// Pairs are (i, i + E/2). cosine and sine are [S - prefix, E].
+struct RopeArgs {
+  const void* qkv;
+  void* out;
+  DType dtype;
+  int64_t batch, seq, heads, head_dim, prefix;
+  const float* cosine;
+  const float* sine;
+};
+
+/// Standard normal numbers by Philox4x32-10 and Box-Muller. Row r of the output is patch `first + r` counted over
+/// the batch: image ids[(first+r) / patches], patch (first+r) % patches. Independent of everything but
+/// (seed, image, patch, column).
+struct NoiseArgs {
+  float* out;  // [rows, width]
+  int64_t first, rows, width, patches;
+  uint64_t seed;
+  const uint32_t* ids;  // one per image
+};
+
+struct Kernels {
+  const char* name;
+  void (*attention)(const AttentionArgs&);
+  void (*norm)(const NormArgs&);
+  void (*unfold)(const UnfoldArgs&);
+  void (*fold)(const FoldArgs&);
+  void (*assemble)(const AssembleArgs&);
+  void (*resize_table)(const ResizeTableArgs&);
+  void (*rope)(const RopeArgs&);
+  void (*noise)(const NoiseArgs&);
+  /// out[i] = x[i] converted; any pair of Float32 and BFloat16.
+  void (*cast)(const void* x, DType from, void* out, DType to, int64_t n);
+  /// out = silu(x[:, :n]) * x[:, n:], x [rows, 2n].
+  void (*swiglu)(const void* x, void* out, DType dtype, int64_t rows, int64_t n);
+  /// out = silu(x + y), x [rows, n], rows of y y_stride apart (0: one row for all), float32 both.
+  void (*silu_sum)(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n);
+  /// x += dt * (v0 + guidance * (v - v0)), v0 null: x += dt * v. All float32 [n].
+  void (*euler)(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n);
+  int64_t (*count_non_finite)(const float* x, int64_t n);
+  /// The yardsticks of every benchmark, measured with the current team, best of a few: multiply-adds in registers, in
+  /// FLOP/s, and a copy from memory to memory, in bytes (read + written) per second.
+  double (*fma_peak)(DType dtype);
+  double (*copy_rate)(void* to, const void* from, int64_t bytes);
+};
+
+/// The table for this machine: the best instruction set that it has, or the one that the environment
+/// variable UNIFLOW_ISA names (avx512bf16, avx512, avx2, portable), if the machine has it.
+const Kernels& kernels();
+
+}  // namespace uniflow::cpu

@@ -1,0 +1,179 @@
+/// Between pixels, patch vectors and tokens: unfold, fold, assemble, and the resizing of position tables.
+/// All are bound by memory: the floor is the bytes of what is read plus what is written.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "native/core/parallel.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/simd.h"
+
+namespace uniflow::cpu::UNIFLOW_ISA {
+namespace {
+
+template <class T>
+void put(T* p, float v) {
+  if constexpr (sizeof(T) == 2) *p = to_bf16(v);
+  else *p = v;
+}
+
+/// One row of patches: [3, p, W] pixels -> W/p patch vectors.
+template <class T>
+void unfold_uint8(const UnfoldArgs& a, const uint8_t* rows, T* out) {
+  const int64_t p = a.patch, cols = a.width / p;
+  for (int64_t c = 0; c < 3; ++c) {
+    const float scale = 1.0f / (255.0f * a.std[c]), offset = -a.mean[c] / a.std[c];
+    T table[256];  // a byte has 256 values: normalising is a look-up, exact and cheap
+    for (int v = 0; v < 256; ++v) put(table + v, static_cast<float>(v) * scale + offset);
+    for (int64_t y = 0; y < p; ++y) {
+      const uint8_t* in = rows + y * a.width * 3 + c;
+      for (int64_t col = 0; col < cols; ++col) {
+        T* o = out + col * 3 * p * p + c * p * p + y * p;
+        for (int64_t x = 0; x < p; ++x) o[x] = table[in[(col * p + x) * 3]];
+      }
+    }
+  }
+}
+
+template <class T>
+void unfold_float(const UnfoldArgs& a, const float* image, int64_t row, T* out) {
+  const int64_t p = a.patch, cols = a.width / p;
+  for (int64_t c = 0; c < 3; ++c)
+    for (int64_t y = 0; y < p; ++y) {
+      const float* in = image + (c * a.height + row * p + y) * a.width;
+      for (int64_t col = 0; col < cols; ++col) {
+        T* o = out + col * 3 * p * p + c * p * p + y * p;
+        for_lanes(p, [&](int64_t x, int lanes) { store_lanes(o + x, load_lanes(in + col * p + x, lanes), lanes); });
+      }
+    }
+}
+
+template <class T>
+void unfold_all(const UnfoldArgs& a) {
+  const int64_t p = a.patch, rows = a.height / p, per_row = (a.width / p) * 3 * p * p;
+  parallel_for(a.batch * rows, [&](int64_t i) {
+    T* out = static_cast<T*>(a.out) + i * per_row;
+    if (a.pixel_dtype == DType::UInt8) {
+      unfold_uint8(a, static_cast<const uint8_t*>(a.pixels) + i * p * a.width * 3, out);
+    } else {
+      unfold_float(a, static_cast<const float*>(a.pixels) + (i / rows) * 3 * a.height * a.width, i % rows, out);
+    }
+  });
+}
+
+uint8_t to_byte(float v) { return static_cast<uint8_t>(std::min(std::max(v, 0.0f), 255.0f) + 0.5f); }
+
+template <class T>
+void assemble_all(const AssembleArgs& a) {
+  const int64_t tokens = a.prefix_count + a.patch_count;
+  parallel_for(a.batch * tokens, [&](int64_t i) {
+    const int64_t image = i / tokens, token = i % tokens - a.prefix_count;
+    T* out = static_cast<T*>(a.out) + i * a.width;
+    if (token < 0) {
+      const float* in = a.prefix + (token + a.prefix_count) * a.width;
+      for_lanes(a.width, [&](int64_t k, int lanes) { store_lanes(out + k, load_lanes(in + k, lanes), lanes); });
+      return;
+    }
+    const T* in = static_cast<const T*>(a.patches) + (image * a.patch_count + token) * a.width;
+    const float* position = a.position ? a.position + token * a.width : nullptr;
+    for_lanes(a.width, [&](int64_t k, int lanes) {
+      vf v = load_lanes(in + k, lanes);
+      if (position) v += load_lanes(position + k, lanes);
+      store_lanes(out + k, v, lanes);
+    });
+  });
+}
+
+float cubic(float x, float a) {
+  x = std::fabs(x);
+  if (x <= 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
+}
+
+struct Taps {
+  std::vector<int64_t> index;
+  std::vector<float> weight;
+};
+
+/// What output position i is mixed from: four taps, a = -0.75, borders repeat.
+Taps plain_taps(int64_t i, int64_t in, int64_t out) {
+  const float at = (static_cast<float>(i) + 0.5f) * (static_cast<float>(in) / static_cast<float>(out)) - 0.5f;
+  const float base = std::floor(at);
+  Taps t;
+  for (int k = -1; k <= 2; ++k) {
+    t.index.push_back(std::clamp<int64_t>(static_cast<int64_t>(base) + k, 0, in - 1));
+    t.weight.push_back(cubic(at - base - static_cast<float>(k), -0.75f));
+  }
+  return t;
+}
+
+/// The antialiased filter: a = -0.5, widened when shrinking, cut at the borders and normalised.
+Taps antialiased_taps(int64_t i, int64_t in, int64_t out) {
+  const float scale = static_cast<float>(in) / static_cast<float>(out), stretch = std::max(scale, 1.0f);
+  const float centre = scale * (static_cast<float>(i) + 0.5f), support = 2 * stretch;
+  const auto begin = std::max<int64_t>(static_cast<int64_t>(centre - support + 0.5f), 0);
+  const auto end = std::min<int64_t>(static_cast<int64_t>(centre + support + 0.5f), in);
+  Taps t;
+  float total = 0;
+  for (int64_t k = begin; k < end; ++k) {
+    t.index.push_back(k);
+    t.weight.push_back(cubic((static_cast<float>(k) - centre + 0.5f) / stretch, -0.5f));
+    total += t.weight.back();
+  }
+  for (float& w : t.weight) w /= total;
+  return t;
+}
+
+}  // namespace
+
+void unfold(const UnfoldArgs& a) {
+  if (a.dtype == DType::BFloat16) unfold_all<bf16>(a);
+  else unfold_all<float>(a);
+}
+
+void fold(const FoldArgs& a) {
+  const int64_t p = a.patch, cols = a.width / p, per_image = (a.height / p) * cols;
+  parallel_for(a.rows, [&](int64_t r) {
+    const int64_t image = (a.first + r) / per_image, n = (a.first + r) % per_image;
+    const int64_t top = (n / cols) * p, left = (n % cols) * p;
+    const float* in = a.patches + r * 3 * p * p;
+    for (int64_t c = 0; c < 3; ++c)
+      for (int64_t y = 0; y < p; ++y) {
+        const float* row = in + (c * p + y) * p;
+        if (a.pixel_dtype == DType::UInt8) {
+          uint8_t* out = static_cast<uint8_t*>(a.pixels) + ((image * a.height + top + y) * a.width + left) * 3 + c;
+          const float scale = 255.0f * a.std[c], offset = 255.0f * a.mean[c];
+          for (int64_t x = 0; x < p; ++x) out[x * 3] = to_byte(row[x] * scale + offset);
+        } else {
+          float* out = static_cast<float*>(a.pixels) + ((image * 3 + c) * a.height + top + y) * a.width + left;
+          std::copy(row, row + p, out);
+        }
+      }
+  });
+}
+
+void assemble(const AssembleArgs& a) {
+  if (a.dtype == DType::BFloat16) assemble_all<bf16>(a);
+  else assemble_all<float>(a);
+}
+
+void resize_table(const ResizeTableArgs& a) {
+  const auto taps = a.antialias ? antialiased_taps : plain_taps;
+  parallel_for(a.out_rows * a.out_cols, [&](int64_t i) {
+    const Taps rows = taps(i / a.out_cols, a.in_rows, a.out_rows);
+    const Taps cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
+    float* out = a.out + i * a.width;
+    for_lanes(a.width, [&](int64_t k, int lanes) {
+      vf v = {};
+      for (size_t y = 0; y < rows.index.size(); ++y) {
+        vf line = {};
+        for (size_t x = 0; x < cols.index.size(); ++x)
+          line += cols.weight[x] * load_lanes(a.in + (rows.index[y] * a.in_cols + cols.index[x]) * a.width + k, lanes);
+        v += rows.weight[y] * line;
+      }
+      store_lanes(out + k, v, lanes);
+    });
+  });
+}
+
+}  // namespace uniflow::cpu::UNIFLOW_ISA

@@ -1,0 +1,92 @@
+/// How fast this machine multiplies and adds, and copies: per instruction set, like the kernels.
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "native/core/parallel.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/simd.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace uniflow::cpu::UNIFLOW_ISA {
+namespace {
+
+// Enough independent chains to hide the latency of an FMA on any core (4-5 cycles x 2 units), and few enough that
+// they all stay in registers.
+constexpr int kChains = kWidth == 16 ? 24 : 12;
+constexpr int64_t kRounds = 2'000'000;
+
+template <class Step, size_t... I>
+inline void unrolled(Step&& step, std::index_sequence<I...>) {
+  (step.template operator()<I>(), ...);
+}
+
+/// Runs kRounds of kChains multiply-adds on every thread and returns the best FLOP/s of a few tries.
+template <class Chain>
+double best_rate(double flops_per_step, Chain&& chain) {
+  const int threads = omp_get_max_threads();
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const auto begin = std::chrono::steady_clock::now();
+    parallel_for(threads, chain);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, flops_per_step * kChains * static_cast<double>(kRounds) * threads / taken.count());
+  }
+  return best;
+}
+
+void float_chain(int64_t) {
+  vf a[kChains];
+  for (int i = 0; i < kChains; ++i) a[i] = splat(static_cast<float>(i));
+  vf x = splat(1.0f - 1e-7f), y = splat(1e-9f);
+  asm volatile("" : "+m"(x), "+m"(y));
+  for (int64_t r = 0; r < kRounds; ++r)
+    unrolled([&]<size_t I>() { a[I] = a[I] * x + y; }, std::make_index_sequence<kChains>());
+  vf total = {};
+  for (int i = 0; i < kChains; ++i) total += a[i];
+  volatile float sink = sum(total);
+  (void)sink;
+}
+
+#ifdef __AVX512BF16__
+void bfloat16_chain(int64_t) {
+  __m512 a[kChains];
+  for (int i = 0; i < kChains; ++i) a[i] = (__m512)splat(static_cast<float>(i));
+  vf ones = splat(1.0f), small = splat(1e-9f);
+  asm volatile("" : "+m"(ones), "+m"(small));
+  const __m512bh x = (__m512bh)ones, y = (__m512bh)small;
+  for (int64_t r = 0; r < kRounds; ++r)
+    unrolled([&]<size_t I>() { a[I] = _mm512_dpbf16_ps(a[I], x, y); }, std::make_index_sequence<kChains>());
+  vf total = {};
+  for (int i = 0; i < kChains; ++i) total += (vf)a[i];
+  volatile float sink = sum(total);
+  (void)sink;
+}
+#endif
+
+}  // namespace
+
+double fma_peak(DType dtype) {
+#ifdef __AVX512BF16__
+  if (dtype == DType::BFloat16) return best_rate(4.0 * kWidth, bfloat16_chain);
+#endif
+  (void)dtype;  // without bfloat16 arithmetic, bfloat16 layers are computed in float32
+  return best_rate(2.0 * kWidth, float_chain);
+}
+
+double copy_rate(void* to, const void* from, int64_t bytes) {
+  constexpr int64_t kSlice = 1 << 20;
+  double best = 0;
+  for (int attempt = 0; attempt < 7; ++attempt) {
+    const auto begin = std::chrono::steady_clock::now();
+    parallel_for(bytes / kSlice, [&](int64_t i) { std::memcpy(static_cast<char*>(to) + i * kSlice, static_cast<const char*>(from) + i * kSlice, kSlice); });
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, 2.0 * static_cast<double>(bytes) / taken.count());
+  }
+  return best;
+}
+
+}  // namespace uniflow::cpu::UNIFLOW_ISA

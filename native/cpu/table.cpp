@@ -1,0 +1,29 @@
+/// The kernels of one instruction set; compiled once for each.
+#include "native/cpu/kernels.h"
+
+#define UNIFLOW_STRING_OF(x) #x
+#define UNIFLOW_STRING(x) UNIFLOW_STRING_OF(x)
+
+namespace uniflow::cpu::UNIFLOW_ISA {
+
+void attention(const AttentionArgs&);
+void norm(const NormArgs&);
+void unfold(const UnfoldArgs&);
+void fold(const FoldArgs&);
+void assemble(const AssembleArgs&);
+void resize_table(const ResizeTableArgs&);
+void rope(const RopeArgs&);
+void noise(const NoiseArgs&);
+void cast(const void*, DType, void*, DType, int64_t);
+void swiglu(const void*, void*, DType, int64_t, int64_t);
+void silu_sum(const float*, const float*, int64_t, void*, DType, int64_t, int64_t);
+void euler(float*, const float*, const float*, float, float, int64_t);
+int64_t count_non_finite(const float*, int64_t);
+double fma_peak(DType);
+double copy_rate(void*, const void*, int64_t);
+
+extern const Kernels table;
+const Kernels table = {UNIFLOW_STRING(UNIFLOW_ISA), attention, norm, unfold, fold, assemble, resize_table, rope, noise, cast, swiglu,
+                       silu_sum, euler, count_non_finite, fma_peak, copy_rate};
+
+}  // namespace uniflow::cpu::UNIFLOW_ISA

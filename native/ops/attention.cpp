@@ -1,0 +1,89 @@
+#include "native/ops/attention.h"
+
+#include <cmath>
+#include <cstring>
+#include <numbers>
+
+#include "native/cpu/kernels.h"
+#include "native/ops/check.h"
+
+namespace uniflow::ops {
+namespace {
+
+/// Checks [B, S, 3*D] and returns D.
+int64_t check_qkv(const Tensor& qkv, int64_t heads) {
+  check_shape(qkv, "qkv", {-1, -1, -1});
+  check_floating(qkv, "qkv");
+  check_positive(heads, "heads");
+  if (qkv.dim(2) % (3 * heads) != 0)
+    reject("qkv", "a last dimension divisible by 3 * " + std::to_string(heads) + " heads", describe(qkv));
+  return qkv.dim(2) / 3;
+}
+
+}  // namespace
+
+Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
+  const int64_t width = check_qkv(qkv, heads);
+  Tensor out(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width});
+  Stream::cpu().enqueue(session, {"attention", {qkv}, {out}, [=](const CancelToken&) {
+    const int64_t head_dim = width / heads;
+    if (out.size() == 0) return;
+    cpu::kernels().attention({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
+                              .heads = heads, .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))});
+  }});
+  return out;
+}
+
+Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, float eps) {
+  const int64_t width = check_qkv(qkv, 1);
+  check_optional_vector(q_weight, "qWeight", width);
+  check_optional_vector(k_weight, "kWeight", width);
+  Tensor out(qkv.dtype(), qkv.shape());
+  Stream::cpu().enqueue(session, {"qkNorm", {qkv, q_weight, k_weight}, {out}, [=](const CancelToken&) {
+    std::memcpy(out.data(), qkv.data(), static_cast<size_t>(qkv.bytes()));
+    const int64_t rows = qkv.dim(0) * qkv.dim(1);
+    for (const auto& [column, weight] : {std::pair{int64_t{0}, q_weight}, std::pair{width, k_weight}}) {
+      std::byte* part = out.data<std::byte>() + column * size_of(out.dtype());
+      cpu::kernels().norm({.x = part, .out = part, .x_dtype = out.dtype(), .out_dtype = out.dtype(), .rows = rows, .width = width,
+                           .x_stride = 3 * width, .out_stride = 3 * width, .rms = true, .eps = eps, .weight = float_data(weight),
+                           .bias = nullptr});
+    }
+  }});
+  return out;
+}
+
+Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table) {
+  const int64_t width = check_qkv(qkv, heads), head_dim = width / heads;
+  if (prefix < 0 || prefix > qkv.dim(1)) reject("prefix", "0 to " + std::to_string(qkv.dim(1)), std::to_string(prefix));
+  check_shape(table, "table", {2, qkv.dim(1) - prefix, head_dim});
+  check_dtype(table, "table", {DType::Float32});
+  Tensor out(qkv.dtype(), qkv.shape());
+  Stream::cpu().enqueue(session, {"rope", {qkv, table}, {out}, [=](const CancelToken&) {
+    cpu::kernels().rope({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
+                         .heads = heads, .head_dim = head_dim, .prefix = prefix, .cosine = table.data<float>(),
+                         .sine = table.data<float>() + table.size() / 2});
+  }});
+  return out;
+}
+
+Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta) {
+  check_positive(rows, "rows");
+  check_positive(cols, "cols");
+  check_positive(head_dim, "headDim");
+  if (head_dim % 4 != 0) reject("headDim", "a multiple of 4", std::to_string(head_dim));
+  Tensor out(DType::Float32, {2, rows * cols, head_dim});
+  Stream::cpu().enqueue(session, {"ropeTable", {}, {out}, [=](const CancelToken&) {
+    const int64_t quarter = head_dim / 4, half = out.size() / 2;
+    for (int64_t n = 0; n < rows * cols; ++n)
+      for (int64_t i = 0; i < head_dim; ++i) {
+        const int64_t k = i % (2 * quarter), at = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
+        const double centre = 2.0 * (static_cast<double>(at) + 0.5) / static_cast<double>(of) - 1.0;
+        const double angle = 2.0 * std::numbers::pi * centre * std::pow(theta, -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim));
+        out.data<float>()[n * head_dim + i] = static_cast<float>(std::cos(angle));
+        out.data<float>()[half + n * head_dim + i] = static_cast<float>(std::sin(angle));
+      }
+  }});
+  return out;
+}
+
+}  // namespace uniflow::ops

@@ -1,0 +1,22 @@
+/// Multi-head self-attention over tokens, and what is done to q and k before it.
+/// qkv [B, S, 3*D], columns q | k | v, D = heads * E. FLOPs 4*B*S*S*D, bytes 8*B*S*D in bfloat16.
+#pragma once
+
+#include "native/ops/linear.h"
+
+namespace uniflow::ops {
+
+/// softmax(q k^T / sqrt(E)) v per head: [B, S, 3*D] -> [B, S, D].
+Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads);
+
+/// RMSNorm of q and of k over their whole width D (InternViT-6B); v is copied.
+Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, float eps);
+
+/// Rotary positions on q and k of the tokens from `prefix` on (DINOv3). table [2, S - prefix, E]: cosines, sines.
+Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table);
+
+/// DINOv3's table [2, rows*cols, E] float32: patch centres scaled to [-1, 1], angles 2 pi * (row, column) * theta^-(4i/E),
+/// first the row's E/4, then the column's, all twice.
+Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta);
+
+}  // namespace uniflow::ops

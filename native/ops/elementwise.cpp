@@ -1,0 +1,60 @@
+#include "native/ops/elementwise.h"
+
+#include <cstring>
+
+#include "native/core/parallel.h"
+#include "native/cpu/kernels.h"
+#include "native/ops/check.h"
+
+namespace uniflow::ops {
+
+Tensor cast(const SessionRef& session, const Tensor& x, DType dtype) {
+  if (!x || x.packing()) reject("x", "a plain tensor", describe(x));
+  check_floating(x, "x");
+  if (x.dtype() == dtype) return x;
+  Tensor out(dtype, x.shape());
+  check_floating(out, "dtype");
+  Stream::cpu().enqueue(session, {"cast", {x}, {out}, [=](const CancelToken&) {
+    cpu::kernels().cast(x.data(), x.dtype(), out.data(), dtype, x.size());
+  }});
+  return out;
+}
+
+Tensor swiglu(const SessionRef& session, const Tensor& x) {
+  if (!x || x.packing() || x.rank() < 1 || x.dim(-1) % 2) reject("x", "a tensor [..., 2n]", describe(x));
+  check_floating(x, "x");
+  Shape shape = x.shape();
+  shape.back() /= 2;
+  Tensor out(x.dtype(), shape);
+  Stream::cpu().enqueue(session, {"swiglu", {x}, {out}, [=](const CancelToken&) {
+    if (out.size() == 0) return;
+    cpu::kernels().swiglu(x.data(), out.data(), x.dtype(), out.size() / out.dim(-1), out.dim(-1));
+  }});
+  return out;
+}
+
+void check_finite(const SessionRef& session, const Tensor& x, const std::string& name) {
+  if (!x || x.packing()) reject(name, "a plain tensor", describe(x));
+  check_dtype(x, name.c_str(), {DType::Float32});
+  Stream::cpu().enqueue(session, {"checkFinite", {x}, {x}, [=](const CancelToken&) {
+    const int64_t bad = cpu::kernels().count_non_finite(x.data<float>(), x.size());
+    if (bad) reject(name, "finite values", std::to_string(bad) + " of " + std::to_string(x.size()) + " NaN or infinite");
+  }});
+}
+
+Tensor slice_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t end) {
+  check_shape(x, "x", {-1, -1, -1});
+  if (begin < 0 || end < begin || end > x.dim(1))
+    reject("tokens", "a range within [0, " + std::to_string(x.dim(1)) + "]", "[" + std::to_string(begin) + ", " + std::to_string(end) + ")");
+  if (begin == 0 && end == x.dim(1)) return x;
+  Tensor out(x.dtype(), {x.dim(0), end - begin, x.dim(2)});
+  Stream::cpu().enqueue(session, {"sliceTokens", {x}, {out}, [=](const CancelToken&) {
+    const int64_t row = x.dim(2) * size_of(x.dtype()), bytes = (end - begin) * row;
+    parallel_for(x.dim(0), [&](int64_t b) {
+      std::memcpy(out.data<std::byte>() + b * bytes, x.data<std::byte>() + (b * x.dim(1) + begin) * row, static_cast<size_t>(bytes));
+    });
+  }});
+  return out;
+}
+
+}  // namespace uniflow::ops

@@ -1,0 +1,52 @@
+#include "native/ops/linear.h"
+
+#include "native/cpu/linear.h"
+#include "native/ops/check.h"
+
+namespace uniflow::ops {
+
+Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype) {
+  check_shape(weight, "weight", {-1, -1});
+  check_floating(weight, "weight");
+  auto packing = cpu::linear_packing(weight.dim(0), weight.dim(1), dtype);
+  Tensor out(dtype, weight.shape(), packing, cpu::packed_bytes(*packing));
+  Stream::cpu().enqueue(session, {"packLinear", {weight}, {out}, [=](const CancelToken&) {
+    cpu::pack(*packing, weight.data(), weight.dtype(), out.data());
+  }});
+  return out;
+}
+
+Tensor unpack_linear(const SessionRef& session, const Tensor& weight) {
+  if (!weight || !weight.packing()) reject("weight", "a packed linear weight", describe(weight));
+  Tensor out(DType::Float32, weight.shape());
+  Stream::cpu().enqueue(session, {"unpackLinear", {weight}, {out}, [=](const CancelToken&) {
+    cpu::unpack(*weight.packing(), weight.data(), out.data(), DType::Float32);
+  }});
+  return out;
+}
+
+Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, const LinearOptions& o) {
+  if (!weight || !weight.packing()) reject("weight", "a packed linear weight", describe(weight));
+  if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != weight.dim(1))
+    reject("x", "a tensor [..., " + std::to_string(weight.dim(1)) + "]", describe(x));
+  check_floating(x, "x");
+  const int64_t n = weight.dim(0);
+  check_optional_vector(o.bias, "bias", n);
+  check_optional_vector(o.scale, "scale", n);
+  Shape shape = x.shape();
+  shape.back() = n;
+  if (o.residual) {
+    check_shape(o.residual, "residual", shape);
+    check_dtype(o.residual, "residual", {x.dtype()});
+  }
+  Tensor out(x.dtype(), shape);
+  Stream::cpu().enqueue(session, {"linear", {x, weight, o.bias, o.scale, o.residual}, {out}, [=](const CancelToken&) {
+    if (x.size() == 0) return;
+    cpu::linear({.x = x.data(), .weight = weight.data(), .packing = weight.packing().get(), .out = out.data(),
+                 .rows = x.size() / x.dim(-1), .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = float_data(o.bias),
+                 .scale = float_data(o.scale), .residual = raw_data(o.residual), .activation = o.activation});
+  }});
+  return out;
+}
+
+}  // namespace uniflow::ops

@@ -1,0 +1,156 @@
+#include "native/ops/load.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "native/core/parallel.h"
+#include "native/core/philox.h"
+#include "native/cpu/kernels.h"
+#include "native/cpu/linear.h"
+#include "native/ops/check.h"
+
+namespace uniflow::ops {
+namespace {
+
+/// float16 to float32, subnormals and infinities included.
+float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
+  if (exponent == 0) return std::bit_cast<float>(sign | 0x3f800000u) * static_cast<float>(mantissa) * 0x1p-24f;
+  const uint32_t wide = exponent == 31 ? 255u : exponent + 112u;
+  return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
+}
+
+template <class T>
+T read_at(const std::byte* p, int64_t i) {  // the format does not align its data
+  T v;
+  std::memcpy(&v, p + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return v;
+}
+
+float element(const SafetensorsFile::Entry& e, int64_t i) {
+  switch (e.dtype) {
+    case FileDType::F32: return read_at<float>(e.data, i);
+    case FileDType::BF16: return to_float(bf16{read_at<uint16_t>(e.data, i)});
+    default: return half_to_float(read_at<uint16_t>(e.data, i));
+  }
+}
+
+const SafetensorsFile::Entry& entry_of(const ParameterPart& part) {
+  const auto& entries = part.file->entries();
+  auto it = entries.find(part.name);
+  if (it == entries.end()) throw Error(ErrorCode::BadCheckpoint, part.name, "a tensor in " + part.file->path(), "none of that name");
+  const auto& e = it->second;
+  if (e.dtype != FileDType::F32 && e.dtype != FileDType::BF16 && e.dtype != FileDType::F16)
+    throw Error(ErrorCode::BadCheckpoint, part.name, "F32, F16 or BF16", name_of(e.dtype));
+  return e;
+}
+
+int64_t elements(const ParameterPart& part, int64_t row) { return part.file ? count(entry_of(part).shape) : part.rows * row; }
+
+void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out) {
+  if (!part.file) {
+    std::memset(out, 0, static_cast<size_t>(n * size_of(dtype)));
+    return;
+  }
+  const auto& e = entry_of(part);
+  const bool same = (e.dtype == FileDType::F32 && dtype == DType::Float32) || (e.dtype == FileDType::BF16 && dtype == DType::BFloat16);
+  if (same) {
+    std::memcpy(out, e.data, e.bytes);
+  } else {
+    constexpr int64_t chunk = 1 << 16;
+    parallel_for((n + chunk - 1) / chunk, [&](int64_t c) {
+      for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) {
+        const float v = element(e, i);
+        if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(out)[i] = to_bf16(v);
+        else reinterpret_cast<float*>(out)[i] = v;
+      }
+    });
+  }
+  part.file->release(e);
+}
+
+Tensor make_parameter(const Shape& shape, DType dtype, bool packed) {
+  if (!packed) return Tensor(dtype, shape, Placement::Persistent);
+  if (shape.size() != 2) reject("shape", "[out, in] of a linear weight", to_string(shape));
+  auto packing = cpu::linear_packing(shape[0], shape[1], dtype);
+  return Tensor(dtype, shape, packing, cpu::packed_bytes(*packing));
+}
+
+/// Runs `fill(plain)` on the parameter's own memory, or on a plain copy that is then packed.
+template <class Fill>
+void fill_parameter(const Tensor& out, Fill&& fill) {
+  if (!out.packing()) {
+    fill(out.data<std::byte>());
+    return;
+  }
+  Tensor plain(out.dtype(), out.shape());
+  plain.buffer()->allocate();
+  fill(plain.data<std::byte>());
+  cpu::pack(*out.packing(), plain.data(), out.dtype(), out.data());
+}
+
+}  // namespace
+
+Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart>& parts, const Shape& shape, DType dtype, bool packed) {
+  Tensor out = make_parameter(shape, dtype, packed);
+  check_floating(out, "dtype");
+  const int64_t row = shape.empty() || shape[0] == 0 ? 1 : count(shape) / shape[0];
+  int64_t total = 0;
+  for (const ParameterPart& part : parts) total += elements(part, row);
+  if (total != count(shape)) {
+    const std::string name = parts.empty() ? "parameter" : parts.front().name;
+    throw Error(ErrorCode::BadCheckpoint, name, std::to_string(count(shape)) + " elements for " + to_string(shape), std::to_string(total));
+  }
+  Stream::cpu().enqueue(session, {"loadParameter", {}, {out}, [=](const CancelToken&) {
+    fill_parameter(out, [&](std::byte* plain) {
+      for (const ParameterPart& part : parts) {
+        const int64_t n = elements(part, row);
+        read_part(part, n, dtype, plain);
+        plain += n * size_of(dtype);
+      }
+    });
+  }});
+  return out;
+}
+
+Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dtype, bool packed, uint64_t seed, uint32_t stream, float std) {
+  Tensor out = make_parameter(shape, dtype, packed);
+  check_floating(out, "dtype");
+  Stream::cpu().enqueue(session, {"randomParameter", {}, {out}, [=](const CancelToken&) {
+    fill_parameter(out, [&](std::byte* plain) {
+      const int64_t n = count(shape);
+      parallel_for((n + 3) / 4, [&](int64_t block) {
+        const auto four = philox_normal(philox({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 1}, seed));
+        for (int64_t i = block * 4; i < std::min(n, block * 4 + 4); ++i) {
+          const float v = std * std::clamp(four[static_cast<size_t>(i % 4)], -2.0f, 2.0f);
+          if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(plain)[i] = to_bf16(v);
+          else reinterpret_cast<float*>(plain)[i] = v;
+        }
+      });
+    });
+  }});
+  return out;
+}
+
+Tensor constant_parameter(const SessionRef& session, const Shape& shape, float value) {
+  Tensor out(DType::Float32, shape, Placement::Persistent);
+  Stream::cpu().enqueue(session, {"constantParameter", {}, {out}, [=](const CancelToken&) {
+    std::fill_n(out.data<float>(), out.size(), value);
+  }});
+  return out;
+}
+
+Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype) {
+  check_floating(parameter, "parameter");
+  if (dtype != DType::Float32 && dtype != DType::BFloat16) reject("dtype", "float32 or bfloat16", name_of(dtype));
+  Tensor out(DType::UInt8, {parameter.size() * size_of(dtype)});
+  Stream::cpu().enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const CancelToken&) {
+    if (parameter.packing()) cpu::unpack(*parameter.packing(), parameter.data(), out.data(), dtype);
+    else cpu::kernels().cast(parameter.data(), parameter.dtype(), out.data(), dtype, parameter.size());
+  }});
+  return out;
+}
+
+}  // namespace uniflow::ops

@@ -1,0 +1,29 @@
+/// Parameters: read from a checkpoint, or drawn at random.
+#pragma once
+
+#include "native/core/safetensors.h"
+#include "native/ops/linear.h"
+
+namespace uniflow::ops {
+
+/// One run of rows of a parameter: a tensor of a file, or (file empty) `rows` rows of zeros, for a bias that a family leaves out.
+struct ParameterPart {
+  std::shared_ptr<SafetensorsFile> file;
+  std::string name;
+  int64_t rows = 0;
+};
+
+/// Concatenates the parts along their first dimension, converts F32, F16 or BF16 to `dtype`, shapes it as `shape`.
+/// `packed`: stored for linear(). The file's pages are released once read: the weights are never held twice.
+Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart>& parts, const Shape& shape, DType dtype, bool packed);
+
+/// Normal(0, std) truncated to two deviations, element i a function of (seed, stream, i).
+Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dtype, bool packed, uint64_t seed, uint32_t stream, float std);
+
+/// All elements equal.
+Tensor constant_parameter(const SessionRef& session, const Shape& shape, float value);
+
+/// uint8 [bytes]: the values in C order as `dtype`, as a checkpoint stores them.
+Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype);
+
+}  // namespace uniflow::ops

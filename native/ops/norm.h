@@ -1,0 +1,18 @@
+/// LayerNorm and RMSNorm over the last dimension, optionally modulated (AdaLN):
+/// out = norm(x) * weight + bias, then out * (1 + scale) + shift. Bytes: x once, out once.
+#pragma once
+
+#include "native/ops/linear.h"
+
+namespace uniflow::ops {
+
+struct NormOptions {
+  Tensor weight, bias;  // [D] float32, empty where absent
+  Tensor scale, shift;  // shaped and typed as x, both or none
+  float eps = 1e-6f;
+  bool rms = false;
+};
+
+Tensor norm(const SessionRef& session, const Tensor& x, const NormOptions& options);
+
+}  // namespace uniflow::ops

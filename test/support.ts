@@ -1,0 +1,46 @@
+/** What the tests share: fixtures, golden tensors, and the one place with their tolerances. */
+import { expect } from '@jest/globals';
+import ndarray, { type NdArray } from 'ndarray';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { native } from '../lib/native.js';
+
+export const fixtures = join(dirname(fileURLToPath(import.meta.url)), 'fixtures');
+export const golden = (name: string): string => join(fixtures, 'golden', name);
+export const photos = join(fixtures, '..', '..', 'examples', 'photos');
+
+/** Relative L2 against the golden values. */
+export const tolerances = {
+  float32: 2e-4,
+  decode: 1e-3,
+  bfloat16: 2e-2,
+  /** The same image alone and inside a batch, float32. */
+  batch: 1e-6,
+} as const;
+
+/** Every tensor of a safetensors file as float32. */
+export async function readTensors(path: string): Promise<Record<string, NdArray<Float32Array>>> {
+  const { handle, tensors } = native.openSafetensors(path);
+  const out: Record<string, NdArray<Float32Array>> = {};
+  for (const [name, { shape }] of Object.entries(tensors)) {
+    const tensor = native.loadParameter([{ file: handle, name }], shape, 'float32', false);
+    const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
+    await tensor.read(data);
+    tensor.dispose();
+    out[name] = ndarray(data, shape);
+  }
+  return out;
+}
+
+/** ‖a − b‖ / ‖b‖ in float64. */
+export function relativeL2(actual: NdArray, expected: NdArray): number {
+  expect(actual.shape).toEqual(expected.shape);
+  const [a, b] = [actual.data as unknown as Float32Array, expected.data as unknown as Float32Array];
+  let difference = 0;
+  let norm = 0;
+  for (let i = 0; i < a.length; i++) {
+    difference += ((a[i] as number) - (b[i] as number)) ** 2;
+    norm += (b[i] as number) ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
