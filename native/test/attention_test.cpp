@@ -65,7 +65,8 @@ std::unique_ptr<T[]> run(const Shape& s, const T* qkv, float scale) {
 
 /// Row `token` of one head of one image, in double precision.
 template <class T>
-std::vector<double> reference(const Shape& s, const T* qkv, float scale, int64_t image, int64_t head, int64_t token) {
+std::vector<double> reference(const Shape& s, const T* qkv, float scale, int64_t image, int64_t head,
+                              int64_t token) {
   const T* rows = qkv + image * s.seq * s.in_row() + head * s.head_dim;
   const T* q = rows + token * s.in_row();
   std::vector<double> weights(static_cast<size_t>(s.seq)), out(static_cast<size_t>(s.head_dim));
