@@ -43,7 +43,7 @@ export interface BatchRun {
   batchSize: number;
   signal?: AbortSignal | undefined;
   /** The batch's input tensors; disposed of once queued. */
-  load(begin: number, end: number): Promise<Tensor[]>;
+  load(begin: number, end: number): Tensor[] | Promise<Tensor[]>;
   /** Queues the batch's work; returns the outputs to gather, all with the batch as first dimension. */
   forward(inputs: Tensor[], begin: number, end: number): Tensor[];
 }

@@ -6,7 +6,7 @@ export type { EncoderConfig, Family } from './encoder/config.js';
 export type { DecoderConfig } from './decoder/decoder.js';
 export { timeGrid, type Schedule } from './decoder/schedule.js';
 export type { ImageInput, PixelInput } from './io/input.js';
-export { decodeImage, writeImage, type ImageSource, type RgbImage } from './io/image.js';
+export { decodeImage, sideBySide, writeImage, type ImageSource, type RgbImage } from './io/image.js';
 export type { Preprocessing } from './io/preprocess.js';
 export type { HubOptions, HubProgress } from './io/hub.js';
 export { cpuInfo, devices, measurePeak, memoryStats, resetPeakMemory, setThreads, trimMemory, type DeviceInfo, type DeviceOptions, type MemoryStats } from './device.js';

@@ -130,7 +130,7 @@ export class UniFlow {
   /** A randomly initialised model, of a preset's size or as a config.json says. */
   static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
     const json = typeof config === 'string' ? presets[config] : config;
-    if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${String(config)}'`);
+    if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
     const dtype = checkDevice(device);
     const source = new RandomSource(dtype, seed);
     return new UniFlow(parseUniFlowConfig(json), json, dtype, source, source);
@@ -160,8 +160,8 @@ export class UniFlow {
     const tokens = options.tokens ? rest.shift() : undefined;
     return {
       latents: latents as NdArray,
-      ...(tokens ? { tokens: tokens as NdArray } : {}),
-      ...(options.hiddenStates ? { hiddenStates: rest as NdArray[] } : {}),
+      ...(tokens ? { tokens: tokens } : {}),
+      ...(options.hiddenStates ? { hiddenStates: rest } : {}),
       grid,
     };
   }
@@ -220,7 +220,7 @@ export class UniFlow {
         count: batch as number,
         batchSize: checkBatchSize(options.batchSize, patches as number),
         signal: options.signal,
-        load: async (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
+        load: (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
         forward: ([z, noise], begin, end) => {
           const condition = this.decoder.condition(cast(z!, this.dtype), grid);
           return [this.decoder.integrate(condition, grid, { schedule, guidance, noise, seed, ids: ids.subarray(begin, end), output })];
@@ -334,7 +334,7 @@ async function* inBatches(source: Iterable<StreamItem> | AsyncIterable<StreamIte
   let batch: { id: string; image: ImageSource }[] = [];
   let number = 0;
   for await (const item of source) {
-    const named = typeof item === 'object' && 'image' in item ? item : { id: typeof item === 'string' || item instanceof URL ? String(item) : String(number), image: item as ImageSource };
+    const named = typeof item === 'object' && 'image' in item ? item : { id: typeof item === 'string' || item instanceof URL ? String(item) : String(number), image: item };
     batch.push(named);
     number++;
     if (batch.length < size) continue;

@@ -35,7 +35,7 @@ export async function readTensors(path: string): Promise<Record<string, NdArray<
 /** ‖a − b‖ / ‖b‖ in float64. */
 export function relativeL2(actual: NdArray, expected: NdArray): number {
   expect(actual.shape).toEqual(expected.shape);
-  const [a, b] = [actual.data as unknown as Float32Array, expected.data as unknown as Float32Array];
+  const [a, b] = [actual.data, expected.data];
   let difference = 0;
   let norm = 0;
   for (let i = 0; i < a.length; i++) {

@@ -89,7 +89,7 @@ export class VisionEncoder {
           return [out.last, ...out.states];
         },
       });
-      return { lastHiddenState: last as NdArray, grid, ...(options.hiddenStates ? { hiddenStates: states as NdArray[] } : {}) };
+      return { lastHiddenState: last as NdArray, grid, ...(options.hiddenStates ? { hiddenStates: states } : {}) };
     } finally {
       batches.dispose();
     }

@@ -3,7 +3,7 @@ import { mkdir, open, readFile, rename, rm, stat, type FileHandle as File } from
 import { basename, join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { native, type FileHandle, type FloatType, type ParameterPart } from '../native.js';
-import { ParameterSource, type Init, type Parameter, type Part } from '../parameters.js';
+import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 
 interface Stored {
@@ -83,7 +83,7 @@ export class CheckpointSource extends ParameterSource {
     super(dtype);
   }
 
-  protected make(parts: readonly Part[], shape: readonly number[], packed: boolean, _init: Init): Tensor {
+  protected make(parts: readonly Part[], shape: readonly number[], packed: boolean): Tensor {
     const before = this.missing.length + this.misfits.length;
     const stored = parts.map((part) => this.locate(part));
     if (this.missing.length + this.misfits.length > before) return tensorOf(native.constantParameter([0], 0)); // finish() will throw

@@ -1,18 +1,15 @@
-/** Where a model is: a local folder, or a repository of the Hugging Face hub, kept in the cache that Python shares. */
-import { createHash, randomUUID } from 'node:crypto';
+/** Where a model is: a local folder, or a repository of the Hugging Face hub in the cache that Python shares. */
+import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { getHFHubCachePath, getRepoFolderName, HUB_URL, HubApiError, listFiles, modelInfo, type ListFileEntry } from '@huggingface/hub';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 
-/** How far the download of a model is. */
+/** The file that bytes arrived for, and the bytes of all files: so far (those found in the cache included), and in the end. */
 export interface HubProgress {
-  /** The file that bytes arrived for. */
   file: string;
-  /** Bytes of all files so far, those that were in the cache included. */
   loaded: number;
-  /** Bytes of all files. */
   total: number;
 }
 
@@ -25,12 +22,11 @@ export interface HubOptions {
   signal?: AbortSignal;
 }
 
-/** One revision of a repository, as one call of {@link resolveModel} sees it. */
+/** A repository as one call sees it. `folder` holds blobs/CHECKSUM, snapshots/COMMIT/FILE linked to them, and refs/REVISION. */
 interface Repository extends HubOptions {
   name: string;
   revision: string;
   endpoint: string;
-  /** Its folder in the cache: `blobs/<checksum>`, `snapshots/<commit>/<file>` linked to them, `refs/<revision>`. */
   folder: string;
   fetch: typeof fetch;
 }
@@ -42,11 +38,10 @@ const INDEX = 'model.safetensors.index.json';
 const COMMIT = /^[0-9a-f]{40}$/;
 
 /**
- * The local folder of a model: itself where `model` is a folder, else the hub repository `owner/name`, downloaded
- * on first use.
+ * The local folder of a model: itself where `model` is a folder, else the hub repository `owner/name`, downloaded on
+ * first use. Where the hub cannot be reached, the copy in the cache is used if it is complete.
  *
- * Honours HF_ENDPOINT, HF_TOKEN (or the token that `hf auth login` stored) and HF_HUB_OFFLINE. Where the hub cannot
- * be reached, the copy in the cache is used if it is complete.
+ * Honours HF_ENDPOINT, HF_TOKEN (or the token that `hf auth login` stored) and HF_HUB_OFFLINE.
  *
  * @throws {UniFlowError} `NOT_FOUND`, `BAD_INPUT`, `BAD_CHECKPOINT`, `NETWORK` or `ABORTED`.
  */
@@ -55,10 +50,7 @@ export async function resolveModel(model: string, options: HubOptions): Promise<
   const found = await stat(model).catch(() => undefined);
   if (found?.isDirectory()) return model;
   if (found) throw UniFlowError.expected('BAD_INPUT', model, 'the folder of a model', 'a file');
-  if (/^[./~]|\\|\/.*\//.test(model)) {
-    const hint = model.startsWith('~') ? ' (a leading ~ is expanded by shells, not here)' : '';
-    throw new UniFlowError('NOT_FOUND', `${model}: no such folder${hint}`, { subject: model });
-  }
+  if (/^[./~]|\\|\/.*\//.test(model)) throw new UniFlowError('NOT_FOUND', `${model}: no such folder`, { subject: model });
   if (!/^\b[\w.-]+\b\/\b[\w.-]+\b$/.test(model) || /--|\.\./.test(model))
     throw UniFlowError.expected('BAD_INPUT', 'model', 'the path of a folder, or owner/name on the hub', JSON.stringify(model));
   const repository = await repositoryOf(model, options);
@@ -67,15 +59,14 @@ export async function resolveModel(model: string, options: HubOptions): Promise<
 
 async function repositoryOf(name: string, options: HubOptions): Promise<Repository> {
   const { revision = 'main', cacheDir = getHFHubCachePath(), signal } = options;
-  // It becomes a path below refs/; git allows none of these either.
-  if (!revision || /^\/|\/$|\.\.|\\/.test(revision))
+  if (!revision || /^\/|\/$|\.\.|\\/.test(revision)) // it becomes a path below refs/, and git allows none of these
     throw UniFlowError.expected('BAD_INPUT', 'revision', 'a branch, tag or commit', JSON.stringify(revision));
   const endpoint = (process.env['HF_ENDPOINT'] || HUB_URL).replace(/\/+$/, '');
   const folder = join(resolve(cacheDir), getRepoFolderName({ type: 'model', name }));
   return { ...options, name, revision, endpoint, folder, fetch: hubFetch(endpoint, await accessToken(), signal) };
 }
 
-/** The token from the places where Python's huggingface_hub looks. */
+/** The token from the places where Python's huggingface_hub looks for it. */
 async function accessToken(): Promise<string> {
   const { HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH, HF_HOME, XDG_CACHE_HOME } = process.env;
   const home = HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface');
@@ -83,8 +74,8 @@ async function accessToken(): Promise<string> {
   return (HF_TOKEN || HUGGING_FACE_HUB_TOKEN || (await stored())).trim();
 }
 
-/** `@huggingface/hub` takes no signal, and refuses the tokens of mirrors, which do not start with `hf_`. */
-function hubFetch(endpoint: string, token: string, signal?: AbortSignal): typeof fetch {
+/** `@huggingface/hub` takes no signal, and refuses tokens that do not start with `hf_`, as those of mirrors. */
+function hubFetch(endpoint: string, token: string, signal: AbortSignal | undefined): typeof fetch {
   return async (input, init) => {
     const headers = new Headers(init?.headers);
     if (token && new URL(String(input)).origin === new URL(endpoint).origin) headers.set('Authorization', `Bearer ${token}`);
@@ -92,66 +83,197 @@ function hubFetch(endpoint: string, token: string, signal?: AbortSignal): typeof
   };
 }
 
-const queues = new Map<string, Promise<unknown>>();
+const queues = new Map<string, Promise<void>>();
 
 /** Runs `work` after the earlier calls for `key`, so that a second load finds in the cache what the first downloads. */
-async function inTurn<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+function inTurn<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
   const before = queues.get(key) ?? Promise.resolve();
-  const turn = settled(before, signal).then(work);
-  const after = Promise.allSettled([before, turn]).then(() => {
-    if (queues.get(key) === after) queues.delete(key);
-  });
-  queues.set(key, after);
+  const turn = unlessAborted(before, signal).then(work);
+  queues.set(key, Promise.allSettled([before, turn]).then(() => undefined));
   return turn;
 }
 
-function settled(before: Promise<unknown>, signal: AbortSignal | undefined): Promise<void> {
+function unlessAborted(wait: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     throwIfAborted(signal);
     const stop = (): void => reject(aborted(signal as AbortSignal));
     signal?.addEventListener('abort', stop);
-    void before.then(() => {
-      signal?.removeEventListener('abort', stop);
-      resolve();
-    });
+    void wait.then(resolve).finally(() => signal?.removeEventListener('abort', stop));
   });
 }
 
 async function locate(repository: Repository): Promise<string> {
-  const { name, revision, endpoint } = repository;
   const cached = await cachedSnapshot(repository);
   if (/^(1|on|yes|true)$/i.test(process.env['HF_HUB_OFFLINE'] ?? '')) {
     if (cached) return cached;
     throw unavailable(repository, 'HF_HUB_OFFLINE is set');
   }
-  // A commit never changes. Without a preprocessor_config.json one cannot tell whether the repository has none.
-  if (cached && COMMIT.test(revision) && (await has(cached, PREPROCESSOR))) return cached;
+  // A commit never changes; but where preprocessor_config.json is missing, only the hub knows whether there is one.
+  if (cached && COMMIT.test(repository.revision) && (await isFile(join(cached, PREPROCESSOR)))) return cached;
+  let commit: string;
   try {
-    const { sha } = await modelInfo({ name, revision, hubUrl: endpoint, fetch: repository.fetch, additionalFields: ['sha'] });
-    if (!COMMIT.test(sha)) throw new Error(`the commit is ${JSON.stringify(sha)}`);
-    return await download(repository, sha);
+    commit = await currentCommit(repository);
   } catch (error) {
-    if (cached && error instanceof Outage) return cached;
+    const refused = error instanceof HubApiError && error.statusCode < 500 && error.statusCode !== 429;
+    if (cached && !refused && !repository.signal?.aborted) return cached;
+    throw explained(repository, error);
+  }
+  return download(repository, commit);
+}
+
+async function currentCommit({ name, revision, endpoint, fetch }: Repository): Promise<string> {
+  const { sha } = await modelInfo({ name, revision, hubUrl: endpoint, fetch, additionalFields: ['sha'] });
+  if (!COMMIT.test(sha)) throw new Error(`${JSON.stringify(sha)} is not a commit`); // it names a folder
+  return sha;
+}
+
+/** What a failed request means to the caller. */
+function explained(repository: Repository, cause: unknown, url = repository.endpoint): UniFlowError {
+  const { name, revision, endpoint, signal } = repository;
+  if (signal?.aborted) return aborted(signal);
+  if (!(cause instanceof HubApiError)) {
+    const { cause: inner, message } = cause as Error & { cause?: NodeJS.ErrnoException };
+    return unavailable(repository, `no complete answer came from ${url} (${inner?.code ?? inner?.message ?? message})`, cause);
+  }
+  const { statusCode } = cause;
+  const missing = `no such model or revision ${revision} at ${endpoint}, and no such folder`;
+  if (statusCode === 404) return new UniFlowError('NOT_FOUND', `${name}: ${missing}`, { subject: name, cause });
+  if (statusCode !== 401 && statusCode !== 403) return unavailable(repository, `${url} answered with status ${statusCode}`, cause);
+  const refused = `${endpoint} refuses access (${statusCode}). If the name is right, the model is gated or private`;
+  const remedy = `accept the licence at ${endpoint}/${name} and set HF_TOKEN to a token that may read it`;
+  return new UniFlowError('NETWORK', `${name}: ${refused}: ${remedy}`, { subject: name, cause });
+}
+
+function unavailable({ name, revision, folder }: Repository, why: string, cause?: unknown): UniFlowError {
+  const remedy = 'Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or download the model elsewhere and pass its folder';
+  const message = `${name}: ${why}, and ${dirname(folder)} has no complete copy of revision ${revision}. ${remedy}`;
+  return new UniFlowError('NETWORK', message, { subject: name, cause });
+}
+
+/** The snapshot that was the revision at the last download, if it has all that a model needs. */
+async function cachedSnapshot({ folder, revision }: Repository): Promise<string | undefined> {
+  const commit = COMMIT.test(revision) ? revision : await readFile(join(folder, 'refs', revision), 'utf8').catch(() => '');
+  const snapshot = join(folder, 'snapshots', commit.trim());
+  const all = async (files: string[]): Promise<boolean> =>
+    (await Promise.all(files.map((file) => isFile(join(snapshot, file))))).every(Boolean);
+  if (await all([CONFIG, WEIGHTS])) return snapshot;
+  return (await all([CONFIG, INDEX])) && (await all(await shardsOf(snapshot))) ? snapshot : undefined;
+}
+
+function isFile(path: string): Promise<boolean> {
+  return stat(path).then((found) => found.isFile()).catch(() => false);
+}
+
+async function shardsOf(snapshot: string): Promise<string[]> {
+  const path = join(snapshot, INDEX);
+  try {
+    const { weight_map } = JSON.parse(await readFile(path, 'utf8')) as { weight_map: Record<string, string> };
+    return [...new Set(Object.values(weight_map))].map(String);
+  } catch (cause) {
+    throw UniFlowError.expected('BAD_CHECKPOINT', path, 'JSON with a weight_map', (cause as Error).message, cause);
+  }
+}
+
+async function download(repository: Repository, commit: string): Promise<string> {
+  const { folder, revision, onProgress } = repository;
+  const snapshot = join(folder, 'snapshots', commit);
+  const files = await neededFiles(repository, commit);
+  const total = files.reduce((sum, { size }) => sum + size, 0);
+  let loaded = 0;
+  for (const file of files) {
+    const onBytes = (bytes: number): void => onProgress?.({ file: file.path, loaded: (loaded += bytes), total });
+    if (await isFile(join(snapshot, file.path))) loaded += file.size;
+    else await downloadFile(repository, commit, file, onBytes);
+  }
+  const ref = join(folder, 'refs', revision); // written last, so that it leads to a complete snapshot
+  if (revision !== commit) await place(ref, (temporary) => writeFile(temporary, commit));
+  return snapshot;
+}
+
+/** What there is to download. The index of a sharded model is downloaded here, because it names the other files. */
+async function neededFiles(repository: Repository, commit: string): Promise<ListFileEntry[]> {
+  const listed = await listedFiles(repository, commit);
+  const wanted = [CONFIG, ...(listed.has(PREPROCESSOR) ? [PREPROCESSOR] : [])];
+  const index = listed.get(INDEX);
+  if (index && !listed.has(WEIGHTS)) {
+    const snapshot = join(repository.folder, 'snapshots', commit);
+    if (!(await isFile(join(snapshot, INDEX)))) await downloadFile(repository, commit, index);
+    wanted.push(INDEX, ...(await shardsOf(snapshot)));
+  } else wanted.push(WEIGHTS);
+  const missing = wanted.filter((file) => !listed.has(file));
+  if (missing.length === 0) return wanted.map((file) => listed.get(file) as ListFileEntry);
+  const expected = `${CONFIG}, and ${WEIGHTS} or ${INDEX} with the files it names (only safetensors are read)`;
+  throw UniFlowError.expected('BAD_CHECKPOINT', repository.name, expected, `a repository without ${missing.join(', ')}`);
+}
+
+async function listedFiles(repository: Repository, commit: string): Promise<Map<string, ListFileEntry>> {
+  const { name, endpoint, fetch } = repository;
+  const listed = new Map<string, ListFileEntry>();
+  try {
+    for await (const entry of listFiles({ repo: name, revision: commit, hubUrl: endpoint, fetch }))
+      if (entry.type === 'file' && basename(entry.path) === entry.path) listed.set(entry.path, entry);
+    return listed;
+  } catch (error) {
     throw explained(repository, error);
   }
 }
 
-// ----- the cache ------------------------------------------------------------------------------------------------
-
-/** The snapshot of the revision that was current at the last download, if it has all that a model needs. */
-async function cachedSnapshot({ folder, revision }: Repository): Promise<string | undefined> {
-  const ref = (): Promise<string> => readFile(join(folder, 'refs', revision), 'utf8').catch(() => '');
-  const commit = COMMIT.test(revision) ? revision : (await ref()).trim();
-  const snapshot = join(folder, 'snapshots', commit);
-  if (!COMMIT.test(commit) || !(await has(snapshot, CONFIG))) return undefined;
-  const files = (await has(snapshot, WEIGHTS)) ? [] : (await has(snapshot, INDEX)) ? await shards(join(snapshot, INDEX)) : [WEIGHTS];
-  const present = await Promise.all(files.map((file) => has(snapshot, file)));
-  return present.every(Boolean) ? snapshot : undefined;
+/**
+ * Streams a file into the cache. The function of `@huggingface/hub` for this does not check that all arrived, logs to
+ * stdout, and lets two processes write the same temporary file.
+ */
+async function downloadFile(
+  repository: Repository,
+  commit: string,
+  file: ListFileEntry,
+  onBytes: (bytes: number) => void = () => undefined,
+): Promise<void> {
+  const checksum = file.lfs?.oid ?? file.oid ?? '';
+  if (!/^[0-9a-f]+$/.test(checksum)) // it names a file
+    throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
+  const blob = join(repository.folder, 'blobs', checksum);
+  const bytes = counted(bytesOf(repository, commit, file), onBytes);
+  if (await isFile(blob)) onBytes(file.size); // another revision has it too
+  else await place(blob, (temporary) => writeFile(temporary, bytes, { flush: true }));
+  const link = join(repository.folder, 'snapshots', commit, file.path);
+  await place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
 }
 
-function has(dir: string, file: string): Promise<boolean> {
-  return stat(join(dir, file)).then(
-    (found) => found.isFile(),
-    () => false,
-  );
+async function* bytesOf(repository: Repository, commit: string, { path, size }: ListFileEntry): AsyncGenerator<Uint8Array> {
+  const url = `${repository.endpoint}/${repository.name}/resolve/${commit}/${encodeURIComponent(path)}`;
+  let received = 0;
+  try {
+    const response = await repository.fetch(url);
+    if (!response.ok) throw new HubApiError(url, response.status);
+    for await (const chunk of response.body ?? []) {
+      received += chunk.length;
+      yield chunk;
+    }
+    if (received !== size) throw new Error(`${received} of ${size} bytes`);
+  } catch (error) {
+    throw explained(repository, error, url);
+  }
+}
+
+/** Apart from {@link bytesOf}, so that an error of the listener is not taken for one of the network. */
+async function* counted(bytes: AsyncIterable<Uint8Array>, onBytes: (bytes: number) => void): AsyncGenerator<Uint8Array> {
+  for await (const chunk of bytes) {
+    onBytes(chunk.length);
+    yield chunk;
+  }
+}
+
+/** Makes a file or link appear complete or not at all, also where other processes make the same one. */
+async function place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  const temporary = `${path}.${randomUUID()}.incomplete`;
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    await make(temporary);
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => undefined);
+    const { syscall, message } = error as NodeJS.ErrnoException;
+    if (!syscall) throw error; // not of the disk, but of what is written
+    throw new UniFlowError('BAD_INPUT', `${path}: cannot be written: ${message}`, { subject: path, cause: error });
+  }
 }

@@ -18,7 +18,7 @@ export interface Batches {
   count: number;
   size: readonly [height: number, width: number];
   /** Pixels of images [begin, end), uint8 [b,H,W,3] or float32 [b,3,H,W]. The caller disposes of them. */
-  load(begin: number, end: number): Promise<Tensor>;
+  load(begin: number, end: number): Tensor | Promise<Tensor>;
   dispose(): void;
 }
 
@@ -63,7 +63,7 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
   return {
     count: shape[0] as number,
     size: [shape[2] as number, shape[3] as number],
-    load: async (begin, end) => all.slice(begin, end),
+    load: (begin, end) => all.slice(begin, end),
     dispose: () => all.dispose(),
   };
 }

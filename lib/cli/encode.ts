@@ -1,0 +1,45 @@
+/** `uniflow encode`: pictures to a file of latents. */
+import { mkdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { ArraySpool } from '../io/arrays.js';
+import { UniFlowError } from '../errors.js';
+import type { Grid } from '../tensor.js';
+import { latentFormat, writeLatents } from './latents.js';
+import type { ModelOptions, PictureOptions } from './options.js';
+import { failures, overPictures, plural, printJson } from './shared.js';
+
+export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
+  out: string;
+  tokens?: true;
+}
+
+export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  latentFormat(options.out, 'out');
+  const { size, tokens } = options;
+  const spool = new ArraySpool(options.out);
+  const ids: string[] = [];
+  let grid: Grid = { rows: 0, cols: 0 };
+  try {
+    const outcome = await overPictures({
+      inputs,
+      label: 'encode',
+      options,
+      signal,
+      begin: async () => void (await mkdir(dirname(options.out), { recursive: true })),
+      work: (uniflow, paths, batchSize) => uniflow.encode(paths, { size, tokens, batchSize, signal }),
+      finish: async (encoded, paths) => {
+        await spool.append('latents', encoded.latents);
+        if (encoded.tokens) await spool.append('tokens', encoded.tokens);
+        grid = encoded.grid;
+        ids.push(...paths);
+      },
+    });
+    if (outcome.images === 0) throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
+    const files = await writeLatents(options.out, spool, { ids, grid, model: options.model as string });
+    const shape = spool.shape('latents');
+    if (options.json) printJson({ files, shape, grid, ...outcome });
+    else process.stdout.write(`${plural(outcome.images, 'picture')} as latents [${shape.join(', ')}] in ${files.join(', ')}${failures(outcome.failed)}\n`);
+  } finally {
+    await spool.close();
+  }
+}

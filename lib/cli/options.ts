@@ -1,0 +1,115 @@
+/** The options of the command line: how their values are read, and the groups that several commands share. */
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import type { Schedule } from '../decoder/schedule.js';
+import type { FloatType } from '../native.js';
+import type { Grid } from '../tensor.js';
+
+export interface ReportOptions {
+  json?: true;
+}
+
+export interface HubModelOptions extends ReportOptions {
+  revision?: string;
+}
+
+export interface ModelOptions extends HubModelOptions {
+  model?: string;
+  dtype?: FloatType;
+  threads?: number;
+  batch?: number;
+}
+
+export interface PictureOptions {
+  size?: number | readonly [height: number, width: number];
+}
+
+export interface SamplingOptions {
+  steps?: number;
+  schedule?: Schedule;
+  guidance?: number;
+  seed?: number;
+}
+
+export type PictureFormat = 'png' | 'jpg' | 'webp';
+
+export interface FolderOptions {
+  out: string;
+  format: PictureFormat;
+}
+
+// ----- values ---------------------------------------------------------------------------------------------------
+
+export function integerFrom(least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value < least || !Number.isSafeInteger(value)) throw new InvalidArgumentError(`It must be a whole number from ${least}.`);
+    return value;
+  };
+}
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('It must be a number.');
+  return value;
+}
+
+function pair(text: string): [number, number] | undefined {
+  const match = /^([1-9]\d*)x([1-9]\d*)$/i.exec(text);
+  return match ? [Number(match[1]), Number(match[2])] : undefined;
+}
+
+function size(text: string): number | [number, number] {
+  const value = pair(text) ?? (/^[1-9]\d*$/.test(text) ? Number(text) : undefined);
+  if (value === undefined) throw new InvalidArgumentError('It must be N, or HEIGHTxWIDTH as 224x448.');
+  return value;
+}
+
+/** Patch rows and columns as `RxC`. */
+export function parseGrid(text: string): Grid | undefined {
+  const both = pair(text);
+  return both && { rows: both[0], cols: both[1] };
+}
+
+function grid(text: string): Grid {
+  const value = parseGrid(text);
+  if (!value) throw new InvalidArgumentError('It must be ROWSxCOLUMNS as 16x32.');
+  return value;
+}
+
+// ----- groups ---------------------------------------------------------------------------------------------------
+
+export const dtypeOption = (description: string): Option => new Option('--dtype <type>', description).choices(['float32', 'bfloat16']);
+export const gridOption = (): Option => new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
+export const sizeOption = (): Option =>
+  new Option('--size <N|HxW>', 'height and width that pictures are brought to (default: the model\'s own)').argParser(size);
+
+export function withJson(command: Command): Command {
+  return command.option('--json', 'print one JSON object instead of text, and no progress');
+}
+
+export function withRevision(command: Command): Command {
+  return command.option('--revision <name>', 'branch, tag or commit of a model on the hub (default: main)');
+}
+
+/** A model and how to run it. It is not a mandatory option of commander's, because there is more to say where it is missing. */
+export function withModel(command: Command): Command {
+  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (owner/name)');
+  return withRevision(command)
+    .addOption(dtypeOption('numbers to compute with (default: float32)'))
+    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1));
+}
+
+export function withSampling(command: Command): Command {
+  return command
+    .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
+    .option('--schedule <name>', 'where the steps are: linear, or pow_P as pow_0.25 (default: linear)')
+    .option('--guidance <w>', 'classifier-free guidance; other than 1 it doubles the cost (default: 1)', number)
+    .option('--seed <n>', 'of the noise that pictures are made from (default: 0)', integerFrom(0));
+}
+
+export function withFolder(command: Command): Command {
+  return command
+    .requiredOption('-o, --out <folder>', 'where the pictures go; it is made if it is missing')
+    .addOption(new Option('--format <format>', 'of the pictures').choices(['png', 'jpg', 'webp']).default('png'));
+}

@@ -1,0 +1,91 @@
+/** How far the work is: a bar on a terminal, a line now and then elsewhere, nothing where it would disturb. */
+import { SingleBar } from 'cli-progress';
+
+const SECONDS_BETWEEN_LINES = 3;
+
+export interface Amount {
+  /** What is counted, as in `images/s`. */
+  unit: string;
+  /** How many are one unit. */
+  scale?: number;
+}
+
+export class Progress {
+  private done = 0;
+  private total = 0;
+  private readonly started = performance.now();
+  private readonly bar: SingleBar | undefined;
+  private readonly timer: NodeJS.Timeout | undefined;
+
+  constructor(
+    private readonly label: string,
+    private readonly amount: Amount,
+    quiet: boolean,
+  ) {
+    if (quiet) return;
+    if (process.stderr.isTTY) {
+      // Ctrl-C is handled in one place, main.ts; without forceRedraw the bar would not come back after print()
+      this.bar = new SingleBar({ format: '{label} [{bar}] {state}', barsize: 24, gracefulExit: false, forceRedraw: true, fps: 4 });
+    } else {
+      this.timer = setInterval(() => this.line(`${this.label}: ${this.state()}`), SECONDS_BETWEEN_LINES * 1000).unref();
+    }
+  }
+
+  start(total: number): this {
+    this.total = total;
+    this.bar?.start(total, 0, this.payload());
+    if (this.timer) this.line(`${this.label}: ${this.count()}`);
+    return this;
+  }
+
+  /** `done` of the total are done. */
+  update(done: number): void {
+    this.done = done;
+    this.bar?.update(done, this.payload());
+  }
+
+  /** A line of the result, to stdout. */
+  print(text: string): void {
+    this.clear();
+    process.stdout.write(`${text}\n`);
+  }
+
+  /** A line about the work, to stderr. */
+  line(text: string): void {
+    this.clear();
+    process.stderr.write(`${text}\n`);
+  }
+
+  stop(): void {
+    this.bar?.stop();
+    clearInterval(this.timer);
+  }
+
+  private clear(): void {
+    if (this.bar) process.stderr.write('\r\x1b[K');
+  }
+
+  private payload(): { label: string; state: string } {
+    return { label: this.label, state: this.state() };
+  }
+
+  private state(): string {
+    const { unit, scale = 1 } = this.amount;
+    const rate = this.done / Math.max(1e-3, (performance.now() - this.started) / 1000);
+    const left = rate > 0 ? `, ${duration((this.total - this.done) / rate)} left` : '';
+    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s${left}`;
+  }
+
+  private count(): string {
+    const { unit, scale = 1 } = this.amount;
+    return `${Math.round(this.done / scale)}/${Math.round(this.total / scale)} ${unit}`;
+  }
+}
+
+/** `1:05` */
+function duration(seconds: number): string {
+  const s = Math.round(seconds);
+  const two = (n: number): string => String(n).padStart(2, '0');
+  const [hours, minutes] = [Math.floor(s / 3600), Math.floor(s / 60) % 60];
+  return hours > 0 ? `${hours}:${two(minutes)}:${two(s % 60)}` : `${minutes}:${two(s % 60)}`;
+}

@@ -1,0 +1,68 @@
+/** `uniflow reconstruct`: pictures beside what is left of them after encoding and decoding. */
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { UniFlowError } from '../errors.js';
+import { sideBySide, writeImage, type RgbImage } from '../io/image.js';
+import { picturesOf } from './decode.js';
+import { fileNames } from './inputs.js';
+import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
+import { failures, overPictures, plural, printJson } from './shared.js';
+
+export interface ReconstructCommandOptions extends ModelOptions, PictureOptions, SamplingOptions, FolderOptions {}
+
+interface Quality {
+  id: string;
+  file: string;
+  /** dB */
+  psnr: number;
+  /** In [-1, 1]. */
+  ssim: number;
+}
+
+export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
+  const { size, steps, schedule, guidance, seed } = options;
+  const names: string[][] = [];
+  const pictures: Quality[] = [];
+  const outcome = await overPictures({
+    inputs,
+    label: 'reconstruct',
+    options,
+    signal,
+    begin: async (files) => {
+      await mkdir(options.out, { recursive: true });
+      fileNames(files, options.format).forEach((name, i) => names.push([files[i] as string, name]));
+    },
+    work: (uniflow, paths, batchSize) => uniflow.reconstruct(paths, { size, steps, schedule, guidance, seed, batchSize, signal }),
+    finish: async ({ images, originals, perImage }, paths, progress) => {
+      const after = picturesOf(images);
+      const done = await Promise.all(
+        picturesOf(originals).map(async (before, i): Promise<Quality> => {
+          const id = paths[i] as string;
+          const file = nextName(names, id);
+          await writeImage(join(options.out, file), sideBySide([before, after[i] as RgbImage]));
+          return { id, file, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number };
+        }),
+      );
+      if (!options.json) for (const quality of done) progress.print(`${quality.id}  ${scores(quality)}`);
+      pictures.push(...done);
+    },
+  });
+  if (pictures.length === 0) throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
+  const mean = { psnr: meanOf(pictures.map((p) => p.psnr)), ssim: meanOf(pictures.map((p) => p.ssim)) };
+  if (options.json) printJson({ out: options.out, pictures, ...mean, ...outcome });
+  else process.stdout.write(`mean of ${plural(pictures.length, 'picture')}  ${scores(mean)}${failures(outcome.failed)}\n`);
+}
+
+/** The name for the next picture `id`: pictures come in order, but broken ones do not come. */
+function nextName(names: string[][], id: string): string {
+  while (names[0]?.[0] !== id) names.shift();
+  return names.shift()?.[1] as string;
+}
+
+function scores({ psnr, ssim }: { psnr: number; ssim: number }): string {
+  return `PSNR ${psnr.toFixed(2)} dB  SSIM ${ssim.toFixed(4)}`;
+}
+
+function meanOf(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0) / values.length;
+}

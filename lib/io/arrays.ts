@@ -1,0 +1,144 @@
+/** Named arrays in files: written row by row, however many come, and read by name. */
+import ndarray, { type NdArray } from 'ndarray';
+import { randomUUID } from 'node:crypto';
+import { open, rm, type FileHandle as File } from 'node:fs/promises';
+import { UniFlowError } from '../errors.js';
+import { native } from '../native.js';
+import { contiguous } from '../tensor.js';
+import { replaceFile } from './checkpoint.js';
+import { npyHeader } from './npy.js';
+
+const TYPES = {
+  Float32Array: { safetensors: 'F32', npy: '<f4', bytes: 4 },
+  Uint8Array: { safetensors: 'U8', npy: '|u1', bytes: 1 },
+} as const;
+
+interface Spooled {
+  file: File;
+  type: (typeof TYPES)[keyof typeof TYPES];
+  rows: number;
+  /** The shape of one row. */
+  row: readonly number[];
+}
+
+/**
+ * Arrays that grow by rows. File formats have the number of rows in front, and here it is known last: rows wait on
+ * disk, in nameless files that vanish with the process, until the arrays are written.
+ */
+export class ArraySpool {
+  private readonly arrays = new Map<string, Spooled>();
+
+  /** `beside` is a path in the folder that the rows wait in. */
+  constructor(private readonly beside: string) {}
+
+  /** Adds rows [B, ...] to the array `name`; a name's rows all have one shape and type. */
+  async append(name: string, rows: NdArray): Promise<void> {
+    const { data, shape } = contiguous(rows);
+    const [count, ...row] = shape as [number, ...number[]];
+    const type = TYPES[data[Symbol.toStringTag] as keyof typeof TYPES];
+    const array = this.arrays.get(name) ?? { file: await namelessFile(this.beside), type, rows: 0, row };
+    this.arrays.set(name, array);
+    if (array.type !== type || array.row.join() !== row.join())
+      throw UniFlowError.expected('BAD_INPUT', name, `rows [${array.row.join(', ')}]`, `[${row.join(', ')}]`);
+    await array.file.writeFile(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    array.rows += count;
+  }
+
+  has(name: string): boolean {
+    return this.arrays.has(name);
+  }
+
+  shape(name: string): number[] {
+    const { rows, row } = this.get(name);
+    return [rows, ...row];
+  }
+
+  /** All arrays, in a file that appears complete or not at all. */
+  async writeSafetensors(path: string, metadata: Record<string, string>): Promise<void> {
+    const header: Record<string, unknown> = { __metadata__: metadata };
+    let end = 0;
+    for (const [name, { type, rows, row }] of this.arrays) {
+      const begin = end;
+      end += row.reduce((a, b) => a * b, rows * type.bytes);
+      header[name] = { dtype: type.safetensors, shape: [rows, ...row], data_offsets: [begin, end] };
+    }
+    await replaceFile(path, async (file) => {
+      await file.writeFile(safetensorsHeader(header));
+      for (const array of this.arrays.values()) await copy(array.file, file);
+    });
+  }
+
+  /** One array, in a file that appears complete or not at all. */
+  async writeNpy(path: string, name: string): Promise<void> {
+    const array = this.get(name);
+    await replaceFile(path, async (file) => {
+      await file.writeFile(npyHeader(array.type.npy, this.shape(name)));
+      await copy(array.file, file);
+    });
+  }
+
+  private get(name: string): Spooled {
+    const array = this.arrays.get(name);
+    if (!array) throw UniFlowError.expected('BAD_INPUT', 'name', [...this.arrays.keys()].join(', ') || 'rows first', name);
+    return array;
+  }
+
+  async close(): Promise<void> {
+    for (const { file } of this.arrays.values()) await file.close();
+    this.arrays.clear();
+  }
+}
+
+/** A file without a name goes away when it is closed, even if the process is killed. */
+async function namelessFile(beside: string): Promise<File> {
+  const path = `${beside}.${randomUUID()}.tmp`;
+  const file = await open(path, 'wx+');
+  await rm(path);
+  return file;
+}
+
+async function copy(from: File, to: File): Promise<void> {
+  await to.writeFile(from.createReadStream({ start: 0, autoClose: false, highWaterMark: 1 << 20 }));
+}
+
+/** The header with its length in front, padded so that the elements are aligned. */
+function safetensorsHeader(header: Record<string, unknown>): Buffer {
+  const json = Buffer.from(JSON.stringify(header));
+  const padding = Buffer.alloc((8 - (json.length % 8)) % 8, ' ');
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(json.length + padding.length));
+  return Buffer.concat([length, json, padding]);
+}
+
+/** The arrays of a safetensors file; nothing is read before it is asked for. */
+export class ArrayFile {
+  private readonly file: ReturnType<typeof native.openSafetensors>;
+
+  /** @throws UniFlowError if the file is missing or damaged. */
+  constructor(readonly path: string) {
+    this.file = native.openSafetensors(path);
+  }
+
+  get metadata(): Record<string, string> {
+    return this.file.metadata;
+  }
+
+  get names(): string[] {
+    return Object.keys(this.file.tensors);
+  }
+
+  /** An array of F32, F16 or BF16, as float32. */
+  async read(name: string): Promise<NdArray<Float32Array>> {
+    const stored = this.file.tensors[name];
+    if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, this.names.join(', ') || 'no tensors');
+    if (!['F32', 'F16', 'BF16'].includes(stored.dtype)) throw UniFlowError.expected('BAD_INPUT', `${this.path}: ${name}`, 'F32, F16 or BF16', stored.dtype);
+    const tensor = native.loadParameter([{ file: this.file.handle, name }], stored.shape, 'float32', false);
+    const data = new Float32Array(stored.shape.reduce((a, b) => a * b, 1));
+    try {
+      await tensor.read(data);
+    } finally {
+      tensor.dispose();
+    }
+    return ndarray(data, stored.shape);
+  }
+}

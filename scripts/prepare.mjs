@@ -1,0 +1,28 @@
+/** Brings a checkout to where its commands can run: system packages, npm packages, the addon, dist/. Plain Node. */
+import { spawnSync } from 'node:child_process';
+import { existsSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { advice, installMissing } from './system.mjs';
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const age = (path) => (existsSync(join(root, path)) ? statSync(join(root, path)).mtimeMs : 0);
+
+/** Runs a command in the checkout; ends this process where it fails. */
+export function run(command, args, options = {}) {
+  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', ...options });
+  if (status === 0) return;
+  console.error(error ? `${command}: ${error.message}` : `${[command, ...args].join(' ')} failed`);
+  process.exit(status ?? 1);
+}
+
+export function prepare({ tests = false } = {}) {
+  const absent = installMissing();
+  if (absent.length > 0) {
+    console.error(`\n${advice(absent)}\n`);
+    process.exit(1);
+  }
+  if (age('node_modules/.package-lock.json') < age('package-lock.json')) run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund']);
+  run(process.execPath, ['scripts/install.mjs', ...(tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
+  run('npx', ['tsc', '-p', 'tsconfig.json']);
+}

@@ -1,0 +1,5 @@
+/** `npm run quickstart`: from a bare checkout to reconstructed photographs. */
+import { prepare, run } from './prepare.mjs';
+
+prepare();
+run(process.execPath, ['--import', 'tsx', 'examples/quickstart.ts']);

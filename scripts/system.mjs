@@ -1,0 +1,43 @@
+/**
+ * What the build needs from the system, and how to get it. Plain Node: it runs before anything is installed.
+ */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+
+const includeDirs = ['/usr/include', '/usr/local/include', '/opt/homebrew/include', ...(process.env.CPATH ?? '').split(':').filter(Boolean)];
+const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
+const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`));
+
+/** Package names by platform. */
+const needs = [
+  { what: 'a C++20 compiler', apt: 'g++', dnf: 'gcc-c++', brew: 'gcc', there: () => ['c++', 'g++', 'clang++'].some(has) },
+  { what: 'CMake', apt: 'cmake', dnf: 'cmake', brew: 'cmake', there: () => has('cmake') },
+  { what: 'make or Ninja', apt: 'make', dnf: 'make', brew: 'make', there: () => has('make') || has('ninja') },
+  { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
+  { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
+];
+
+export const missing = () => needs.filter((n) => !n.there());
+
+/** One message that names what is missing and the command that installs it. */
+export function advice(absent) {
+  const names = (manager) => absent.map((n) => n[manager]).join(' ');
+  return `uniflow-tokenizer needs ${absent.map((n) => n.what).join(', ')} to build its native addon. Install with:
+  Debian/Ubuntu:  sudo apt-get install -y ${names('apt')}
+  Fedora:         sudo dnf install -y ${names('dnf')}
+  macOS:          brew install ${names('brew')}`;
+}
+
+/** Installs what is missing where that is allowed (Debian as root, or with sudo that asks nothing); returns what still is. */
+export function installMissing() {
+  const absent = missing();
+  if (absent.length === 0 || !has('apt-get')) return absent;
+  const root = process.getuid?.() === 0;
+  if (!root && spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status !== 0) return absent;
+  const packages = absent.map((n) => n.apt);
+  console.log(`Installing ${packages.join(', ')} (apt-get)`);
+  const apt = (...args) => execFileSync(root ? 'apt-get' : 'sudo', [...(root ? [] : ['apt-get']), '-qq', '-y', ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+  apt('update');
+  apt('install', ...packages);
+  return missing();
+}
