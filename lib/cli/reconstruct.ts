@@ -21,7 +21,7 @@ interface Quality {
 
 export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
   const { size, steps, schedule, guidance, seed } = options;
-  const names: string[][] = [];
+  const names = new Map<string, string>();
   const pictures: Quality[] = [];
   const outcome = await overPictures({
     inputs,
@@ -30,7 +30,7 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
     signal,
     begin: async (files) => {
       await mkdir(options.out, { recursive: true });
-      fileNames(files, options.format).forEach((name, i) => names.push([files[i] as string, name]));
+      fileNames(files, options.format).forEach((name, i) => names.set(files[i] as string, name));
     },
     work: (uniflow, paths, batchSize) => uniflow.reconstruct(paths, { size, steps, schedule, guidance, seed, batchSize, signal }),
     finish: async ({ images, originals, perImage }, paths, progress) => {
@@ -38,7 +38,7 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
       const done = await Promise.all(
         picturesOf(originals).map(async (before, i): Promise<Quality> => {
           const id = paths[i] as string;
-          const file = nextName(names, id);
+          const file = names.get(id) as string;
           await writeImage(join(options.out, file), sideBySide([before, after[i] as RgbImage]));
           return { id, file, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number };
         }),
@@ -51,12 +51,6 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
   const mean = { psnr: meanOf(pictures.map((p) => p.psnr)), ssim: meanOf(pictures.map((p) => p.ssim)) };
   if (options.json) printJson({ out: options.out, pictures, ...mean, ...outcome });
   else process.stdout.write(`mean of ${plural(pictures.length, 'picture')}  ${scores(mean)}${failures(outcome.failed)}\n`);
-}
-
-/** The name for the next picture `id`: pictures come in order, but broken ones do not come. */
-function nextName(names: string[][], id: string): string {
-  while (names[0]?.[0] !== id) names.shift();
-  return names.shift()?.[1] as string;
 }
 
 function scores({ psnr, ssim }: { psnr: number; ssim: number }): string {

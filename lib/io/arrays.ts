@@ -98,7 +98,8 @@ async function namelessFile(beside: string): Promise<File> {
 }
 
 async function copy(from: File, to: File): Promise<void> {
-  await to.writeFile(from.createReadStream({ start: 0, autoClose: false, highWaterMark: 1 << 20 }));
+  const chunks: AsyncIterable<Buffer> = from.createReadStream({ start: 0, autoClose: false, highWaterMark: 1 << 20 });
+  for await (const chunk of chunks) await to.writeFile(chunk);
 }
 
 /** The header with its length in front, padded so that the elements are aligned. */
@@ -130,7 +131,7 @@ export class ArrayFile {
   /** An array of F32, F16 or BF16, as float32. */
   async read(name: string): Promise<NdArray<Float32Array>> {
     const stored = this.file.tensors[name];
-    if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, this.names.join(', ') || 'no tensors');
+    if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, `${this.names.length} others`);
     if (!['F32', 'F16', 'BF16'].includes(stored.dtype)) throw UniFlowError.expected('BAD_INPUT', `${this.path}: ${name}`, 'F32, F16 or BF16', stored.dtype);
     const tensor = native.loadParameter([{ file: this.file.handle, name }], stored.shape, 'float32', false);
     const data = new Float32Array(stored.shape.reduce((a, b) => a * b, 1));

@@ -59,7 +59,8 @@ export async function resolveModel(model: string, options: HubOptions): Promise<
 
 async function repositoryOf(name: string, options: HubOptions): Promise<Repository> {
   const { revision = 'main', cacheDir = getHFHubCachePath(), signal } = options;
-  if (!revision || /^\/|\/$|\.\.|\\/.test(revision)) // it becomes a path below refs/, and git allows none of these
+  // It becomes a path below refs/, and git allows none of these.
+  if (!revision || /^\/|\/$|\.\.|\\/.test(revision))
     throw UniFlowError.expected('BAD_INPUT', 'revision', 'a branch, tag or commit', JSON.stringify(revision));
   const endpoint = (process.env['HF_ENDPOINT'] || HUB_URL).replace(/\/+$/, '');
   const folder = join(resolve(cacheDir), getRepoFolderName({ type: 'model', name }));
@@ -78,7 +79,8 @@ async function accessToken(): Promise<string> {
 function hubFetch(endpoint: string, token: string, signal: AbortSignal | undefined): typeof fetch {
   return async (input, init) => {
     const headers = new Headers(init?.headers);
-    if (token && new URL(String(input)).origin === new URL(endpoint).origin) headers.set('Authorization', `Bearer ${token}`);
+    const { origin } = new URL(input instanceof Request ? input.url : input);
+    if (token && origin === new URL(endpoint).origin) headers.set('Authorization', `Bearer ${token}`);
     return fetch(input, { ...init, headers, signal });
   };
 }
@@ -89,7 +91,10 @@ const queues = new Map<string, Promise<void>>();
 function inTurn<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
   const before = queues.get(key) ?? Promise.resolve();
   const turn = unlessAborted(before, signal).then(work);
-  queues.set(key, Promise.allSettled([before, turn]).then(() => undefined));
+  queues.set(
+    key,
+    Promise.allSettled([before, turn]).then(() => undefined),
+  );
   return turn;
 }
 
@@ -161,7 +166,9 @@ async function cachedSnapshot({ folder, revision }: Repository): Promise<string 
 }
 
 function isFile(path: string): Promise<boolean> {
-  return stat(path).then((found) => found.isFile()).catch(() => false);
+  return stat(path)
+    .then((found) => found.isFile())
+    .catch(() => false);
 }
 
 async function shardsOf(snapshot: string): Promise<string[]> {
@@ -229,11 +236,13 @@ async function downloadFile(
   onBytes: (bytes: number) => void = () => undefined,
 ): Promise<void> {
   const checksum = file.lfs?.oid ?? file.oid ?? '';
-  if (!/^[0-9a-f]+$/.test(checksum)) // it names a file
+  if (!/^[0-9a-f]+$/.test(checksum))
+    // it names a file
     throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
   const blob = join(repository.folder, 'blobs', checksum);
   const bytes = counted(bytesOf(repository, commit, file), onBytes);
-  if (await isFile(blob)) onBytes(file.size); // another revision has it too
+  if (await isFile(blob))
+    onBytes(file.size); // another revision has it too
   else await place(blob, (temporary) => writeFile(temporary, bytes, { flush: true }));
   const link = join(repository.folder, 'snapshots', commit, file.path);
   await place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
@@ -244,8 +253,8 @@ async function* bytesOf(repository: Repository, commit: string, { path, size }: 
   let received = 0;
   try {
     const response = await repository.fetch(url);
-    if (!response.ok) throw new HubApiError(url, response.status);
-    for await (const chunk of response.body ?? []) {
+    if (!response.ok || !response.body) throw new HubApiError(url, response.status);
+    for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
       received += chunk.length;
       yield chunk;
     }

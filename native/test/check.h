@@ -22,6 +22,7 @@ inline int passed = 0, failed = 0;
 inline void check(bool ok, const std::string& name, const std::string& detail = "") {
   ++(ok ? passed : failed);
   std::printf("%s %s%s%s\n", ok ? "ok  " : "FAIL", name.c_str(), detail.empty() ? "" : ": ", detail.c_str());
+  std::fflush(stdout);  // before whatever the next case crashes on
 }
 
 /// The last line of a test, and its exit status.

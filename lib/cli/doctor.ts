@@ -1,0 +1,148 @@
+/**
+ * `uniflow doctor`: what there is, what is missing, and what to do about it. It must run where nothing else does,
+ * so whatever may be broken is imported only when it is looked at.
+ */
+import { access, constants } from 'node:fs/promises';
+import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os';
+import { dirname } from 'node:path';
+import type { ReportOptions } from './options.js';
+
+interface Finding {
+  name: string;
+  ok: boolean;
+  detail: string;
+  /** What to do, where something is not as it should be. */
+  advice?: string;
+}
+
+const OLDEST_NODE = [20, 17] as const;
+/** sharp's names, and those of the files. */
+const FORMATS = { jpeg: 'jpeg', png: 'png', webp: 'webp', heif: 'avif', tiff: 'tiff', gif: 'gif' } as const;
+
+export async function doctor(options: ReportOptions): Promise<void> {
+  const checks: [string, () => Promise<Omit<Finding, 'name'>>][] = [
+    ['Node.js', node],
+    ['system', system],
+    ['memory', memory],
+    ['native addon', addon],
+    ['kernels', kernels],
+    ['threads', threads],
+    ['devices', deviceList],
+    ['pictures (sharp)', pictures],
+    ['hub cache', hubCache],
+    ['self-test', selfTest],
+  ];
+  const findings: Finding[] = [];
+  for (const [name, check] of checks) findings.push({ name, ...(await check().catch(failure)) });
+  const works = findings.at(-1)?.ok === true;
+  if (!works) process.exitCode = 1;
+  process.stdout.write(options.json ? `${JSON.stringify({ works, findings }, null, 2)}\n` : report(findings, works));
+}
+
+function failure(error: unknown): Omit<Finding, 'name'> {
+  const [detail, ...advice] = (error instanceof Error ? error.message : String(error)).split('\n');
+  return { ok: false, detail: detail as string, ...(advice.length > 0 ? { advice: advice.join('\n') } : {}) };
+}
+
+function report(findings: readonly Finding[], works: boolean): string {
+  const indent = (text: string): string => text.split('\n').join(`\n${' '.repeat(22)}`);
+  const lines = findings.map(({ name, ok, detail, advice }) => `${ok ? '✓' : '✗'} ${name.padEnd(20)}${indent(detail)}${advice ? indent(`\n${advice}`) : ''}`);
+  return `${lines.join('\n')}\n\n${works ? 'Encoding works.' : 'Encoding does not work: see ✗ above.'}\n`;
+}
+
+async function node(): Promise<Omit<Finding, 'name'>> {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+  const ok = major > OLDEST_NODE[0] || (major === OLDEST_NODE[0] && minor >= OLDEST_NODE[1]);
+  return { ok, detail: `${process.version}, ABI ${process.versions.modules}`, ...(ok ? {} : { advice: `Install Node.js ${OLDEST_NODE.join('.')} or newer.` }) };
+}
+
+async function system(): Promise<Omit<Finding, 'name'>> {
+  const ok = ['linux', 'darwin'].includes(platform());
+  const detail = `${platform()} ${release()}, ${arch()}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}`;
+  return { ok, detail, ...(ok ? {} : { advice: 'Only Linux and macOS are supported; on Windows, use WSL.' }) };
+}
+
+async function memory(): Promise<Omit<Finding, 'name'>> {
+  const gb = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
+  const limit = process.constrainedMemory();
+  const limited = limit > 0 && limit < totalmem() ? `, of which this process may use ${gb(limit)}` : '';
+  return { ok: true, detail: `${gb(totalmem())}${limited}, ${gb(freemem())} free` };
+}
+
+async function addon(): Promise<Omit<Finding, 'name'>> {
+  await import('../native.js');
+  return { ok: true, detail: 'loaded' };
+}
+
+async function kernels(): Promise<Omit<Finding, 'name'>> {
+  const { cpuInfo } = await import('../device.js');
+  const { kernels: own, linear, nativeBfloat16 } = cpuInfo();
+  return { ok: true, detail: `${own}; ${linear}; bfloat16 products ${nativeBfloat16 ? 'in hardware' : 'emulated: use float32'}` };
+}
+
+async function threads(): Promise<Omit<Finding, 'name'>> {
+  const { cpuInfo } = await import('../device.js');
+  const [count, cores] = [cpuInfo().threads, availableParallelism()];
+  const detail = `${count}, on ${cores} ${cores === 1 ? 'core' : 'cores'}`;
+  if (count <= cores) return { ok: true, detail };
+  return { ok: false, detail, advice: `More threads than cores wait for each other: set OMP_NUM_THREADS=${cores}, or pass --threads ${cores}.` };
+}
+
+async function deviceList(): Promise<Omit<Finding, 'name'>> {
+  const { devices } = await import('../device.js');
+  const found = devices();
+  return {
+    ok: found.some(({ available }) => available),
+    detail: found.map(({ name, available, description }) => `${name}${available ? '' : ' (not available)'}: ${description}`).join('\n'),
+  };
+}
+
+async function pictures(): Promise<Omit<Finding, 'name'>> {
+  const { default: sharp } = await import('sharp');
+  const formats = Object.entries(FORMATS) as [keyof typeof FORMATS, string][];
+  const missing = formats.filter(([format]) => !sharp.format[format]?.input.buffer).map(([, name]) => name);
+  const detail = `${sharp.versions.sharp ?? 'unknown version'}, libvips ${sharp.versions.vips}`;
+  if (missing.length === 0) return { ok: true, detail: `${detail}: ${Object.values(FORMATS).join(', ')}` };
+  return { ok: false, detail: `${detail}: cannot read ${missing.join(', ')}`, advice: 'Install the prebuilt sharp again: npm install --force sharp' };
+}
+
+/** The cache is made at the first download, so the nearest folder that exists must be writable. */
+async function hubCache(): Promise<Omit<Finding, 'name'>> {
+  const { getHFHubCachePath } = await import('@huggingface/hub');
+  const path = getHFHubCachePath();
+  const offline = process.env['HF_HUB_OFFLINE'] ? ' (HF_HUB_OFFLINE is set: nothing is downloaded)' : '';
+  const existing = await nearestExisting(path);
+  const writable = await access(existing, constants.W_OK).then(
+    () => true,
+    () => false,
+  );
+  const detail = `${path}${existing === path ? '' : ' (made at the first download)'}${offline}`;
+  return { ok: writable, detail, ...(writable ? {} : { advice: `${existing} cannot be written: set HF_HUB_CACHE to a folder that can.` }) };
+}
+
+async function nearestExisting(path: string): Promise<string> {
+  const there = await access(path).then(
+    () => true,
+    () => false,
+  );
+  return there || dirname(path) === path ? path : nearestExisting(dirname(path));
+}
+
+/** A small random model encodes a small picture. */
+async function selfTest(): Promise<Omit<Finding, 'name'>> {
+  const [{ UniFlow }, { default: sharp }] = await Promise.all([import('../uniflow.js'), import('sharp')]);
+  const picture = await sharp({ create: { width: 64, height: 48, channels: 3, background: '#4080c0' } })
+    .png()
+    .toBuffer();
+  const started = performance.now();
+  const uniflow = UniFlow.random('nano');
+  try {
+    const { latents } = await uniflow.encode(picture);
+    const data = latents.data as unknown as Float32Array;
+    const ok = data.every(Number.isFinite) && data.some((value) => value !== 0);
+    const detail = `a random model encoded a picture to latents [${latents.shape.join(', ')}] in ${Math.round(performance.now() - started)} ms`;
+    return ok ? { ok, detail } : { ok, detail: `${detail}, but they are not numbers`, advice: 'This is a bug: please report it with this output.' };
+  } finally {
+    await uniflow.dispose();
+  }
+}

@@ -1,0 +1,112 @@
+/** `uniflow info`: what a model is and what it costs. The weights of a UniFlow model are not read, only their header. */
+import { join } from 'node:path';
+import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
+import type { EncoderConfig } from '../encoder/config.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { Checkpoint, readJson } from '../io/checkpoint.js';
+import { resolveModel } from '../io/hub.js';
+import type { Preprocessing } from '../io/preprocess.js';
+import { countByPart, decoderFlops, encoderFlops, projectionFlops, tokensOf, withPrefix } from './cost.js';
+import type { HubModelOptions } from './options.js';
+import { downloading, plural, printJson } from './shared.js';
+
+interface Info {
+  model: string;
+  kind: 'uniflow' | 'encoder';
+  family: string;
+  encoder: EncoderConfig;
+  tokens: ReturnType<typeof tokensOf>;
+  /** Of UniFlow models only, as the next one. */
+  latents?: { shape: [patches: number, channels: number]; bytes: number };
+  decoder?: { width: number; globalBlocks: number; flowBlocks: number; steps: number };
+  parameters: { total: number; parts: Record<string, number> };
+  /** Types that the tensors of a UniFlow model are stored in. */
+  stored?: string[];
+  weightBytes: { float32: number; bfloat16: number };
+  /** Of one picture of the model's own size; decoding in one step. */
+  flops: { encode: number; decode?: number };
+  preprocessing: Preprocessing;
+}
+
+export async function info(model: string, options: HubModelOptions, signal: AbortSignal): Promise<void> {
+  const { revision } = options;
+  const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
+  const config = await readJson(join(folder, 'config.json'));
+  const found = config['model_type'] === 'uniflow' ? await uniFlowInfo(model, folder) : await encoderInfo(model, folder);
+  if (options.json) printJson(found);
+  else process.stdout.write(table(found));
+}
+
+async function uniFlowInfo(model: string, folder: string): Promise<Info> {
+  const { config: json, tensors } = await Checkpoint.open(folder);
+  const config: UniFlowConfig = parseUniFlowConfig(json);
+  const { encoder, decoder, latentChannels, steps } = config;
+  const { width, globalBlocks, flowBlocks } = decoder;
+  const tokens = tokensOf(encoder);
+  return {
+    model,
+    kind: 'uniflow',
+    family: encoder.family,
+    encoder,
+    tokens,
+    latents: { shape: [tokens.patches, latentChannels], bytes: 4 * tokens.patches * latentChannels },
+    decoder: { width, globalBlocks, flowBlocks, steps },
+    ...weights(countByPart([...tensors].map(([name, { shape }]) => [name, shape] as const))),
+    stored: [...new Set([...tensors.values()].map(({ dtype }) => dtype))].sort(),
+    flops: { encode: encoderFlops(encoder) + projectionFlops(decoder), decode: decoderFlops(decoder, 1) },
+    preprocessing: uniFlowPreprocessing(config),
+  };
+}
+
+/** Which tensors of a checkpoint are the encoder's, and how it is fed, only loading finds out. */
+async function encoderInfo(model: string, folder: string): Promise<Info> {
+  const loaded = await VisionEncoder.load(folder);
+  const { config, preprocessing, parameters } = loaded;
+  const stored = parameters.flatMap((p) => p.parts.filter((part) => !part.absent).map(({ shape }) => shape));
+  await loaded.dispose();
+  return {
+    model,
+    kind: 'encoder',
+    family: config.family,
+    encoder: config,
+    tokens: tokensOf(config),
+    ...weights({ encoder: stored.reduce((sum, shape) => sum + shape.reduce((a, b) => a * b, 1), 0) }),
+    flops: { encode: encoderFlops(config) },
+    preprocessing,
+  };
+}
+
+function weights(parts: Record<string, number>): Pick<Info, 'parameters' | 'weightBytes'> {
+  const total = Object.values(parts).reduce((a, b) => a + b, 0);
+  return { parameters: { total, parts }, weightBytes: { float32: 4 * total, bfloat16: 2 * total } };
+}
+
+function table(info: Info): string {
+  const { encoder: e, tokens: t, latents, decoder: d, parameters, weightBytes, flops, preprocessing: p } = info;
+  const [height, width] = e.imageSize;
+  const registers = e.registers > 0 ? `, ${e.registers} registers` : '';
+  const rows: [string, string][] = [
+    ['picture', `${height}x${width}, patches of ${e.patch}: ${t.rows}x${t.cols} = ${t.patches} tokens${t.prefix > 0 ? `, and ${t.prefix} in front` : ''}`],
+    ['encoder', `${e.family}: ${e.layers} layers, width ${e.width}, ${e.heads} heads, MLP ${e.hidden}${e.gated ? ' gated' : ''}${registers}`],
+  ];
+  if (latents) rows.push(['latents', `[${latents.shape.join(', ')}] per picture, ${withPrefix(latents.bytes, 'B')} in float32`]);
+  if (d) rows.push(['decoder', `${plural(d.globalBlocks, 'global block')} and ${plural(d.flowBlocks, 'flow block')}, width ${d.width}; steps by default: ${d.steps}`]);
+  rows.push(['parameters', withPrefix(parameters.total, '')]);
+  if (d) rows.push(...Object.entries(parameters.parts).map(([part, n]): [string, string] => [`  ${part}`, withPrefix(n, '')]));
+  rows.push(['weights', `${withPrefix(weightBytes.float32, 'B')} in float32, ${withPrefix(weightBytes.bfloat16, 'B')} in bfloat16${storedAs(info)}`]);
+  rows.push(['encoding', `${withPrefix(flops.encode, 'FLOP')} per picture`]);
+  if (flops.decode !== undefined) rows.push(['decoding', `${withPrefix(flops.decode, 'FLOP')} per picture in one step`]);
+  rows.push(['preprocessing', `${MODES[p.mode]}, ${p.filter}; mean ${p.mean.join(' ')}, std ${p.std.join(' ')}`]);
+  const title = `${info.model}: ${info.kind === 'uniflow' ? 'UniFlow tokenizer' : 'vision encoder'}`;
+  return `${title}\n${rows.map(([name, value]) => `  ${name.padEnd(20)}${value}\n`).join('')}`;
+}
+
+const MODES: Record<Preprocessing['mode'], string> = {
+  cover: 'centre crop that covers the square',
+  shortest_edge: 'shortest edge resized, then centre crop',
+  stretch: 'stretched to the size',
+};
+
+function storedAs({ stored }: Info): string {
+  return stored ? `; stored as ${stored.join(', ')}` : '';
+}

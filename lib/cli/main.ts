@@ -1,0 +1,83 @@
+#!/usr/bin/env node
+/** The command line: exit codes, errors and signals. The commands are in commands.ts. */
+import { Command, CommanderError } from 'commander';
+import { readFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import { inspect } from 'node:util';
+import { UniFlowError } from '../errors.js';
+import { addCommands } from './commands.js';
+
+const FAILED = 1;
+const BAD_USAGE = 2;
+
+/** What the library calls the values of options: bad ones are bad usage. */
+const OPTIONS = new Set(['model', 'out', 'size', 'batchSize', 'device', 'dtype', 'steps', 'schedule', 'guidance', 'seed', 'grid', 'preset', 'revision', 'threads']);
+
+/** The first signal ends the work cleanly; a second one ends the process, whatever it does. */
+function interruption(): { signal: AbortSignal; exitCode: () => number | undefined } {
+  const controller = new AbortController();
+  let exitCode: number | undefined;
+  for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(name, () => {
+      exitCode ??= 128 + constants.signals[name];
+      controller.abort(name);
+      process.once(name, () => process.exit(exitCode));
+    });
+  }
+  return { signal: controller.signal, exitCode: () => exitCode };
+}
+
+function buildProgram(signal: AbortSignal): Command {
+  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string };
+  const program = new Command('uniflow')
+    .description('The UniFlow visual tokenizer: pictures to latents, and back.')
+    .version(version)
+    .option('--verbose', 'print where an error comes from (as UNIFLOW_DEBUG=1 does)')
+    .configureHelp({ showGlobalOptions: true })
+    .configureOutput({ outputError: (text, write) => write(`uniflow: ${oneLine(text.replace(/^error: /, ''))}\n`) })
+    .exitOverride()
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ uniflow init my-model --preset tiny
+  $ uniflow encode photos/ --model my-model --out latents.safetensors
+  $ uniflow decode latents.safetensors --model my-model --out pictures/
+
+Exit codes: 0 done, 1 failed (also where only some pictures did), 2 bad usage, 130 interrupted.
+`,
+    );
+  addCommands(program, signal);
+  return program;
+}
+
+function oneLine(text: string): string {
+  return text.trim().replace(/\s*\n\s*/g, ' ');
+}
+
+/** Says what went wrong. @returns the exit code. */
+function report(error: unknown, verbose: boolean): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : BAD_USAGE; // commander has said it
+  process.stderr.write(`uniflow: ${verbose ? inspect(error) : error instanceof Error ? error.message : String(error)}\n`);
+  const usage = error instanceof UniFlowError && error.code === 'BAD_INPUT' && OPTIONS.has(error.subject ?? '');
+  return usage ? BAD_USAGE : FAILED;
+}
+
+async function main(): Promise<void> {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(0); // the reader, as `head`, has had enough
+    throw error;
+  });
+  const { signal, exitCode } = interruption();
+  const program = buildProgram(signal);
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    if (!signal.aborted) process.exitCode = report(error, program.opts()['verbose'] === true || Boolean(process.env['UNIFLOW_DEBUG']));
+  }
+  if (!signal.aborted) return;
+  process.stderr.write('uniflow: interrupted\n');
+  process.exitCode = exitCode();
+}
+
+await main();
