@@ -9,8 +9,9 @@ import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';
 import type { FolderOptions, ModelOptions, SamplingOptions } from './options.js';
+import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
-import { ahead, loadModel, plural, printJson, slices } from './shared.js';
+import { ahead, loadModel, slices } from './shared.js';
 
 export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, FolderOptions {
   grid?: Grid;

@@ -6,6 +6,7 @@ import { access, constants } from 'node:fs/promises';
 import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os';
 import { dirname } from 'node:path';
 import type { ReportOptions } from './options.js';
+import { printJson } from './output.js';
 
 interface Finding {
   name: string;
@@ -33,10 +34,15 @@ export async function doctor(options: ReportOptions): Promise<void> {
     ['self-test', selfTest],
   ];
   const findings: Finding[] = [];
-  for (const [name, check] of checks) findings.push({ name, ...(await check().catch(failure)) });
+  for (const [name, check] of checks) {
+    const found = await check().catch(failure);
+    const known = !found.ok && findings.find(({ ok, detail }) => !ok && detail === found.detail);
+    findings.push(known ? { name, ok: false, detail: `as ${known.name}` } : { name, ...found });
+  }
   const works = findings.at(-1)?.ok === true;
   if (!works) process.exitCode = 1;
-  process.stdout.write(options.json ? `${JSON.stringify({ works, findings }, null, 2)}\n` : report(findings, works));
+  if (options.json) printJson({ works, findings });
+  else process.stdout.write(report(findings, works));
 }
 
 function failure(error: unknown): Omit<Finding, 'name'> {

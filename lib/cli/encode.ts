@@ -1,12 +1,13 @@
 /** `uniflow encode`: pictures to a file of latents. */
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { ArraySpool } from '../io/arrays.js';
 import { UniFlowError } from '../errors.js';
+import { ArraySpool } from '../io/arrays.js';
 import type { Grid } from '../tensor.js';
 import { latentFormat, writeLatents } from './latents.js';
 import type { ModelOptions, PictureOptions } from './options.js';
-import { failures, overPictures, plural, printJson } from './shared.js';
+import { failures, plural, printJson } from './output.js';
+import { overPictures } from './shared.js';
 
 export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
   out: string;

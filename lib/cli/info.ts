@@ -8,7 +8,8 @@ import { resolveModel } from '../io/hub.js';
 import type { Preprocessing } from '../io/preprocess.js';
 import { countByPart, decoderFlops, encoderFlops, projectionFlops, tokensOf, withPrefix } from './cost.js';
 import type { HubModelOptions } from './options.js';
-import { downloading, plural, printJson } from './shared.js';
+import { plural, printJson } from './output.js';
+import { downloading } from './shared.js';
 
 interface Info {
   model: string;

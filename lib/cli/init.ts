@@ -6,7 +6,7 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import type { FloatType } from '../native.js';
 import { UniFlow } from '../uniflow.js';
 import type { ReportOptions } from './options.js';
-import { printJson } from './shared.js';
+import { printJson } from './output.js';
 
 export interface InitCommandOptions extends ReportOptions {
   preset: Preset;

@@ -1,5 +1,5 @@
 /** How far the work is: a bar on a terminal, a line now and then elsewhere, nothing where it would disturb. */
-import { SingleBar } from 'cli-progress';
+import cliProgress, { type MultiBar, type SingleBar } from 'cli-progress';
 
 const SECONDS_BETWEEN_LINES = 3;
 
@@ -14,7 +14,8 @@ export class Progress {
   private done = 0;
   private total = 0;
   private readonly started = performance.now();
-  private readonly bar: SingleBar | undefined;
+  private readonly bars: MultiBar | undefined;
+  private bar: SingleBar | undefined;
   private readonly timer: NodeJS.Timeout | undefined;
 
   constructor(
@@ -24,8 +25,15 @@ export class Progress {
   ) {
     if (quiet) return;
     if (process.stderr.isTTY) {
-      // Ctrl-C is handled in one place, main.ts; without forceRedraw the bar would not come back after print()
-      this.bar = new SingleBar({ format: '{label} [{bar}] {state}', barsize: 24, gracefulExit: false, forceRedraw: true, fps: 4 });
+      // A MultiBar of one: a lone SingleBar goes back to where it started when it stops, over the lines printed since.
+      this.bars = new cliProgress.MultiBar({
+        format: (options, { progress }) => `${label} [${cliProgress.Format.BarFormat(progress, options)}] ${this.state()}`,
+        barsize: 24,
+        fps: 4,
+        forceRedraw: true, // or it would not come back after print()
+        gracefulExit: false, // Ctrl-C is for main.ts
+        linewrap: true, // of the terminal, for lines printed meanwhile; the bar itself is cut at its width
+      });
     } else {
       this.timer = setInterval(() => this.line(`${this.label}: ${this.state()}`), SECONDS_BETWEEN_LINES * 1000).unref();
     }
@@ -33,7 +41,7 @@ export class Progress {
 
   start(total: number): this {
     this.total = total;
-    this.bar?.start(total, 0, this.payload());
+    this.bar = this.bars?.create(total, 0);
     if (this.timer) this.line(`${this.label}: ${this.count()}`);
     return this;
   }
@@ -41,7 +49,7 @@ export class Progress {
   /** `done` of the total are done. */
   update(done: number): void {
     this.done = done;
-    this.bar?.update(done, this.payload());
+    this.bar?.update(done);
   }
 
   /** A line of the result, to stdout. */
@@ -57,23 +65,19 @@ export class Progress {
   }
 
   stop(): void {
-    this.bar?.stop();
+    this.bars?.stop();
     clearInterval(this.timer);
   }
 
   private clear(): void {
-    if (this.bar) process.stderr.write('\r\x1b[K');
-  }
-
-  private payload(): { label: string; state: string } {
-    return { label: this.label, state: this.state() };
+    if (this.bars) process.stderr.write('\r\x1b[K');
   }
 
   private state(): string {
+    if (this.done === 0) return this.count();
     const { unit, scale = 1 } = this.amount;
     const rate = this.done / Math.max(1e-3, (performance.now() - this.started) / 1000);
-    const left = rate > 0 ? `, ${duration((this.total - this.done) / rate)} left` : '';
-    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s${left}`;
+    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s, ${duration((this.total - this.done) / rate)} left`;
   }
 
   private count(): string {

@@ -6,7 +6,8 @@ import { sideBySide, writeImage, type RgbImage } from '../io/image.js';
 import { picturesOf } from './decode.js';
 import { fileNames } from './inputs.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
-import { failures, overPictures, plural, printJson } from './shared.js';
+import { failures, plural, printJson } from './output.js';
+import { overPictures } from './shared.js';
 
 export interface ReconstructCommandOptions extends ModelOptions, PictureOptions, SamplingOptions, FolderOptions {}
 

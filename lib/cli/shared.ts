@@ -133,16 +133,3 @@ async function failureOf(path: string, signal: AbortSignal): Promise<Failure | u
     return { path, reason: message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message };
   }
 }
-
-/** ` (2 failed)` */
-export function failures(failed: readonly Failure[]): string {
-  return failed.length > 0 ? ` (${failed.length} failed)` : '';
-}
-
-export function plural(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? '' : 's'}`;
-}
-
-export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
-}

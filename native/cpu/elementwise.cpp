@@ -50,11 +50,11 @@ void silu_sum_as(const float* x, const float* y, int64_t y_stride, void* out, in
 
 /// Rotates one head's vector: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), halves E/2 apart.
 template <class T>
-void rotate(const T* in, T* out, const float* cosine, const float* sine, int64_t half) {
+void rotate(const T* in, T* out, const float* cosine, const float* sine, float sign, int64_t half) {
   for_lanes(half, [&](int64_t i, int lanes) {
-    vf a = load_lanes(in + i, lanes), b = load_lanes(in + half + i, lanes);
-    store_lanes(out + i, a * load_lanes(cosine + i, lanes) - b * load_lanes(sine + i, lanes), lanes);
-    store_lanes(out + half + i, b * load_lanes(cosine + half + i, lanes) + a * load_lanes(sine + half + i, lanes), lanes);
+    const vf a = load_lanes(in + i, lanes), b = load_lanes(in + half + i, lanes);
+    store_lanes(out + i, a * load_lanes(cosine + i, lanes) - sign * b * load_lanes(sine + i, lanes), lanes);
+    store_lanes(out + half + i, b * load_lanes(cosine + half + i, lanes) + sign * a * load_lanes(sine + half + i, lanes), lanes);
   });
 }
 
@@ -71,7 +71,8 @@ void rope_as(const RopeArgs& a) {
     }
     std::memcpy(out + 2 * width, in + 2 * width, static_cast<size_t>(width) * sizeof(T));
     for (int64_t h = 0; h < 2 * a.heads; ++h)  // the heads of q, then those of k
-      rotate(in + h * a.head_dim, out + h * a.head_dim, a.cosine + patch * a.head_dim, a.sine + patch * a.head_dim, a.head_dim / 2);
+      rotate(in + h * a.head_dim, out + h * a.head_dim, a.cosine + patch * a.head_dim, a.sine + patch * a.head_dim, a.inverse ? -1.0f : 1.0f,
+             a.head_dim / 2);
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "native/core/activation.h"
 #include "native/core/dtype.h"
 
 namespace uniflow::cpu {
@@ -91,6 +92,7 @@ struct RopeArgs {
   int64_t batch, seq, heads, head_dim, prefix;
   const float* cosine;
   const float* sine;
+  bool inverse = false;  // turns the other way: the gradient
 };
 
 /// Standard normal numbers by Philox4x32-10 and Box-Muller. Row r of the output is patch `first + r` counted over
@@ -103,6 +105,72 @@ struct NoiseArgs {
   const uint32_t* ids;  // one per image
 };
 
+/// out = residual + scale * gate * branch; scale [width] and gate [rows, width] where given.
+struct ScaleAddArgs {
+  const void* residual;
+  const void* branch;
+  void* out;
+  DType dtype;  // of all but scale
+  int64_t rows, width;
+  const float* scale;
+  const void* gate;
+};
+
+/// d_branch = d_out * scale * gate; d_scale = column sums of d_out * branch; d_gate = d_out * branch. Scale or gate, not both.
+struct ScaleAddBackwardArgs {
+  const void* d_out;
+  const void* branch;
+  void* d_branch;
+  DType dtype;
+  int64_t rows, width;
+  const float* scale;
+  const void* gate;
+  float* d_scale;  // [width] or null
+  void* d_gate;    // [rows, width] or null
+};
+
+/// What NormArgs computes (without the gated residual), backwards. Column sums and the modulation's gradients where asked for.
+struct NormBackwardArgs {
+  const void* x;
+  const void* d_out;
+  void* d_x;
+  DType dtype;
+  int64_t rows, width;
+  int64_t x_stride, d_stride;  // elements between rows of x; of d_out and d_x
+  bool rms;
+  float eps;
+  const float* weight;
+  const float* bias;
+  const void* scale;  // [rows, width] or null
+  float* d_weight;    // [width] or null
+  float* d_bias;      // [width] or null
+  void* d_scale;      // [rows, width] or null
+  void* d_shift;      // [rows, width] or null
+};
+
+/// One layer of the distillation loss: returns alpha = mean over compared tokens of (1 - cosine), writes d alpha / d student.
+struct DistillationArgs {
+  const void* student;  // [B, S, D]
+  const void* teacher;  // [B, S, D]
+  void* grad;           // [B, S, D] or null; zero for skipped tokens
+  DType dtype;
+  int64_t batch, tokens, width;
+  int64_t skip;  // tokens in front that are not compared: class and registers
+};
+
+/// AdamW on one tensor; the arithmetic is torch.optim.AdamW's.
+struct AdamWArgs {
+  float* parameter;
+  const float* grad;
+  float *m, *v;
+  float* average;        // exponential moving average of the parameter, or null
+  void* compute;         // where the new value goes as bfloat16, or null
+  int64_t n;
+  float lr, beta1, beta2, eps, weight_decay, ema;
+  float correction1, correction2;  // 1 - beta^step
+  float grad_scale;                // clipping
+};
+
 struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&);
@@ -111,6 +179,8 @@ struct Kernels {
   void (*fold)(const FoldArgs&);
   void (*assemble)(const AssembleArgs&);
   void (*resize_table)(const ResizeTableArgs&);
+  /// The transpose: `in` is the gradient on the out grid, `out` that on the in grid.
+  void (*resize_table_backward)(const ResizeTableArgs&);
   void (*rope)(const RopeArgs&);
   void (*noise)(const NoiseArgs&);
   /// out[i] = x[i] converted; any pair of Float32 and BFloat16.
@@ -121,6 +191,24 @@ struct Kernels {
   void (*silu_sum)(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n);
   /// x += dt * (v0 + guidance * (v - v0)), v0 null: x += dt * v. All float32 [n].
   void (*euler)(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n);
+  void (*activation)(Activation kind, const void* x, void* out, DType dtype, int64_t n);
+  void (*activation_backward)(Activation kind, const void* x, const void* d_out, void* d_x, DType dtype, int64_t n);
+  void (*scale_add)(const ScaleAddArgs&);
+  void (*scale_add_backward)(const ScaleAddBackwardArgs&);
+  void (*swiglu_backward)(const void* x, const void* d_out, void* d_x, DType dtype, int64_t rows, int64_t n);
+  /// out = a + factor[0] * scale * b; a may be null (zero), factor null (one).
+  void (*add)(const void* a, const void* b, const float* factor, float scale, void* out, DType dtype, int64_t n);
+  /// out [width] = sum over the rows of x.
+  void (*column_sum)(const void* x, float* out, DType dtype, int64_t rows, int64_t width);
+  void (*norm_backward)(const NormBackwardArgs&);
+  float (*distillation)(const DistillationArgs&);
+  /// Sum of squares in float64, the same whatever the number of threads.
+  double (*sum_of_squares)(const float* x, int64_t n);
+  void (*adamw)(const AdamWArgs&);
+  /// Mean of (v - target)^2 over n elements; grad = 2 (v - target) / n where given.
+  double (*mean_squared_error)(const float* v, const float* target, float* grad, int64_t n);
+  /// noisy = t * data + (1 - t) * noise, target = data - noise; t one per row.
+  void (*interpolate)(const float* data, const float* noise, const float* t, float* noisy, float* target, int64_t rows, int64_t width);
   int64_t (*count_non_finite)(const float* x, int64_t n);
   /// The yardsticks of every benchmark, measured with the current team, best of a few: multiply-adds in registers, in
   /// FLOP/s, and a copy from memory to memory, in bytes (read + written) per second.

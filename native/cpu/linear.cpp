@@ -75,6 +75,7 @@ struct Key {
   DType x, out;
   Activation activation;
   bool bias, scale, residual;
+  int64_t backward_out = 0, backward_in = 0;  // of the backward products, which have no packing
   bool operator==(const Key&) const = default;
 };
 
@@ -82,7 +83,7 @@ struct KeyHash {
   size_t operator()(const Key& k) const {
     size_t h = std::hash<const void*>()(k.packing);
     for (size_t v : {static_cast<size_t>(k.rows), static_cast<size_t>(k.x), static_cast<size_t>(k.out), static_cast<size_t>(k.activation),
-                     size_t{k.bias}, size_t{k.scale}, size_t{k.residual}})
+                     size_t{k.bias}, size_t{k.scale}, size_t{k.residual}, static_cast<size_t>(k.backward_out), static_cast<size_t>(k.backward_in)})
       h = h * 1000003 + v;
     return h;
   }
@@ -100,20 +101,27 @@ dnnl::matmul build(const Key& k, const DnnlPacking& p) {
 }
 
 /// Building a primitive takes about 0.1 ms even when oneDNN has the code cached; a step runs hundreds.
-/// Packings are interned for the life of the process, so their address can be part of the key.
-dnnl::matmul primitive(const Key& key, const DnnlPacking& p) {
-  constexpr size_t kLimit = 512;
-  static auto* cache = new std::unordered_map<Key, dnnl::matmul, KeyHash>;
+template <class Build>
+dnnl::primitive cached(const Key& key, Build&& build) {
+  constexpr size_t kLimit = 1024;
+  static auto* cache = new std::unordered_map<Key, dnnl::primitive, KeyHash>;
   static auto* mutex = new std::mutex;
   std::lock_guard lock(*mutex);
   if (auto it = cache->find(key); it != cache->end()) return it->second;
   if (cache->size() >= kLimit) cache->clear();
-  return cache->emplace(key, build(key, p)).first->second;
+  return cache->emplace(key, build()).first->second;
+}
+
+memory bind(const memory::desc& d, const void* data) { return memory(d, engine(), const_cast<void*>(data)); }
+
+void execute(const dnnl::primitive& primitive, const std::unordered_map<int, memory>& args) {
+  dnnl::stream stream(engine());
+  primitive.execute(stream, args);
+  stream.wait();
 }
 
 void run(const LinearArgs& a, const DnnlPacking& p) {
   const Key key{&p, a.rows, a.x_dtype, a.out_dtype, a.activation, a.bias != nullptr, a.scale != nullptr, a.residual != nullptr};
-  auto bind = [](const memory::desc& d, const void* data) { return memory(d, engine(), const_cast<void*>(data)); };
   const memory::desc row = matrix(1, p.out, DType::Float32), out = matrix(a.rows, p.out, a.out_dtype);
   std::unordered_map<int, memory> args{{DNNL_ARG_SRC, bind(matrix(a.rows, p.in, a.x_dtype), a.x)},
                                        {DNNL_ARG_WEIGHTS, bind(p.desc, a.weight)},
@@ -122,9 +130,30 @@ void run(const LinearArgs& a, const DnnlPacking& p) {
   int op = a.activation == Activation::None ? 0 : 1;
   if (a.scale) args.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(op++) | DNNL_ARG_SRC_1, bind(row, a.scale));
   if (a.residual) args.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(op) | DNNL_ARG_SRC_1, bind(out, a.residual));
-  dnnl::stream stream(engine());
-  primitive(key, p).execute(stream, args);
-  stream.wait();
+  execute(cached(key, [&] { return build(key, p); }), args);
+}
+
+/// d_out^T x and the column sums of d_out, by oneDNN's inner product: it takes both as they lie.
+void weight_gradient(const LinearBackwardArgs& a) {
+  const memory::desc x = matrix(a.rows, a.in, a.dtype), d = matrix(a.rows, a.out, a.dtype), w = matrix(a.out, a.in, DType::Float32);
+  const memory::desc bias({a.out}, memory::data_type::f32, tag::a), hint = matrix(a.out, a.in, a.dtype);
+  const Key key{nullptr, a.rows, a.dtype, DType::Float32, Activation::None, a.d_bias != nullptr, false, false, a.out, a.in};
+  auto make = [&]() -> dnnl::primitive {
+    using forward = dnnl::inner_product_forward;
+    using backward = dnnl::inner_product_backward_weights;
+    const auto training = dnnl::prop_kind::forward_training;
+#if DNNL_VERSION_MAJOR >= 3
+    const forward::primitive_desc fpd(engine(), training, x, hint, d);
+    return backward(a.d_bias ? backward::primitive_desc(engine(), x, w, bias, d, fpd) : backward::primitive_desc(engine(), x, w, d, fpd));
+#else
+    const forward::primitive_desc fpd(forward::desc(training, x, hint, d), engine());
+    return backward(backward::primitive_desc(a.d_bias ? backward::desc(x, w, bias, d) : backward::desc(x, w, d), engine(), fpd));
+#endif
+  };
+  std::unordered_map<int, memory> args{
+      {DNNL_ARG_SRC, bind(x, a.x)}, {DNNL_ARG_DIFF_DST, bind(d, a.d_out)}, {DNNL_ARG_DIFF_WEIGHTS, bind(w, a.d_weight)}};
+  if (a.d_bias) args.emplace(DNNL_ARG_DIFF_BIAS, bind(bias, a.d_bias));
+  execute(cached(key, make), args);
 }
 
 /// bfloat16 activations on a machine whose products are float32: converted in and out.
@@ -157,9 +186,7 @@ void reorder(const DnnlPacking& p, const void* plain, DType dtype, const void* p
   const memory::desc plain_desc = matrix(p.in, p.out, dtype, tag::ba);  // [out, in] in C order is its transpose in column order
   memory a(plain_desc, engine(), const_cast<void*>(plain)), b(p.desc, engine(), const_cast<void*>(packed));
   memory &from = packing ? a : b, &to = packing ? b : a;
-  dnnl::stream stream(engine());
-  dnnl::reorder(from, to).execute(stream, from, to);
-  stream.wait();
+  execute(dnnl::reorder(from, to), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
 }
 
 }  // namespace
@@ -169,21 +196,40 @@ bool native_bfloat16() {
   return native;
 }
 
-std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+namespace {
+
+/// Packings are interned: as few as there are shapes, alive for ever, so that their address can stand for them.
+template <class Layout>
+std::shared_ptr<const Packing> intern(int64_t out, int64_t in, DType dtype, const char* kind, Layout&& layout) {
   static auto* interned = new std::unordered_map<std::string, std::shared_ptr<const DnnlPacking>>;
   static auto* mutex = new std::mutex;
   std::lock_guard lock(*mutex);
-  auto& slot = (*interned)[std::to_string(out) + "x" + std::to_string(in) + name_of(dtype)];
+  auto& slot = (*interned)[kind + std::to_string(out) + "x" + std::to_string(in) + name_of(dtype)];
   if (slot) return slot;
   auto p = std::make_shared<DnnlPacking>();
   p->out = out;
   p->in = in;
   p->compute = dtype == DType::BFloat16 && native_bfloat16() ? DType::BFloat16 : DType::Float32;
-  // The layout is chosen for a typical number of rows, and kept for all: it depends on out and in only.
-  constexpr int64_t kRows = 1024;
-  p->desc = describe(matrix(kRows, in, p->compute), matrix(in, out, p->compute, tag::any), nullptr, matrix(kRows, out, p->compute), {})
-                .weights_desc();
+  p->desc = layout(p->compute);
   return slot = p;
+}
+
+}  // namespace
+
+std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+  return intern(out, in, dtype, "packed ", [&](DType compute) {
+    // The layout is chosen for a typical number of rows, and kept for all: it depends on out and in only.
+    constexpr int64_t kRows = 1024;
+    return describe(matrix(kRows, in, compute), matrix(in, out, compute, tag::any), nullptr, matrix(kRows, out, compute), {}).weights_desc();
+  });
+}
+
+std::shared_ptr<const Packing> plain_packing(int64_t out, int64_t in, DType dtype) {
+  return intern(out, in, dtype, "plain ", [&](DType) { return matrix(in, out, dtype, tag::ba); });
+}
+
+std::shared_ptr<const Packing> packing_of(const Tensor& weight) {
+  return weight.packing() ? weight.packing() : plain_packing(weight.dim(0), weight.dim(1), weight.dtype());
 }
 
 int64_t packed_bytes(const Packing& packing) { return static_cast<int64_t>(dnnl_packing(packing).desc.get_size()); }
@@ -196,6 +242,16 @@ void unpack(const Packing& packing, const void* packed, void* plain, DType dtype
   reorder(dnnl_packing(packing), plain, dtype, packed, false);
 }
 
+namespace {
+
+[[noreturn]] void rethrow(const dnnl::error& e, int64_t rows, int64_t out, int64_t in) {
+  throw Error(e.status == dnnl_out_of_memory ? ErrorCode::OutOfMemory : ErrorCode::Internal,
+              std::string("oneDNN: ") + e.what() + " for [" + std::to_string(rows) + ", " + std::to_string(in) + "] x [" +
+                  std::to_string(out) + ", " + std::to_string(in) + "]");
+}
+
+}  // namespace
+
 void linear(const LinearArgs& a) {
   const DnnlPacking& p = dnnl_packing(*a.packing);
   try {
@@ -203,9 +259,21 @@ void linear(const LinearArgs& a) {
     if (converts) run_converted(a, p);
     else run(a, p);
   } catch (const dnnl::error& e) {
-    throw Error(e.status == dnnl_out_of_memory ? ErrorCode::OutOfMemory : ErrorCode::Internal,
-                std::string("oneDNN: ") + e.what() + " for [" + std::to_string(a.rows) + ", " + std::to_string(p.in) + "] x [" +
-                    std::to_string(p.out) + ", " + std::to_string(p.in) + "]");
+    rethrow(e, a.rows, p.out, p.in);
+  }
+}
+
+void linear_backward(const LinearBackwardArgs& a) {
+  try {
+    if (a.d_x) {  // d_out [M, N] times the weight as it lies, [N, K]
+      const Key key{nullptr, a.rows, a.dtype, a.dtype, Activation::None, false, false, false, a.out, a.in};
+      const memory::desc d = matrix(a.rows, a.out, a.dtype), w = matrix(a.out, a.in, a.dtype), x = matrix(a.rows, a.in, a.dtype);
+      execute(cached(key, [&] { return dnnl::matmul(describe(d, w, nullptr, x, {})); }),
+              {{DNNL_ARG_SRC, bind(d, a.d_out)}, {DNNL_ARG_WEIGHTS, bind(w, a.weight)}, {DNNL_ARG_DST, bind(x, a.d_x)}});
+    }
+    if (a.d_weight) weight_gradient(a);
+  } catch (const dnnl::error& e) {
+    rethrow(e, a.rows, a.out, a.in);
   }
 }
 

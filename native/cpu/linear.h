@@ -15,6 +15,13 @@ namespace uniflow::cpu {
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype);
 int64_t packed_bytes(const Packing& packing);
 
+/// The "blocking" of a weight that stays as it is, [out, in] in C order: what training uses, where weights change every step and
+/// repacking them would cost more than it saves.
+std::shared_ptr<const Packing> plain_packing(int64_t out, int64_t in, DType dtype);
+
+/// A tensor's own packing, or the plain one.
+std::shared_ptr<const Packing> packing_of(const Tensor& weight);
+
 /// plain [out, in] of `dtype` -> packed, and back.
 void pack(const Packing& packing, const void* plain, DType dtype, void* packed);
 void unpack(const Packing& packing, const void* packed, void* plain, DType dtype);
@@ -33,6 +40,20 @@ struct LinearArgs {
 };
 
 void linear(const LinearArgs& args);
+
+/// Gradients of out = x W^T + b. FLOPs 2*M*N*K each.
+struct LinearBackwardArgs {
+  const void* x;       // [rows, in]
+  const void* weight;  // [out, in] plain
+  const void* d_out;   // [rows, out]
+  DType dtype;         // of x, weight, d_out, d_x
+  int64_t rows, in, out;
+  void* d_x = nullptr;         // [rows, in], or not asked for
+  float* d_weight = nullptr;   // [out, in], or not asked for; with it
+  float* d_bias = nullptr;     // [out], or not asked for
+};
+
+void linear_backward(const LinearBackwardArgs& args);
 
 /// "oneDNN 2.6.3, brg:avx512_core_bf16" and whether bfloat16 products are native here.
 std::string linear_backend();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "native/core/parallel.h"
+#include "native/cpu/column_sum.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/simd.h"
 
@@ -76,7 +77,60 @@ void norm_rows(const NormArgs& a) {
   });
 }
 
+/// One row backwards. With y = x_hat * weight + bias and out = y * (1 + scale) + shift:
+/// d_x = (d_x_hat - mean(d_x_hat) - x_hat * mean(d_x_hat * x_hat)) / std, without the first mean for RMSNorm.
+template <class T>
+void norm_row_backward(const NormBackwardArgs& a, int64_t r, float* x_hat, float* d_x_hat, float* d_weight, float* d_bias) {
+  const int64_t n = a.width;
+  const T *x = static_cast<const T*>(a.x) + r * a.x_stride, *d_out = static_cast<const T*>(a.d_out) + r * a.d_stride;
+  for_lanes(n, [&](int64_t i, int lanes) { store_lanes(x_hat + i, load_lanes(x + i, lanes), lanes); });
+  const Moments m = moments(x_hat, n, a.rms, a.eps);
+  vf total = {}, product = {};
+  for_lanes(n, [&](int64_t i, int lanes) {
+    const vf xh = (load_lanes(x_hat + i, lanes) - m.mean) * m.inverse_std, g = load_lanes(d_out + i, lanes);
+    const vf weight = a.weight ? load_lanes(a.weight + i, lanes) : splat(1.0f);
+    vf d_y = g;
+    if (a.scale) {
+      const vf y = a.bias ? xh * weight + load_lanes(a.bias + i, lanes) : xh * weight;
+      d_y = g * (load_lanes(static_cast<const T*>(a.scale) + r * n + i, lanes) + 1.0f);
+      if (a.d_scale) store_lanes(static_cast<T*>(a.d_scale) + r * n + i, g * y, lanes);
+      if (a.d_shift) store_lanes(static_cast<T*>(a.d_shift) + r * n + i, g, lanes);
+    }
+    if (d_weight) store_lanes(d_weight + i, load_lanes(d_weight + i, lanes) + d_y * xh, lanes);
+    if (d_bias) store_lanes(d_bias + i, load_lanes(d_bias + i, lanes) + d_y, lanes);
+    const vf d = d_y * weight;  // lanes past the end are zero: d_out's are
+    store_lanes(x_hat + i, xh, lanes);
+    store_lanes(d_x_hat + i, d, lanes);
+    total += d;
+    product += d * xh;
+  });
+  const float mean = a.rms ? 0.0f : sum(total) / static_cast<float>(n), along = sum(product) / static_cast<float>(n);
+  T* d_x = static_cast<T*>(a.d_x) + r * a.d_stride;
+  for_lanes(n, [&](int64_t i, int lanes) {
+    store_lanes(d_x + i, (load_lanes(d_x_hat + i, lanes) - mean - load_lanes(x_hat + i, lanes) * along) * m.inverse_std, lanes);
+  });
+}
+
+template <class T>
+void norm_rows_backward(const NormBackwardArgs& a) {
+  ColumnSum weight_sum(a.d_weight, a.rows, a.width), bias_sum(a.d_bias, a.rows, a.width);
+  parallel_for(row_groups(a.rows), [&](int64_t group) {
+    thread_local std::vector<float> buffer;
+    buffer.resize(static_cast<size_t>(2 * a.width));
+    for_rows(group, a.rows, [&](int64_t r) {
+      norm_row_backward<T>(a, r, buffer.data(), buffer.data() + a.width, weight_sum.partial(group), bias_sum.partial(group));
+    });
+  });
+  weight_sum.finish();
+  bias_sum.finish();
+}
+
 }  // namespace
+
+void norm_backward(const NormBackwardArgs& a) {
+  if (a.dtype == DType::BFloat16) norm_rows_backward<bf16>(a);
+  else norm_rows_backward<float>(a);
+}
 
 void norm(const NormArgs& a) {
   const bool x16 = a.x_dtype == DType::BFloat16, y16 = a.out_dtype == DType::BFloat16;

@@ -176,4 +176,23 @@ void resize_table(const ResizeTableArgs& a) {
   });
 }
 
+void resize_table_backward(const ResizeTableArgs& a) {
+  const auto taps = a.antialias ? antialiased_taps : plain_taps;
+  constexpr int64_t kColumns = 64;  // a task owns columns, and adds up the grid in order
+  parallel_for((a.width + kColumns - 1) / kColumns, [&](int64_t block) {
+    const int64_t begin = block * kColumns, n = std::min(kColumns, a.width - begin);
+    for (int64_t i = 0; i < a.in_rows * a.in_cols; ++i) std::fill_n(a.out + i * a.width + begin, n, 0.0f);
+    for (int64_t i = 0; i < a.out_rows * a.out_cols; ++i) {
+      const Taps rows = taps(i / a.out_cols, a.in_rows, a.out_rows), cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
+      const float* grad = a.in + i * a.width + begin;
+      for (size_t y = 0; y < rows.index.size(); ++y)
+        for (size_t x = 0; x < cols.index.size(); ++x) {
+          float* out = a.out + (rows.index[y] * a.in_cols + cols.index[x]) * a.width + begin;
+          const float w = rows.weight[y] * cols.weight[x];
+          for_lanes(n, [&](int64_t k, int lanes) { store_lanes(out + k, load_lanes(out + k, lanes) + w * load_lanes(grad + k, lanes), lanes); });
+        }
+    }
+  });
+}
+
 }  // namespace uniflow::cpu::UNIFLOW_ISA

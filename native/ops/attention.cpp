@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <tuple>
 
 #include "native/cpu/kernels.h"
 #include "native/ops/check.h"
@@ -52,7 +53,29 @@ Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_wei
   return out;
 }
 
-Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table) {
+QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, const Tensor& d_out, const Tensor& q_weight,
+                                 const Tensor& k_weight, float eps) {
+  const int64_t width = check_qkv(qkv, 1);
+  check_shape(d_out, "dOut", qkv.shape());
+  check_dtype(d_out, "dOut", {qkv.dtype()});
+  check_shape(q_weight, "qWeight", {width});
+  check_shape(k_weight, "kWeight", {width});
+  QkNormGradients g{Tensor(qkv.dtype(), qkv.shape()), Tensor(DType::Float32, {width}), Tensor(DType::Float32, {width})};
+  Stream::cpu().enqueue(session, {"qkNormBackward", {qkv, d_out, q_weight, k_weight}, {g.qkv, g.q_weight, g.k_weight}, [=](const CancelToken&) {
+    std::memcpy(g.qkv.data(), d_out.data(), static_cast<size_t>(qkv.bytes()));  // v's gradient passes through
+    for (const auto& [column, weight, d_weight] : {std::tuple{int64_t{0}, q_weight, g.q_weight}, std::tuple{width, k_weight, g.k_weight}}) {
+      const int64_t offset = column * size_of(qkv.dtype());
+      cpu::kernels().norm_backward({.x = qkv.data<std::byte>() + offset, .d_out = d_out.data<std::byte>() + offset,
+                                    .d_x = g.qkv.data<std::byte>() + offset, .dtype = qkv.dtype(), .rows = qkv.dim(0) * qkv.dim(1),
+                                    .width = width, .x_stride = 3 * width, .d_stride = 3 * width, .rms = true, .eps = eps,
+                                    .weight = float_data(weight), .bias = nullptr, .scale = nullptr, .d_weight = d_weight.data<float>(),
+                                    .d_bias = nullptr, .d_scale = nullptr, .d_shift = nullptr});
+    }
+  }});
+  return g;
+}
+
+Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table, bool inverse) {
   const int64_t width = check_qkv(qkv, heads), head_dim = width / heads;
   if (prefix < 0 || prefix > qkv.dim(1)) reject("prefix", "0 to " + std::to_string(qkv.dim(1)), std::to_string(prefix));
   check_shape(table, "table", {2, qkv.dim(1) - prefix, head_dim});
@@ -61,7 +84,7 @@ Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t
   Stream::cpu().enqueue(session, {"rope", {qkv, table}, {out}, [=](const CancelToken&) {
     cpu::kernels().rope({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
                          .heads = heads, .head_dim = head_dim, .prefix = prefix, .cosine = table.data<float>(),
-                         .sine = table.data<float>() + table.size() / 2});
+                         .sine = table.data<float>() + table.size() / 2, .inverse = inverse});
   }});
   return out;
 }

@@ -12,8 +12,16 @@ Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads);
 /// RMSNorm of q and of k over their whole width D (InternViT-6B); v is copied.
 Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, float eps);
 
+struct QkNormGradients {
+  Tensor qkv;
+  Tensor q_weight, k_weight;  // [D] float32
+};
+QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, const Tensor& d_out, const Tensor& q_weight,
+                                 const Tensor& k_weight, float eps);
+
 /// Rotary positions on q and k of the tokens from `prefix` on (DINOv3). table [2, S - prefix, E]: cosines, sines.
-Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table);
+/// `inverse` turns the other way, which is the gradient.
+Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table, bool inverse = false);
 
 /// DINOv3's table [2, rows*cols, E] float32: patch centres scaled to [-1, 1], angles 2 pi * (row, column) * theta^-(4i/E),
 /// first the row's E/4, then the column's, all twice.

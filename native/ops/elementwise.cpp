@@ -57,4 +57,19 @@ Tensor slice_tokens(const SessionRef& session, const Tensor& x, int64_t begin, i
   return out;
 }
 
+Tensor pad_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t total) {
+  check_shape(x, "x", {-1, -1, -1});
+  if (begin < 0 || begin + x.dim(1) > total) reject("tokens", "a range within [0, " + std::to_string(total) + "]", std::to_string(begin));
+  Tensor out(x.dtype(), {x.dim(0), total, x.dim(2)});
+  Stream::cpu().enqueue(session, {"padTokens", {x}, {out}, [=](const CancelToken&) {
+    const int64_t row = x.dim(2) * size_of(x.dtype()), bytes = x.dim(1) * row;
+    parallel_for(x.dim(0), [&](int64_t b) {
+      std::byte* image = out.data<std::byte>() + b * total * row;
+      std::memset(image, 0, static_cast<size_t>(total * row));
+      std::memcpy(image + begin * row, x.data<std::byte>() + b * bytes, static_cast<size_t>(bytes));
+    });
+  }});
+  return out;
+}
+
 }  // namespace uniflow::ops

@@ -14,6 +14,9 @@ Tensor swiglu(const SessionRef& session, const Tensor& x);
 /// Fails x, and so whatever depends on it, if any of its float32 values is NaN or infinite.
 void check_finite(const SessionRef& session, const Tensor& x, const std::string& name);
 
+/// The reverse of slice_tokens: [B, n, D] as tokens [begin, begin + n) of [B, total, D], zero elsewhere.
+Tensor pad_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t total);
+
 /// Tokens [begin, end) of every image: [B, S, D] -> [B, end - begin, D].
 Tensor slice_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t end);
 

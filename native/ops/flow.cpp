@@ -8,8 +8,7 @@ namespace uniflow::ops {
 namespace {
 
 void check_layer(const LinearLayer& layer, const std::string& name, int64_t out, int64_t in) {
-  if (!layer.weight || !layer.weight.packing() || layer.weight.shape() != Shape{out, in})
-    reject(name + ".weight", "a packed weight " + to_string({out, in}), describe(layer.weight));
+  if (!layer.weight || layer.weight.shape() != Shape{out, in}) reject(name + ".weight", "a weight " + to_string({out, in}), describe(layer.weight));
   check_optional_vector(layer.bias, (name + ".bias").c_str(), out);
   if (!layer.bias) reject(name + ".bias", "a vector " + to_string({out}), "nothing");
 }

@@ -26,7 +26,8 @@ Tensor unpack_linear(const SessionRef& session, const Tensor& weight) {
 }
 
 Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, const LinearOptions& o) {
-  if (!weight || !weight.packing()) reject("weight", "a packed linear weight", describe(weight));
+  if (!weight || weight.rank() != 2) reject("weight", "a linear weight [out, in]", describe(weight));
+  if (!weight.packing()) check_dtype(weight, "weight", {x ? x.dtype() : DType::Float32});
   if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != weight.dim(1))
     reject("x", "a tensor [..., " + std::to_string(weight.dim(1)) + "]", describe(x));
   check_floating(x, "x");
@@ -42,11 +43,41 @@ Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, 
   Tensor out(x.dtype(), shape);
   Stream::cpu().enqueue(session, {"linear", {x, weight, o.bias, o.scale, o.residual}, {out}, [=](const CancelToken&) {
     if (x.size() == 0) return;
-    cpu::linear({.x = x.data(), .weight = weight.data(), .packing = weight.packing().get(), .out = out.data(),
+    const auto packing = cpu::packing_of(weight);
+    cpu::linear({.x = x.data(), .weight = weight.data(), .packing = packing.get(), .out = out.data(),
                  .rows = x.size() / x.dim(-1), .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = float_data(o.bias),
                  .scale = float_data(o.scale), .residual = raw_data(o.residual), .activation = o.activation});
   }});
   return out;
+}
+
+LinearGradients linear_backward(const SessionRef& session, const Tensor& x, const Tensor& weight, const Tensor& d_out, bool want_x,
+                                bool want_weight, bool want_bias) {
+  check_shape(weight, "weight", {-1, -1});
+  check_floating(weight, "weight");
+  const int64_t n = weight.dim(0), k = weight.dim(1);
+  if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != k) reject("x", "a tensor [..., " + std::to_string(k) + "]", describe(x));
+  Shape shape = x.shape();
+  shape.back() = n;
+  check_shape(d_out, "dOut", shape);
+  check_dtype(x, "x", {weight.dtype()});
+  check_dtype(d_out, "dOut", {weight.dtype()});
+  LinearGradients g;
+  std::vector<Tensor> outputs;
+  auto make = [&](bool wanted, DType dtype, const Shape& s) {
+    if (!wanted) return Tensor();
+    outputs.emplace_back(dtype, s);
+    return outputs.back();
+  };
+  g.x = make(want_x, x.dtype(), x.shape());
+  g.weight = make(want_weight, DType::Float32, {n, k});
+  g.bias = make(want_weight && want_bias, DType::Float32, {n});
+  Stream::cpu().enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const CancelToken&) {
+    cpu::linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d_out.data(), .dtype = x.dtype(), .rows = x.size() / k, .in = k,
+                          .out = n, .d_x = g.x ? g.x.data() : nullptr, .d_weight = g.weight ? g.weight.data<float>() : nullptr,
+                          .d_bias = g.bias ? g.bias.data<float>() : nullptr});
+  }});
+  return g;
 }
 
 }  // namespace uniflow::ops

@@ -3,11 +3,10 @@
 /// FLOPs 2*M*N*K. Backends: native/cpu/linear.cpp.
 #pragma once
 
+#include "native/core/activation.h"
 #include "native/core/stream.h"
 
 namespace uniflow {
-
-enum class Activation { None, Gelu, GeluTanh, QuickGelu, Silu };
 
 namespace ops {
 
@@ -24,7 +23,16 @@ Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype)
 /// The plain float32 [N, K] of a packed weight.
 Tensor unpack_linear(const SessionRef& session, const Tensor& weight);
 
+/// The weight may be packed or plain.
 Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, const LinearOptions& options);
+
+struct LinearGradients {
+  Tensor x, weight, bias;  // weight [N, K] and bias [N] float32; empty where not asked for
+};
+
+/// Gradients of x W^T + b (no activation, no scale, no residual); W plain, of x's dtype.
+LinearGradients linear_backward(const SessionRef& session, const Tensor& x, const Tensor& weight, const Tensor& d_out, bool want_x,
+                                bool want_weight, bool want_bias);
 
 }  // namespace ops
 }  // namespace uniflow

@@ -13,6 +13,15 @@ struct NormOptions {
   bool rms = false;
 };
 
+struct NormGradients {
+  Tensor x;
+  Tensor weight, bias;  // [D] float32, where there is one
+  Tensor scale, shift;  // as x, where modulated
+};
+
+/// Gradients of norm() at x; its statistics are taken again.
+NormGradients norm_backward(const SessionRef& session, const Tensor& x, const Tensor& d_out, const NormOptions& options);
+
 Tensor norm(const SessionRef& session, const Tensor& x, const NormOptions& options);
 
 }  // namespace uniflow::ops

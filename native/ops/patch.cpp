@@ -95,4 +95,17 @@ Tensor resize_table(const SessionRef& session, const Tensor& table, int64_t rows
   return out;
 }
 
+Tensor resize_table_backward(const SessionRef& session, const Tensor& d_out, int64_t rows, int64_t cols, int64_t out_rows, int64_t out_cols,
+                             bool antialias) {
+  for (int64_t n : {rows, cols, out_rows, out_cols}) check_positive(n, "grid");
+  check_shape(d_out, "dOut", {out_rows * out_cols, -1});
+  check_dtype(d_out, "dOut", {DType::Float32});
+  Tensor out(DType::Float32, {rows * cols, d_out.dim(1)});
+  Stream::cpu().enqueue(session, {"resizeTableBackward", {d_out}, {out}, [=](const CancelToken&) {
+    cpu::kernels().resize_table_backward({.in = d_out.data<float>(), .out = out.data<float>(), .in_rows = rows, .in_cols = cols,
+                                          .out_rows = out_rows, .out_cols = out_cols, .width = d_out.dim(1), .antialias = antialias});
+  }});
+  return out;
+}
+
 }  // namespace uniflow::ops

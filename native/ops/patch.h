@@ -33,4 +33,8 @@ Tensor assemble(const SessionRef& session, const Tensor& x, const Tensor& prefix
 Tensor resize_table(const SessionRef& session, const Tensor& table, int64_t rows, int64_t cols, int64_t out_rows, int64_t out_cols,
                     bool antialias);
 
+/// Gradient of resize_table: [out_rows*out_cols, D] -> [rows*cols, D].
+Tensor resize_table_backward(const SessionRef& session, const Tensor& d_out, int64_t rows, int64_t cols, int64_t out_rows, int64_t out_cols,
+                             bool antialias);
+
 }  // namespace uniflow::ops

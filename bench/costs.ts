@@ -1,0 +1,93 @@
+/**
+ * What the operations cannot do without, counted from their shapes: floating-point operations (a multiply-add is two),
+ * and bytes that come from or go to memory, each operand once. Formulas as in native/ops/*.h.
+ *
+ * Softmax, activations, norms and biases are not counted as FLOPs where matrix products dominate.
+ */
+import type { UniFlowConfig } from '../lib/config.js';
+import type { FloatType } from '../lib/native.js';
+
+/** The floor of an operation is the longer of both; leave out what does not matter. */
+export interface Cost {
+  flops?: number;
+  bytes?: number;
+}
+
+export const sizeOf = (dtype: FloatType): number => (dtype === 'bfloat16' ? 2 : 4);
+
+export interface LinearShape {
+  rows: number;
+  inputs: number;
+  outputs: number;
+  dtype: FloatType;
+  residual?: boolean;
+}
+
+/** x and the residual, weight and bias, out. The vectors (bias, scale) are float32; one stands for both. */
+export function linearCost({ rows, inputs, outputs, dtype, residual = false }: LinearShape): Required<Cost> {
+  const elements = rows * inputs + outputs * inputs + rows * outputs * (residual ? 2 : 1);
+  return { flops: 2 * rows * inputs * outputs, bytes: elements * sizeOf(dtype) + 4 * outputs };
+}
+
+export interface AttentionShape {
+  batch: number;
+  heads: number;
+  seq: number;
+  headDim: number;
+  dtype: FloatType;
+}
+
+/** Two products of 2*S*S*E each per head; q, k, v in, one such matrix out. */
+export function attentionCost({ batch, heads, seq, headDim, dtype }: AttentionShape): Required<Cost> {
+  const width = heads * headDim;
+  return { flops: 4 * batch * seq * seq * width, bytes: 4 * batch * seq * width * sizeOf(dtype) };
+}
+
+/** One transformer block over `seq` tokens of one image: qkv, proj and an MLP, and attention. */
+function blockFlops(seq: number, width: number, hidden: number): number {
+  return 2 * seq * (4 * width * width + 2 * width * hidden) + 4 * seq * seq * width;
+}
+
+export interface FlowShape {
+  patches: number;
+  width: number;
+  patch: number;
+  blocks: number;
+  steps: number;
+  guided: boolean;
+  dtype: FloatType;
+}
+
+/**
+ * Under guidance a second pass runs with a zero condition. Its modulations (3*D*D per block, 2*D*D at the end) are the
+ * same for all patches of a step, so that computing them per patch is not part of the floor.
+ */
+export function flowCost({ patches, width: d, patch, blocks, steps, guided, dtype }: FlowShape): Required<Cost> {
+  const p = 3 * patch * patch;
+  const modulations = 3 * blocks * d * d + 2 * d * d;
+  const pass = 2 * p * d + 2 * blocks * d * d; // input and output, fc1 and fc2
+  const step = guided ? 2 * pass + modulations : pass + modulations;
+  const weights = 256 * d + 2 * d * d + pass + modulations; // time and condition besides
+  return {
+    flops: 2 * patches * (steps * step + d * d),
+    bytes: (weights + patches * d) * sizeOf(dtype) + patches * p, // conditions in, uint8 pixels out
+  };
+}
+
+/** Pictures to latents. */
+export function encodeCost({ encoder, latentChannels, patch }: UniFlowConfig, images: number): Cost {
+  const { width, layers, hidden } = encoder;
+  const patches = (encoder.imageSize[0] / patch) * (encoder.imageSize[1] / patch);
+  const embedding = 2 * patches * 3 * patch * patch * width;
+  const projection = 2 * patches * width * (width + latentChannels);
+  return { flops: images * (embedding + layers * blockFlops(patches + 1, width, hidden) + projection) };
+}
+
+/** Latents to pictures, without guidance. */
+export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number, dtype: FloatType): Cost {
+  const { width, latentChannels, globalBlocks, flowBlocks, hidden, patch, grid } = decoder;
+  const patches = grid.rows * grid.cols;
+  const projection = 2 * patches * width * (latentChannels + width);
+  const flow = flowCost({ patches, width, patch, blocks: flowBlocks, steps, guided: false, dtype });
+  return { flops: images * (projection + globalBlocks * blockFlops(patches, width, hidden) + flow.flops) };
+}

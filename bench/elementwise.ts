@@ -1,0 +1,66 @@
+/** One pass over the elements. Memory-bound: input once, output once. */
+import { native, type FloatType } from '../lib/native.js';
+import { sizeOf } from './costs.js';
+import type { Row } from './harness.js';
+
+const ROWS = 4100; // four pictures of 1,025 tokens
+const WIDTH = 1024;
+
+function cast(from: FloatType, to: FloatType): Row {
+  return {
+    ...{ family: 'elementwise', name: `cast to ${to}`, shape: `${ROWS}x${WIDTH}`, dtype: from },
+    cost: { bytes: ROWS * WIDTH * (sizeOf(from) + sizeOf(to)) },
+    setup: (make) => {
+      const x = make.tensor([ROWS, WIDTH], from);
+      return () => native.cast(x, to);
+    },
+  };
+}
+
+/** A gated MLP's: gate and value in, their product out. */
+function swiglu(dtype: FloatType): Row {
+  const hidden = 4 * WIDTH;
+  return {
+    ...{ family: 'elementwise', name: 'swiglu', shape: `${ROWS}x2x${hidden}`, dtype },
+    cost: { bytes: 3 * ROWS * hidden * sizeOf(dtype) },
+    setup: (make) => {
+      const x = make.tensor([ROWS, 2 * hidden], dtype);
+      return () => native.swiglu(x);
+    },
+  };
+}
+
+/** DINOv3 ViT-L at 448 px: patches of 16, five tokens in front. v is copied with q and k. */
+function rope(dtype: FloatType): Row {
+  const [batch, heads, headDim, side, prefix] = [4, 16, 64, 28, 5];
+  const patches = side * side;
+  const qkv = batch * (prefix + patches) * 3 * heads * headDim;
+  return {
+    ...{ family: 'elementwise', name: 'rope', shape: `${batch}x${prefix + patches}x3x${heads * headDim}`, dtype },
+    cost: { bytes: 2 * qkv * sizeOf(dtype) + 4 * 2 * patches * headDim },
+    setup: (make) => {
+      const x = make.tensor([batch, prefix + patches, 3 * heads * headDim], dtype);
+      const table = make.keep(native.ropeTable(side, side, headDim, 100));
+      return () => native.rope(x, heads, prefix, table);
+    },
+  };
+}
+
+/** The patch tokens without the class token. */
+function sliceTokens(dtype: FloatType): Row {
+  const [batch, patches] = [4, 1024];
+  return {
+    ...{ family: 'elementwise', name: 'sliceTokens', shape: `${batch}x${patches + 1}x${WIDTH}`, dtype },
+    cost: { bytes: 2 * batch * patches * WIDTH * sizeOf(dtype) },
+    setup: (make) => {
+      const x = make.tensor([batch, patches + 1, WIDTH], dtype);
+      return () => native.sliceTokens(x, 1, patches + 1);
+    },
+  };
+}
+
+export const rows: Row[] = [
+  cast('float32', 'bfloat16'),
+  cast('bfloat16', 'float32'),
+  ...(['bfloat16', 'float32'] as const).flatMap((dtype) => [swiglu(dtype), rope(dtype), sliceTokens(dtype)]),
+];

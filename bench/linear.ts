@@ -1,0 +1,41 @@
+/** Linear layers of ViT-L at 448 px, as the encoder calls them. Compute-bound but for few rows, which wait for the weight. */
+import { native, type Activation, type FloatType } from '../lib/native.js';
+import { linearCost } from './costs.js';
+import type { Row } from './harness.js';
+
+interface Layer {
+  name: string;
+  inputs: number;
+  outputs: number;
+  activation?: Activation;
+  /** LayerScale and residual connection. */
+  scaled?: boolean;
+}
+
+const D = 1024;
+const qkv: Layer = { name: 'qkv bias', inputs: D, outputs: 3 * D };
+const proj: Layer = { name: 'proj bias+scale+residual', inputs: D, outputs: D, scaled: true };
+const fc1: Layer = { name: 'fc1 bias+gelu', inputs: D, outputs: 4 * D, activation: 'gelu' };
+const fc2: Layer = { name: 'fc2 bias+scale+residual', inputs: 4 * D, outputs: D, scaled: true };
+
+function row({ name, inputs, outputs, activation, scaled = false }: Layer, rows: number, dtype: FloatType): Row {
+  return {
+    ...{ family: 'linear', name, shape: `${rows}x${inputs}->${outputs}`, dtype },
+    cost: linearCost({ rows, inputs, outputs, dtype, residual: scaled }),
+    setup: (make) => {
+      const x = make.tensor([rows, inputs], dtype);
+      const weight = make.weight(outputs, inputs, dtype);
+      const options = {
+        bias: make.vector(outputs),
+        activation,
+        ...(scaled ? { scale: make.vector(outputs), residual: make.tensor([rows, outputs], dtype) } : {}),
+      };
+      return () => native.linear(x, weight, options);
+    },
+  };
+}
+
+export const rows: Row[] = (['bfloat16', 'float32'] as const).flatMap((dtype) => [
+  ...[qkv, proj, fc1, fc2].map((layer) => row(layer, 1025, dtype)),
+  ...[4100, 197, 1].map((count) => row(fc1, count, dtype)),
+]);

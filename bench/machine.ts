@@ -1,0 +1,43 @@
+/** Where and on what a run was measured: figures mean nothing without it. */
+import { execFileSync } from 'node:child_process';
+import { availableParallelism, cpus, totalmem } from 'node:os';
+import { cpuInfo } from '../lib/device.js';
+
+export interface Machine {
+  cpu: string;
+  cores: number;
+  memoryGiB: number;
+  /** Of our team of threads. */
+  threads: number;
+  kernels: string;
+  linear: string;
+  node: string;
+  platform: string;
+  date: string;
+  /** Of the checkout, with + where files differ from it; undefined outside of git. */
+  commit: string | undefined;
+}
+
+export function machine(): Machine {
+  const { kernels, linear, threads } = cpuInfo();
+  return {
+    cpu: cpus()[0]?.model ?? 'unknown',
+    cores: availableParallelism(),
+    memoryGiB: Math.round(totalmem() / 2 ** 30),
+    ...{ threads, kernels, linear },
+    node: process.version,
+    platform: `${process.platform} ${process.arch}`,
+    date: new Date().toISOString(),
+    commit: commit(),
+  };
+}
+
+function commit(): string | undefined {
+  const git = (...args: string[]): string =>
+    execFileSync('git', args, { cwd: import.meta.dirname, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+  try {
+    return git('rev-parse', 'HEAD') + (git('status', '--porcelain') === '' ? '' : '+');
+  } catch {
+    return undefined;
+  }
+}

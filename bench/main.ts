@@ -1,0 +1,83 @@
+/** `npm run bench`: times every kernel family and the whole tokenizer against what the machine can do. See bench/README.md. */
+import { Command, InvalidArgumentError } from 'commander';
+import { writeFile } from 'node:fs/promises';
+import { measurePeak } from '../lib/device.js';
+import { rows as attention } from './attention.js';
+import { rows as elementwise } from './elementwise.js';
+import { rows as flow } from './flow.js';
+import { measureRow, QUICK, THOROUGH, type Effort, type Peaks, type Result, type Row } from './harness.js';
+import { rows as linear } from './linear.js';
+import { machine } from './machine.js';
+import { rows as norm } from './norm.js';
+import { rows as patch } from './patch.js';
+import { comparePeers } from './peers/onnxruntime.js';
+import { rows as quality } from './quality.js';
+import { rows as random } from './random.js';
+import { rows as resample } from './resample.js';
+import { machineLines, peakLine, tableHead, tableRow } from './table.js';
+import { rows as tokenizer } from './tokenizer.js';
+
+const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, tokenizer];
+
+/** Peaks that differ by more between the beginning and the end mean that something else ran. */
+const MAX_DRIFT = 0.1;
+
+interface Options {
+  json?: string | true;
+  filter?: RegExp;
+  quick?: true;
+  peers?: true;
+}
+
+function toRegExp(text: string): RegExp {
+  try {
+    return new RegExp(text, 'i');
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
+}
+
+const options = new Command('npm run bench --')
+  .description('Times every kernel family and the whole tokenizer against what this machine can do.')
+  .option('--json [file]', 'write everything as JSON to a file, or to stdout (the table then goes to stderr)')
+  .option('--filter <regex>', "only rows whose 'family operation shape dtype' matches", toRegExp)
+  .option('--quick', 'a few samples only')
+  .option('--peers', 'ONNX Runtime side by side (installs it into bench/peers)')
+  .parse()
+  .opts<Options>();
+const say = options.json === true ? console.error : console.log;
+
+const wanted = (row: Pick<Row, 'family' | 'name' | 'shape' | 'dtype'>): boolean =>
+  options.filter?.test(`${row.family} ${row.name} ${row.shape} ${row.dtype}`) ?? true;
+
+async function measureRows(effort: Effort, peaks: Peaks): Promise<Result[]> {
+  const results: Result[] = [];
+  for (const row of families.flat().filter(wanted)) {
+    const result = await measureRow(row, effort, peaks);
+    say(tableRow(result));
+    results.push(result);
+  }
+  return results;
+}
+
+/** The largest relative change of a peak. */
+function driftOf(before: Peaks, after: Peaks): number {
+  return Math.max(...(['bfloat16', 'float32', 'copy'] as const).map((name) => Math.abs(after[name] / before[name] - 1)));
+}
+
+const where = machine();
+const before = await measurePeak();
+const effort = options.quick ? QUICK : THOROUGH;
+say(`${machineLines(where)}\n${peakLine('before', before)}\n\n${tableHead}`);
+const results = await measureRows(effort, before);
+const peers = options.peers ? await comparePeers(effort, wanted, say) : [];
+const after = await measurePeak();
+const drift = driftOf(before, after);
+say(`\n${peakLine('after', after)}; drift ${(100 * drift).toFixed(1)} %`);
+if (drift > MAX_DRIFT)
+  say('WARNING: the peaks moved by more than 10 %: something else ran on this machine, and the figures are not to be trusted.');
+
+const report = { machine: where, peaks: { before, after, drift }, effort, rows: results, peers };
+const json = JSON.stringify(report, undefined, 2);
+if (options.json === true) console.log(json);
+else if (options.json !== undefined) await writeFile(options.json, `${json}\n`);

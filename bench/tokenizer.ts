@@ -1,0 +1,85 @@
+/** The whole way through the public API, random weights. The floor is the FLOPs of the matrix products. */
+import ndarray from 'ndarray';
+import { readdir, readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import sharp from 'sharp';
+import { parseUniFlowConfig, presets, type Preset } from '../lib/config.js';
+import { native, type FloatType } from '../lib/native.js';
+import { UniFlow } from '../lib/uniflow.js';
+import { decodeCost, encodeCost } from './costs.js';
+import type { Row } from './harness.js';
+import { noisePixels, type Inputs } from './inputs.js';
+import { watchProcess } from './watch.js';
+
+const official = parseUniFlowConfig(presets.official);
+const tiny = parseUniFlowConfig(presets.tiny);
+const photos = new URL('../examples/photos/', import.meta.url);
+const PHOTOS = 6;
+
+function model(make: Inputs, preset: Preset, dtype: FloatType): UniFlow {
+  native.trimMemory(); // so that resident memory is this model's
+  const uniflow = UniFlow.random(preset, { dtype });
+  make.onRelease(() => uniflow.dispose());
+  return uniflow;
+}
+
+/** Pictures of the model's own size, stored uncompressed: next to nothing but the tokenizer has work with them. */
+function encodeOfficial(batch: number, dtype: FloatType): Row {
+  const [height, width] = official.imageSize;
+  return {
+    ...{ family: 'tokenizer', name: 'encode official', shape: `${batch}x${height}x${width}x3`, dtype, images: batch },
+    cost: encodeCost(official, batch),
+    watch: watchProcess,
+    setup: async (make) => {
+      const raw = { width, height, channels: 3 as const };
+      const picture = await sharp(noisePixels(width * height), { raw })
+        .png({ compressionLevel: 0 })
+        .toBuffer();
+      const pictures = Array<Buffer>(batch).fill(picture);
+      const uniflow = model(make, 'official', dtype);
+      return () => uniflow.encode(pictures, { batchSize: batch });
+    },
+  };
+}
+
+function decodeOfficial(batch: number, dtype: FloatType): Row {
+  const { grid, latentChannels } = official.decoder;
+  const shape = [batch, grid.rows * grid.cols, latentChannels];
+  return {
+    ...{ family: 'tokenizer', name: 'decode official, 1 step', shape: shape.join('x'), dtype, images: batch },
+    cost: decodeCost(official, batch, 1, dtype),
+    watch: watchProcess,
+    setup: async (make) => {
+      const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
+      await make.tensor(shape, 'float32').read(values);
+      const uniflow = model(make, 'official', dtype);
+      return () => uniflow.decode(ndarray(values, shape), { batchSize: batch, steps: 1 });
+    },
+  };
+}
+
+/** JPEG files of about 0.4 megapixels: reading, decoding and resizing count for as much as the small model. */
+function encodePhotos(dtype: FloatType): Row {
+  return {
+    ...{ family: 'tokenizer', name: 'encode tiny from JPEG files', shape: `${PHOTOS} photos`, dtype, images: PHOTOS },
+    cost: encodeCost(tiny, PHOTOS),
+    watch: watchProcess,
+    setup: async (make) => {
+      const names = (await readdir(photos)).filter((name) => name.endsWith('.jpg')).sort();
+      if (names.length < PHOTOS) throw new Error(`${fileURLToPath(photos)} has ${names.length} photographs, not ${PHOTOS}`);
+      const paths = names.slice(0, PHOTOS).map((name) => fileURLToPath(new URL(name, photos)));
+      await Promise.all(paths.map((path) => readFile(path))); // into the system's cache: disks are not measured
+      const uniflow = model(make, 'tiny', dtype);
+      return () => uniflow.encode(paths);
+    },
+  };
+}
+
+export const rows: Row[] = [
+  encodeOfficial(1, 'bfloat16'),
+  encodeOfficial(4, 'bfloat16'),
+  encodeOfficial(4, 'float32'),
+  decodeOfficial(4, 'bfloat16'),
+  decodeOfficial(4, 'float32'),
+  encodePhotos('float32'),
+];

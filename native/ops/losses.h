@@ -1,0 +1,39 @@
+/// Training losses, each with its gradient from the same pass.
+#pragma once
+
+#include "native/ops/linear.h"
+
+namespace uniflow::ops {
+
+/// Layer-wise adaptive self-distillation (paper: L_dist, w_l, alpha_l):
+///   alpha_l = mean over compared tokens of (1 - cos(student_l, teacher_l)),
+///   w_l = (l/L) exp(beta alpha_l) / sum_k (k/L) exp(beta alpha_k),   loss = sum_l w_l alpha_l.
+/// A token whose student or teacher norm is <= 1e-8 has cosine 0 and no gradient. The weights are constants for the gradient, and
+/// known only when all layers are seen: `grads` are of the alphas, whoever uses grads[l] multiplies it by weight[l].
+/// Bytes: both stacks read once, the gradient written once.
+struct Distillation {
+  Tensor loss;                // [1] float32
+  Tensor alpha, weight;       // [L] float32
+  std::vector<Tensor> grads;  // d alpha_l / d student_l, shaped and typed as the student; empty where not asked for
+};
+
+/// How the layers are weighted; `Adaptive` is the paper's.
+enum class LayerWeights { Adaptive, Uniform, Last };
+
+/// student, teacher: L tensors [B, S, D], layer 1 first; the first `skip` tokens of an image are not compared.
+Distillation distillation(const SessionRef& session, const std::vector<Tensor>& student, const std::vector<Tensor>& teacher, float beta,
+                          int64_t skip, LayerWeights weights, bool want_grads);
+
+/// Rectified flow's training pair: noisy = t * data + (1 - t) * noise, target = data - noise. data, noise [M, P], t [M], float32.
+struct FlowPair {
+  Tensor noisy, target;
+};
+FlowPair interpolate(const SessionRef& session, const Tensor& data, const Tensor& noise, const Tensor& t);
+
+struct Loss {
+  Tensor loss;  // [1] float32
+  Tensor grad;  // shaped as the first argument, float32
+};
+Loss mean_squared_error(const SessionRef& session, const Tensor& value, const Tensor& target);
+
+}  // namespace uniflow::ops

@@ -1,0 +1,50 @@
+#include "native/ops/optimizer.h"
+
+#include <cmath>
+
+#include "native/cpu/kernels.h"
+#include "native/ops/check.h"
+
+namespace uniflow::ops {
+
+Tensor global_norm(const SessionRef& session, const std::vector<Tensor>& grads) {
+  for (const Tensor& g : grads) check_dtype(g, "grad", {DType::Float32});
+  Tensor out(DType::Float32, {1});
+  Stream::cpu().enqueue(session, {"globalNorm", grads, {out}, [=](const CancelToken&) {
+    double total = 0;
+    for (const Tensor& g : grads) total += cpu::kernels().sum_of_squares(g.data<float>(), g.size());
+    *out.data<float>() = static_cast<float>(std::sqrt(total));
+  }});
+  return out;
+}
+
+void adamw(const SessionRef& session, const std::vector<OptimizedParameter>& parameters, const Tensor& norm, const AdamWOptions& o) {
+  check_shape(norm, "norm", {1});
+  check_positive(o.step, "step");
+  std::vector<Tensor> inputs{norm};
+  for (const OptimizedParameter& p : parameters) {
+    check_dtype(p.parameter, "parameter", {DType::Float32});
+    for (const auto& [t, name] : {std::pair{p.grad, "grad"}, std::pair{p.m, "m"}, std::pair{p.v, "v"}}) {
+      check_dtype(t, name, {DType::Float32});
+      if (t.size() != p.parameter.size()) reject(name, to_string(p.parameter.shape()), describe(t));
+    }
+    inputs.insert(inputs.end(), {p.parameter, p.grad, p.m, p.v, p.average});
+  }
+  // No outputs: should a gradient have failed, the parameters stay as they were instead of failing with it.
+  Stream::cpu().enqueue(session, {"adamw", std::move(inputs), {}, [=](const CancelToken&) {
+    const float n = *norm.data<float>();
+    if (!std::isfinite(n)) return;
+    const float grad_scale = o.clip > 0 && n > o.clip ? o.clip / (n + 1e-6f) : 1.0f;
+    const double step = static_cast<double>(o.step);
+    for (const OptimizedParameter& p : parameters) {
+      cpu::kernels().adamw({.parameter = p.parameter.data<float>(), .grad = p.grad.data<float>(), .m = p.m.data<float>(), .v = p.v.data<float>(),
+                            .average = p.average ? p.average.data<float>() : nullptr, .compute = p.compute ? p.compute.data() : nullptr,
+                            .n = p.parameter.size(), .lr = p.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
+                            .weight_decay = p.weight_decay, .ema = o.ema,
+                            .correction1 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta1), step)),
+                            .correction2 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta2), step)), .grad_scale = grad_scale});
+    }
+  }});
+}
+
+}  // namespace uniflow::ops

@@ -1,0 +1,274 @@
+/// The ordered queue: order, failures and what depends on them, sessions, cancellation, and the life of tensors. Uses no
+/// OpenMP team, so that the thread sanitizer can watch all of it.
+#include "native/core/stream.h"
+
+#include <omp.h>
+
+#include <atomic>
+#include <chrono>
+#include <new>
+#include <thread>
+
+#include "native/test/check.h"
+
+namespace uniflow::test {
+namespace {
+
+using Failure = std::shared_ptr<const Error>;
+using Run = std::function<void(const CancelToken&)>;
+
+Tensor tensor() { return Tensor(DType::Int32, {1}); }
+
+/// Queues a command and returns how it ended.
+std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Run run) {
+  auto ended = std::make_shared<std::promise<Failure>>();
+  auto future = ended->get_future();
+  stream.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }});
+  return future;
+}
+
+std::future<Failure> enqueue(const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Run run) {
+  return enqueue(Stream::cpu(), s, op, std::move(inputs), std::move(outputs), std::move(run));
+}
+
+Run nothing() { return [](const CancelToken&) {}; }
+
+/// Holds the stream back until it is opened.
+class Gate {
+ public:
+  explicit Gate(const SessionRef& s, Stream& stream = Stream::cpu()) {
+    done_ = enqueue(stream, s, "gate", {}, {}, [this](const CancelToken&) {
+      entered_.set_value();
+      open_.get_future().wait();
+    });
+    entered_.get_future().wait();
+  }
+  ~Gate() { open(); }
+  void open() {
+    if (opened_) return;
+    opened_ = true;
+    open_.set_value();
+    done_.wait();
+  }
+
+ private:
+  std::promise<void> entered_, open_;
+  std::future<Failure> done_;
+  bool opened_ = false;
+};
+
+bool is(const Failure& f, ErrorCode code, const std::string& op) { return f && f->code == code && f->op == op; }
+
+void test_order() {
+  const auto s = session();
+  const Tensor t = tensor();
+  std::vector<int> seen;
+  std::thread::id thread;
+  bool one_thread = true;
+  for (int i = 0; i < 100; ++i)
+    enqueue(s, "step", {}, {t}, [&, i](const CancelToken&) {
+      if (i == 0) thread = std::this_thread::get_id();
+      one_thread &= std::this_thread::get_id() == thread;
+      *t.data<int32_t>() = i == 0 ? 0 : *t.data<int32_t>() + i;
+      seen.push_back(i);
+    });
+  wait(t);
+  bool ordered = seen.size() == 100;
+  for (size_t i = 0; i < seen.size(); ++i) ordered &= seen[i] == static_cast<int>(i);
+  check(ordered, "commands run in the order of their calls");
+  check(one_thread && thread != std::this_thread::get_id(), "all on one thread, which is not the caller's");
+  check(*t.data<int32_t>() == 4950, "a command sees what the earlier ones wrote");
+}
+
+void test_failures() {
+  const auto s = session();
+  const Tensor a = tensor(), b = tensor(), c = tensor(), d = tensor();
+  bool ran = false;
+  auto bad = enqueue(s, "first", {}, {a}, [](const CancelToken&) { throw Error(ErrorCode::BadInput, "x", "one", "two"); });
+  auto child = enqueue(s, "second", {a}, {b}, [&](const CancelToken&) { ran = true; });
+  auto grandchild = enqueue(s, "third", {d, b}, {c}, nothing());
+  auto stranger = enqueue(s, "fourth", {}, {d}, nothing());
+  const Failure why = bad.get();
+  check(is(why, ErrorCode::BadInput, "first") && why->subject == "x" && why->expected == "one" && why->actual == "two", "a failure names its op and keeps its parts");
+  check(child.get() == why && !ran, "what depends on it does not run, and fails with the same error");
+  check(grandchild.get() == why, "and so on");
+  check(!stranger.get(), "what does not depend on it succeeds");
+  check(wait(c) == why && !wait(d), "tensors keep how they ended");
+
+  auto memory = enqueue(s, "greedy", {}, {tensor()}, [](const CancelToken&) { throw std::bad_alloc(); });
+  auto other = enqueue(s, "odd", {}, {tensor()}, [](const CancelToken&) { throw std::runtime_error("surprise"); });
+  check(is(memory.get(), ErrorCode::OutOfMemory, "greedy"), "std::bad_alloc is OUT_OF_MEMORY");
+  const Failure internal = other.get();
+  check(is(internal, ErrorCode::Internal, "odd") && std::string(internal->what()) == "surprise", "any other exception is INTERNAL");
+  const Tensor huge(DType::UInt8, {int64_t{1} << 60});
+  check(is(enqueue(s, "huge", {}, {huge}, nothing()).get(), ErrorCode::OutOfMemory, "huge"), "an output that does not fit is OUT_OF_MEMORY");
+  check(is(wait(huge), ErrorCode::OutOfMemory, "huge"), "and so is what depends on it");
+}
+
+void test_done() {
+  const auto s = session();
+  int calls = 0;
+  bool after = false, ran = false;
+  Failure seen = std::make_shared<Error>(ErrorCode::Internal, "not called");
+  Stream::cpu().enqueue(s, {"op", {}, {}, [&](const CancelToken&) { ran = true; }, [&](Failure f) {
+                              ++calls;
+                              after = ran;
+                              seen = f;
+                            }});
+  Stream::cpu().close(s);
+  check(calls == 1 && after && !seen, "done is called once, after the command, with nothing where it succeeded");
+}
+
+void test_tokens() {
+  const auto s = session();
+  auto first = std::make_shared<CancelToken>(), second = std::make_shared<CancelToken>();
+  std::future<Failure> a, b;
+  {
+    Gate gate(s);
+    s->set_token(first);
+    a = enqueue(s, "a", {}, {}, nothing());
+    s->set_token(second);
+    b = enqueue(s, "b", {}, {}, nothing());
+    first->cancel();
+  }
+  check(is(a.get(), ErrorCode::Aborted, "a"), "a command carries the token that was set when it was queued");
+  check(!b.get(), "and no other");
+  std::promise<void> begun;
+  auto running = enqueue(s, "long", {}, {}, [&](const CancelToken& token) {
+    begun.set_value();
+    while (true) token.throw_if_cancelled();
+  });
+  begun.get_future().wait();
+  second->cancel();
+  check(is(running.get(), ErrorCode::Aborted, "long"), "a command that runs sees its token cancelled");
+}
+
+/// Ends with ABORTED once its token is cancelled, with INTERNAL if that takes seconds.
+Run stubborn(std::promise<void>& begun) {
+  return [&begun](const CancelToken& token) {
+    begun.set_value();
+    for (int i = 0; i < 3000; ++i) {
+      token.throw_if_cancelled();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    throw Error(ErrorCode::Internal, "nobody cancelled it");
+  };
+}
+
+void test_close() {
+  const auto mine = session(), theirs = session();
+  std::promise<void> begun;
+  int done = 0;
+  auto count = [&](Failure f) { done += f && f->code == ErrorCode::Aborted; };
+  Stream::cpu().enqueue(mine, {"running", {}, {}, stubborn(begun), count});
+  for (int i = 0; i < 10; ++i) Stream::cpu().enqueue(mine, {"queued", {}, {}, nothing(), count});
+  auto other = enqueue(theirs, "theirs", {}, {}, nothing());
+  begun.get_future().wait();
+  Stream::cpu().close(mine);
+  check(done == 11, "close cancels what runs and what is queued, and returns when all of it has ended", std::to_string(done) + " of 11 ended with ABORTED");
+  check(!other.get(), "another session's work is untouched");
+  check(is(enqueue(mine, "late", {}, {}, nothing()).get(), ErrorCode::Aborted, "late"), "what a closed session queues is aborted");
+  Stream::cpu().close(mine);
+  Stream::cpu().close(session());
+  check(true, "closing twice, or without any work, returns");
+}
+
+/// The command that runs carries an earlier token than the session's present one.
+void test_close_earlier_token() {
+  const auto s = session();
+  std::promise<void> begun;
+  Failure why;
+  s->set_token(std::make_shared<CancelToken>());
+  Stream::cpu().enqueue(s, {"running", {}, {}, stubborn(begun), [&](Failure f) { why = f; }});
+  begun.get_future().wait();
+  s->set_token(std::make_shared<CancelToken>());
+  Stream::cpu().close(s);
+  check(is(why, ErrorCode::Aborted, "running"), "close cancels what runs, whatever token was set since", why ? why->what() : "no failure");
+  s->set_token(std::make_shared<CancelToken>());
+  check(is(enqueue(s, "late", {}, {}, nothing()).get(), ErrorCode::Aborted, "late"), "a new token does not open a closed session");
+}
+
+/// Many threads, a session each: every thread's commands stay in order, and none is lost.
+void test_many_threads() {
+  constexpr int kThreads = 8, kCommands = 300;
+  std::atomic<int> ended{0}, disordered{0}, aborted{0};
+  int64_t unguarded = 0;  // written by the stream's thread only
+  std::vector<std::thread> threads;
+  for (int n = 0; n < kThreads; ++n)
+    threads.emplace_back([&, n] {
+      const auto s = session();
+      auto token = std::make_shared<CancelToken>();
+      s->set_token(token);
+      auto next = std::make_shared<int>(0);
+      Tensor last = tensor();
+      for (int i = 0; i < kCommands; ++i) {
+        const Tensor out = tensor();
+        Stream::cpu().enqueue(s, {"step", {i ? last : Tensor()}, {out}, [&, i, next](const CancelToken&) {
+                                    disordered += (*next)++ != i;
+                                    ++unguarded;
+                                  }, [&](Failure f) {
+                                    ++ended;
+                                    aborted += f && f->code == ErrorCode::Aborted;
+                                  }});
+        last = out;  // the one before is dropped while it is queued
+        if (n % 4 == 3 && i == kCommands / 2) token->cancel();
+      }
+      wait(last);
+      Stream::cpu().close(s);
+    });
+  for (std::thread& t : threads) t.join();
+  check(ended == kThreads * kCommands, "eight threads at once: every command ends");
+  check(disordered == 0, "each thread's in its order");
+  check(unguarded + aborted == kThreads * kCommands, "and runs, or is aborted", std::to_string(aborted) + " aborted");
+}
+
+void test_tensors() {
+  const auto s = session();
+  const int64_t before = Allocator::host().stats().active;
+  std::weak_ptr<Buffer> buffer;
+  int64_t inside = 0;
+  {
+    Gate gate(s);
+    Tensor a(DType::UInt8, {1 << 20});
+    buffer = a.buffer();
+    enqueue(s, "fill", {}, {a}, [&](const CancelToken&) { inside = Allocator::host().stats().active - before; });
+    enqueue(s, "use", {a}, {}, nothing());
+    check(Allocator::host().stats().active == before, "a tensor has no memory before its command runs");
+    a = {};
+    check(!buffer.expired(), "a tensor dropped while it is queued lives on");
+  }
+  Stream::cpu().close(s);
+  check(inside == 1 << 20, "its memory is there when its command runs", std::to_string(inside));
+  check(buffer.expired() && Allocator::host().stats().active == before, "and is gone when close returns");
+}
+
+void test_streams() {
+  const auto a = session(), b = session();
+  Gate gate(a);
+  auto side = enqueue(Stream::host(), b, "side", {}, {}, nothing());
+  check(side.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's stream does not wait for the CPU's");
+  gate.open();
+  const int threads = Stream::cpu().threads();
+  int inside = 0;
+  Stream::cpu().set_threads(threads + 3);
+  enqueue(a, "count", {}, {}, [&](const CancelToken&) { inside = omp_get_max_threads(); }).wait();
+  Stream::cpu().set_threads(threads);
+  check(inside == threads + 3, "set_threads holds for the commands that follow");
+}
+
+}  // namespace
+}  // namespace uniflow::test
+
+int main() {
+  using namespace uniflow::test;
+  test_order();
+  test_failures();
+  test_done();
+  test_tokens();
+  test_close();
+  test_close_earlier_token();
+  test_many_threads();
+  test_tensors();
+  test_streams();
+  return finish();
+}

@@ -1,0 +1,250 @@
+/** The command line, as a user runs it: in a process of its own, on real files. */
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import type { NdArray } from 'ndarray';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import sharp from 'sharp';
+import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
+import { fileNames } from '../lib/cli/inputs.js';
+import { parseUniFlowConfig, presets } from '../lib/config.js';
+import { decodeImage, UniFlow } from '../lib/index.js';
+import { ArrayFile } from '../lib/io/arrays.js';
+import { readNpy } from '../lib/io/npy.js';
+import { golden, relativeL2, tolerances } from './support.js';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const model = golden('uniflow-tiny');
+let dir: string;
+let photos: string;
+const inDir = (...parts: string[]): string => join(dir, ...parts);
+
+interface Run {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+function start(args: string[], env: NodeJS.ProcessEnv = {}): { child: ChildProcess; ended: Promise<Run> } {
+  const child = spawn(process.execPath, ['--import', 'tsx', join('lib', 'cli', 'main.ts'), ...args], {
+    cwd: root,
+    env: { ...process.env, UNIFLOW_DEBUG: '', NODE_OPTIONS: '', ...env },
+  });
+  const run: Run = { code: null, stdout: '', stderr: '' };
+  child.stdout.on('data', (text) => (run.stdout += String(text)));
+  child.stderr.on('data', (text) => (run.stderr += String(text)));
+  return { child, ended: new Promise((resolve) => child.on('close', (code) => resolve({ ...run, code }))) };
+}
+
+const cli = (...args: string[]): Promise<Run> => start(args).ended;
+const json = ({ stdout }: Run): any => JSON.parse(stdout);
+
+function picture(width: number, height: number, color: string): sharp.Sharp {
+  const circle = `<svg width="${width}" height="${height}"><circle cx="40%" cy="50%" r="30%" fill="white"/></svg>`;
+  return sharp({ create: { width, height, channels: 3, background: color } }).composite([{ input: Buffer.from(circle) }]);
+}
+
+/** Pictures of several formats, two broken ones, other files, and a link that leads back. */
+async function makePhotos(): Promise<void> {
+  await mkdir(join(photos, 'sub'), { recursive: true });
+  await picture(80, 60, '#c04020').png().toFile(join(photos, 'a.png'));
+  await picture(60, 90, '#20c040').jpeg().toFile(join(photos, 'c.JPG'));
+  await picture(70, 70, '#2040c0').webp().toFile(join(photos, 'sub', 'a.webp'));
+  const png = await picture(64, 64, '#808000').png().toBuffer();
+  await writeFile(join(photos, 'b-truncated.png'), png.subarray(0, png.length / 2));
+  await writeFile(join(photos, 'd-text.jpg'), 'not a picture');
+  await writeFile(join(photos, '.hidden.png'), png);
+  await writeFile(join(photos, 'notes.txt'), 'notes');
+  await symlink('..', join(photos, 'sub', 'loop'));
+}
+
+const goodPhotos = (): string[] => [join(photos, 'a.png'), join(photos, 'c.JPG'), join(photos, 'sub', 'a.webp')];
+
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'uniflow-cli-'));
+  photos = inDir('photos');
+  await makePhotos();
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+describe('encode, decode, reconstruct', () => {
+  let expected: { latents: NdArray; tokens?: NdArray };
+  beforeAll(async () => {
+    const uniflow = await UniFlow.load(model);
+    expected = await uniflow.encode(goodPhotos(), { tokens: true });
+    await uniflow.dispose();
+  });
+
+  test('encode to safetensors: the latents of the library, broken files left out', async () => {
+    const out = inDir('new-folder', 'latents.safetensors');
+    const run = await cli('encode', photos, '--model', model, '--out', out, '--tokens', '--batch', '2');
+    expect(run.code).toBe(1);
+    expect(run.stdout).toBe(`3 pictures as latents [3, 16, 16] in ${out} (2 failed)\n`);
+    expect(run.stderr).toContain(`uniflow: ${join(photos, 'b-truncated.png')}: the picture is damaged or incomplete`);
+    expect(run.stderr).toContain(`uniflow: ${join(photos, 'd-text.jpg')}: expected a JPEG`);
+    const file = new ArrayFile(out);
+    expect(file.metadata).toEqual({ ids: JSON.stringify(goodPhotos()), grid: '4x4', model });
+    expect(relativeL2(await file.read('latents'), expected.latents)).toBeLessThan(tolerances.batch);
+    expect(relativeL2(await file.read('tokens'), expected.tokens!)).toBeLessThan(tolerances.batch);
+    expect(await readdir(dirname(out))).toEqual(['latents.safetensors']);
+  });
+
+  test('encode to npy, with --json', async () => {
+    const out = inDir('latents.npy');
+    const run = await cli('encode', ...goodPhotos(), '-m', model, '-o', out, '--tokens', '--json', '--threads', '1');
+    expect(run).toMatchObject({ code: 0, stderr: '' });
+    expect(json(run)).toMatchObject({ images: 3, shape: [3, 16, 16], grid: { rows: 4, cols: 4 }, failed: [] });
+    expect(relativeL2(await readNpy(out), expected.latents)).toBeLessThan(tolerances.batch);
+    expect(relativeL2(await readNpy(inDir('latents.tokens.npy')), expected.tokens!)).toBeLessThan(tolerances.batch);
+    expect(JSON.parse(await readFile(inDir('latents.ids.json'), 'utf8'))).toEqual({ ids: goodPhotos(), grid: '4x4', model });
+  });
+
+  test('decode: the pictures of the library, named after the ids', async () => {
+    const out = inDir('decoded');
+    const run = await cli('decode', inDir('latents.npy'), '-m', model, '-o', out, '--steps', '2', '--seed', '5', '--batch', '2');
+    expect(run).toMatchObject({ code: 0, stdout: `3 pictures in ${out}\n` });
+    expect((await readdir(out)).sort()).toEqual(['a-2.png', 'a.png', 'c.png']);
+    const uniflow = await UniFlow.load(model);
+    const images = await uniflow.decode(await readNpy(inDir('latents.npy')), { steps: 2, seed: 5 });
+    await uniflow.dispose();
+    const { data, width, height } = await decodeImage(join(out, 'a-2.png'));
+    expect([height, width]).toEqual([56, 56]);
+    expect(Buffer.compare(data, (images.data as unknown as Uint8Array).subarray(2 * data.length))).toBe(0);
+  });
+
+  test('latents of other shapes of pictures know their grid; --json and other formats', async () => {
+    const latents = inDir('wide.safetensors');
+    const encoded = await cli('encode', join(photos, 'a.png'), '-m', model, '-o', latents, '--size', '28x70', '--dtype', 'bfloat16', '--json');
+    expect(json(encoded).shape).toEqual([1, 10, 16]);
+    const decoded = json(await cli('decode', latents, '-m', model, '-o', inDir('wide'), '--format', 'webp', '--json'));
+    expect(decoded).toMatchObject({ images: 1, files: [inDir('wide', 'a.webp')] });
+    expect(await decodeImage(inDir('wide', 'a.webp'))).toMatchObject({ width: 70, height: 28 });
+  });
+
+  test('reconstruct: pictures side by side and their quality, over a folder with broken files', async () => {
+    const out = inDir('compared');
+    const run = await cli('reconstruct', photos, join(photos, 'missing.png'), '-m', model, '-o', out);
+    expect(run.code).toBe(1);
+    const lines = run.stdout.trimEnd().split('\n');
+    expect(lines).toHaveLength(4);
+    for (const [i, path] of goodPhotos().entries()) expect(lines[i]).toMatch(new RegExp(`^${path}  PSNR \\d+\\.\\d\\d dB  SSIM -?\\d\\.\\d{4}$`));
+    expect(lines[3]).toMatch(/^mean of 3 pictures {2}PSNR .* \(3 failed\)$/);
+    expect(run.stderr).toContain(`uniflow: ${join(photos, 'missing.png')}: expected a file, but got no such file`);
+    expect((await readdir(out)).sort()).toEqual(['a-2.png', 'a.png', 'c.png']);
+    expect(await decodeImage(join(out, 'a.png'))).toMatchObject({ width: 56 + 8 + 56, height: 56 });
+  });
+
+  test('reconstruct --json: the numbers of the library', async () => {
+    const run = await cli('reconstruct', ...goodPhotos(), '-m', model, '-o', inDir('compared'), '--json', '--format', 'jpg');
+    const uniflow = await UniFlow.load(model);
+    const { perImage } = await uniflow.reconstruct(goodPhotos());
+    await uniflow.dispose();
+    const { pictures, psnr, failed } = json(run);
+    expect(run).toMatchObject({ code: 0, stderr: '' });
+    expect(failed).toEqual([]);
+    expect(pictures.map((p: { psnr: number }) => p.psnr)).toEqual(perImage.psnr);
+    expect(psnr).toBeCloseTo(perImage.psnr.reduce((a, b) => a + b) / 3, 5);
+  });
+
+  test('nothing readable: no file, exit code 1', async () => {
+    const run = await cli('encode', join(photos, 'd-text.jpg'), '-m', model, '-o', inDir('nothing.npy'));
+    expect(run.code).toBe(1);
+    expect(run.stderr).toContain('uniflow: nothing is written');
+    expect(await readdir(dir)).not.toContain('nothing.npy');
+  });
+
+  test('Ctrl-C: exit code 130, and nothing left behind', async () => {
+    await mkdir(inDir('interrupted'));
+    const many = Array.from({ length: 200 }, () => join(photos, 'a.png'));
+    const { child, ended } = start(['encode', ...many, '-m', model, '-o', inDir('interrupted', 'l.safetensors'), '--size', '1120', '--batch', '1']);
+    await new Promise<void>((resolve) => child.stderr!.once('data', () => resolve())); // encode: 0/200 images
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    child.kill('SIGINT');
+    const run = await ended;
+    expect(run).toMatchObject({ code: 130, stdout: '' });
+    expect(run.stderr).toMatch(/^encode: 0\/200 images\n(.*\n)*uniflow: interrupted\n$/);
+    expect(await readdir(inDir('interrupted'))).toEqual([]);
+  });
+});
+
+describe('init and info', () => {
+  test('a new model is there, is described, and is not overwritten', async () => {
+    const made = inDir('made');
+    expect(await cli('init', made, '--preset', 'nano', '--seed', '3', '--dtype', 'bfloat16')).toMatchObject({ code: 0, stderr: '' });
+    const description = json(await cli('info', made, '--json'));
+    expect(description).toMatchObject({ kind: 'uniflow', family: 'internvit', stored: ['BF16'], latents: { shape: [16, 16] } });
+    const uniflow = UniFlow.random('nano');
+    const count = uniflow.parameters.flatMap((p) => p.parts).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+    await uniflow.dispose();
+    expect(description.parameters.total).toBe(count);
+    expect(Object.keys(description.parameters.parts).sort()).toEqual(['encoder', 'flow head', 'global blocks', 'latent projection']);
+
+    const before = await readFile(join(made, 'model.safetensors'));
+    const refused = await cli('init', made, '--preset', 'nano');
+    expect(refused).toMatchObject({ code: 1, stderr: `uniflow: ${join(made, 'config.json')} is there already; --force overwrites the model\n` });
+    expect(Buffer.compare(before, await readFile(join(made, 'model.safetensors')))).toBe(0);
+    expect(json(await cli('init', made, '--preset', 'nano', '--force', '--json'))).toMatchObject({ preset: 'nano', seed: 0, dtype: 'float32' });
+  });
+
+  test('info of a plain encoder', async () => {
+    const run = await cli('info', golden('clip'));
+    expect(run).toMatchObject({ code: 0, stderr: '' });
+    expect(run.stdout).toMatch(/vision encoder\n.*64x64, patches of 16: 4x4 = 16 tokens, and 1 in front\n/);
+  });
+
+  test('operations of the published size', () => {
+    const { encoder, decoder } = parseUniFlowConfig(presets.official);
+    expect((encoderFlops(encoder) + projectionFlops(decoder)) / 1e12).toBeCloseTo(0.726, 3);
+    expect(decoderFlops(decoder, 1) / 1e12).toBeCloseTo(0.32, 3);
+    expect(decoderFlops(decoder, 3) - decoderFlops(decoder, 2)).toBe(decoderFlops(decoder, 2) - decoderFlops(decoder, 1));
+  });
+});
+
+test('doctor: encode works here', async () => {
+  const { works, findings } = json(await cli('doctor', '--json'));
+  expect(works).toBe(true);
+  expect(findings.map((f: { name: string }) => f.name)).toEqual(expect.arrayContaining(['Node.js', 'native addon', 'kernels', 'threads', 'hub cache', 'self-test']));
+});
+
+describe('usage', () => {
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'doctor'])('help of %s has examples', async (command) => {
+    const run = await cli(command, '--help');
+    expect(run).toMatchObject({ code: 0, stderr: '' });
+    expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);
+  });
+
+  test('version', async () => {
+    const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
+    expect(await cli('--version')).toMatchObject({ code: 0, stdout: `${version}\n` });
+  });
+
+  test.each([
+    ['an unknown option', ['encode', 'x', '-o', 'x.npy', '--modle', 'm'], "uniflow: unknown option '--modle' (Did you mean --model?)"],
+    ['an unknown command', ['encdoe'], "uniflow: unknown command 'encdoe' (Did you mean encode?)"],
+    ['no model', ['encode', 'x', '-o', 'x.npy'], 'uniflow init my-model --preset tiny'],
+    ['a file of another kind', ['encode', 'x', '-m', model, '-o', 'x.txt'], "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'"],
+    ['a size between patches', ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '50'], 'uniflow: size: expected positive multiples of the patch size 14'],
+    ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
+    ['an unknown preset', ['init', 'x', '--preset', 'huge'], 'Allowed choices are nano, tiny, base, official.'],
+  ])('%s is bad usage', async (_, args, message) => {
+    const run = await cli(...args);
+    expect(run.code).toBe(2);
+    expect(run.stderr).toContain(message);
+    expect(run.stdout).toBe('');
+  });
+
+  test('one readable line, or the stack when asked for', async () => {
+    const args = ['decode', inDir('missing.npy'), '-m', model, '-o', inDir('x')];
+    const brief = await cli(...args);
+    expect(brief.code).toBe(1);
+    expect(brief.stderr).toMatch(/^uniflow: .*missing\.npy.*\n$/);
+    expect((await cli(...args, '--verbose')).stderr).toMatch(/\n {4}at /);
+    expect((await start(args, { UNIFLOW_DEBUG: '1' }).ended).stderr).toMatch(/\n {4}at /);
+  });
+});
+
+test('file names: the last part of the id, numbered where several share it', () => {
+  expect(fileNames(['a/x.jpg', 'b/X.png', 'x-2.png', 'c/x.gif', '../..', ''], 'png')).toEqual(['x.png', 'X-2.png', 'x-2-2.png', 'x-3.png', '...png', 'image.png']);
+});
