@@ -51,8 +51,10 @@ const wanted = (row: Pick<Row, 'family' | 'name' | 'shape' | 'dtype'>): boolean 
   options.filter?.test(`${row.family} ${row.name} ${row.shape} ${row.dtype}`) ?? true;
 
 async function measureRows(effort: Effort, peaks: Peaks): Promise<Result[]> {
+  const rows = families.flat().filter(wanted);
   const results: Result[] = [];
-  for (const row of families.flat().filter(wanted)) {
+  if (rows.length > 0) say(`\n${tableHead}`);
+  for (const row of rows) {
     const result = await measureRow(row, effort, peaks);
     say(tableRow(result));
     results.push(result);
@@ -68,7 +70,7 @@ function driftOf(before: Peaks, after: Peaks): number {
 const where = machine();
 const before = await measurePeak();
 const effort = options.quick ? QUICK : THOROUGH;
-say(`${machineLines(where)}\n${peakLine('before', before)}\n\n${tableHead}`);
+say(`${machineLines(where)}\n${peakLine('before', before)}`);
 const results = await measureRows(effort, before);
 const peers = options.peers ? await comparePeers(effort, wanted, say) : [];
 const after = await measurePeak();

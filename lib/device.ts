@@ -5,7 +5,7 @@ import { native, type CpuInfo, type FloatType } from './native.js';
 export interface DeviceOptions {
   /** `'cpu'` is what this build has. */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
-  /** Storage and products; accumulation is always float32. Default: bfloat16 where the machine multiplies it natively, else float32. */
+  /** Storage and products; accumulation is always float32. Default: float32. */
   dtype?: FloatType;
 }
 

@@ -1,7 +1,7 @@
 /** Handles of native arrays, and the operations on them. Every operation returns at once; only `read` waits. */
 import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError } from './errors.js';
-import { native, type Activation, type DType, type FloatType, type NativeNormalisation, type TensorHandle } from './native.js';
+import { native, type Activation, type CancelToken, type DType, type FloatType, type NativeNormalisation, type TensorHandle } from './native.js';
 
 /**
  * A dense array on the device, in C order. It may not have been computed yet: operations queue up on the
@@ -24,6 +24,10 @@ export class Tensor {
   }
   get dtype(): DType {
     return this.handle.dtype;
+  }
+  /** Whether it is a linear weight in the layout that products read fastest. */
+  get packed(): boolean {
+    return this.handle.packed;
   }
   get disposed(): boolean {
     return this.handle.disposed;
@@ -151,16 +155,26 @@ function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
  */
 export function cancellable<T>(signal: AbortSignal | undefined, fn: () => T): T {
   if (!signal) return fn();
-  const token = native.createToken();
-  const onAbort = (): void => native.cancel(token);
-  if (signal.aborted) onAbort();
-  else signal.addEventListener('abort', onAbort, { once: true });
-  native.useToken(token);
+  native.useToken(tokenOf(signal));
   try {
     return fn();
   } finally {
     native.useToken();
   }
+}
+
+/** One token, and one listener, for each signal, however much is queued under it. */
+const tokens = new WeakMap<AbortSignal, CancelToken>();
+
+function tokenOf(signal: AbortSignal): CancelToken {
+  let token = tokens.get(signal);
+  if (!token) {
+    const fresh = (token = native.createToken());
+    tokens.set(signal, fresh);
+    if (signal.aborted) native.cancel(fresh);
+    else signal.addEventListener('abort', () => native.cancel(fresh), { once: true });
+  }
+  return token;
 }
 
 // ----- operations: shapes and sources are in native/ops/*.h -----------------------------------------------------

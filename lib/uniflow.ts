@@ -5,11 +5,10 @@ import { Decoder } from './decoder/decoder.js';
 import { timeGrid, type Schedule } from './decoder/schedule.js';
 import { checkDevice, type DeviceOptions } from './device.js';
 import { Encoder } from './encoder/encoder.js';
-import { families } from './encoder/families.js';
 import type { EncodeOptions as EncoderOptions, LoadOptions, VisionEncoder } from './encoder/vision-encoder.js';
 import { throwIfAborted, UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
-import { Checkpoint, CheckpointSource, saveCheckpoint } from './io/checkpoint.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint, type SaveOptions } from './io/checkpoint.js';
 import { resolveModel } from './io/hub.js';
 import type { ImageSource } from './io/image.js';
 import { batchesOf, checkSize, type Batches, type ImageInput } from './io/input.js';
@@ -109,7 +108,7 @@ export class UniFlow {
     const config = parseUniFlowConfig(checkpoint.config);
     const source = new CheckpointSource(checkpoint, dtype);
     const uniflow = new UniFlow(config, checkpoint.config, dtype, source, source);
-    await source.finish(new RegExp(`^${encoderPrefix(config.encoder.family)}(${families[config.encoder.family].ignore.source})`));
+    await source.finish();
     return uniflow;
   }
 
@@ -279,8 +278,8 @@ export class UniFlow {
   }
 
   /** Writes config.json and model.safetensors in the published layout. */
-  async save(dir: string, { dtype = this.dtype }: { dtype?: FloatType } = {}): Promise<void> {
-    await saveCheckpoint(dir, { ...this.configJson, torch_dtype: dtype }, this.parameters, dtype);
+  async save(dir: string, { dtype = this.dtype, signal }: SaveOptions = {}): Promise<void> {
+    await saveCheckpoint(dir, { ...this.configJson, torch_dtype: dtype }, this.parameters, { dtype, signal });
   }
 
   /** Frees the weights; resolves when they are gone. */

@@ -174,7 +174,7 @@ describe('init and info', () => {
     const made = inDir('made');
     expect(await cli('init', made, '--preset', 'nano', '--seed', '3', '--dtype', 'bfloat16')).toMatchObject({ code: 0, stderr: '' });
     const description = json(await cli('info', made, '--json'));
-    expect(description).toMatchObject({ kind: 'uniflow', family: 'internvit', stored: ['BF16'], latents: { shape: [16, 16] } });
+    expect(description).toMatchObject({ kind: 'uniflow', family: 'internvit', stored: ['BF16', 'F32'], latents: { shape: [16, 16] } });
     const uniflow = UniFlow.random('nano');
     const count = uniflow.parameters.flatMap((p) => p.parts).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
     await uniflow.dispose();

@@ -4,12 +4,13 @@ import ndarray, { type NdArray } from 'ndarray';
 import { getEventListeners } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { memoryStats, UniFlow, UniFlowError } from '../lib/index.js';
+import { memoryStats, setThreads, UniFlow, UniFlowError } from '../lib/index.js';
 import { Compiled, inWorker, type Options } from './fixtures/child.js';
 import { golden } from './support.js';
 
 let compiled: Compiled;
 beforeAll(async () => {
+  setThreads(1); // a team waits for its slowest thread, which another program's load may hold up
   compiled = await Compiled.library();
 });
 afterAll(() => compiled.remove());
@@ -166,7 +167,7 @@ describe('the end of the process', () => {
     expect({ code, signal, stderr }).toEqual({ code: 7, signal: null, stderr: '' });
   });
 
-  test('the same with busy worker threads', async () => {
+  test('the same with busy worker threads, whose work waits behind it', async () => {
     const { code, signal, stderr } = await compiled.run(`
       const message = ${message};
       await Promise.all(Array.from({ length: 4 }, () => ${inWorker(encodesForEver)}).map(message));
@@ -241,7 +242,8 @@ describe('memory', () => {
 
   test('a hundred times load() and dispose() do not grow the process', async () => {
     const [growth] = await finishes(`
-      const { UniFlow, memoryStats } = await library();
+      const { UniFlow, memoryStats, setThreads } = await library();
+      setThreads(1);
       const cycle = async () => {
         const uniflow = await UniFlow.load(fixture);
         await uniflow.encode(pixels());
@@ -260,7 +262,8 @@ describe('memory', () => {
 
   test('a thousand encodes do not grow it either, and leave no tensor', async () => {
     const [growth, stats] = await finishes(`
-      const { UniFlow, memoryStats } = await library();
+      const { UniFlow, memoryStats, setThreads } = await library();
+      setThreads(1);
       const uniflow = await UniFlow.load(fixture);
       const input = pixels();
       const encode = async (times) => {
@@ -309,15 +312,18 @@ describe('inputs belong to the caller again as soon as the call returns', () => 
     expect(await changed).toEqual(expected);
   });
 
-  test('the bytes of a picture, and a list of pictures', async () => {
+  test('a list of pictures, and the bytes of one', async () => {
     const path = join(golden('preprocess'), 'center_crop_224.png');
     const expected = (await uniflow.encode([path, path])).latents;
-    const bytes = new Uint8Array(await readFile(path));
-    const list: (string | Uint8Array)[] = [path, bytes];
+    const list = [path, path];
     const running = uniflow.encode(list, { batchSize: 1 });
-    bytes.fill(0);
     list[1] = 'elsewhere';
     expect((await running).latents).toEqual(expected);
+
+    const bytes = new Uint8Array(await readFile(path));
+    const fromBytes = uniflow.encode([path, bytes], { batchSize: 1 });
+    bytes.fill(0);
+    expect((await fromBytes).latents).toEqual(expected);
   });
 });
 
@@ -328,13 +334,14 @@ test('the event loop is never held for 20 ms while a ViT-B encodes and decodes l
     const { UniFlow } = await library();
     const uniflow = UniFlow.random('base', { dtype: 'bfloat16' });
     const input = pixels(4, 448);
-    const { latents } = await uniflow.encode(input);
+    const first = await uniflow.encode(input);
+    const half = ndarray(first.latents.data.slice(0, 2 * 1024 * 64), [2, 1024, 64]);
     for (let round = 0; round < 5; round++) {
       const delay = monitorEventLoopDelay({ resolution: 2 });
       delay.enable();
       await sleep(20);
-      const z = await uniflow.encode(input, { batchSize: 1 + (round % 2) });
-      await uniflow.decode(ndarray(latents.data.slice(0, 2 * 1024 * 64), [2, 1024, 64]), { grid: z.grid });
+      await uniflow.encode(input, { batchSize: 1 + (round % 2) });
+      await uniflow.decode(half, { grid: first.grid });
       await sleep(20);
       delay.disable();
       print(delay.max / 1e6);
@@ -368,16 +375,12 @@ describe('an AbortSignal', () => {
   });
 
   test('ends a long decode at once', async () => {
-    const options = { steps: 400 };
-    const start = performance.now();
-    await uniflow.decode(latents(16), options);
-    const whole = performance.now() - start;
     const controller = new AbortController();
-    const running = uniflow.decode(latents(16), { ...options, signal: controller.signal });
-    setTimeout(() => controller.abort(reason), whole / 10);
-    const restart = performance.now();
+    const running = uniflow.decode(latents(64), { steps: 5000, signal: controller.signal }); // minutes
+    setTimeout(() => controller.abort(reason), 100);
+    const start = performance.now();
     await expectAborted(running);
-    expect(performance.now() - restart).toBeLessThan(0.6 * whole);
+    expect(performance.now() - start).toBeLessThan(2000);
   });
 
   test('ends an encode between two batches, and while it reads pictures', async () => {

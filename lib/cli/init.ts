@@ -22,7 +22,7 @@ export async function init(folder: string, options: InitCommandOptions, signal: 
   if (!options.force) await refuseModel(folder);
   const uniflow = UniFlow.random(preset, { seed, dtype });
   throwIfAborted(signal);
-  await uniflow.save(folder);
+  await uniflow.save(folder, { signal });
   if (options.json) printJson({ folder, preset, seed: seed ?? 0, dtype: uniflow.dtype });
   else process.stdout.write(`${folder} is a UniFlow model of size '${preset}' with random weights (see: uniflow info ${folder})\n`);
 }

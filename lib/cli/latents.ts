@@ -3,7 +3,7 @@ import type { NdArray } from 'ndarray';
 import { readFile } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 import { ArrayFile, type ArraySpool } from '../io/arrays.js';
-import { replaceFile } from '../io/checkpoint.js';
+import { replaceFile } from '../io/files.js';
 import { readNpy } from '../io/npy.js';
 import type { Grid } from '../tensor.js';
 import { parseGrid } from './options.js';

@@ -4,7 +4,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize, runBatches } from '../gather.js';
-import { Checkpoint, CheckpointSource, readJson, saveCheckpoint } from '../io/checkpoint.js';
+import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, type SaveOptions } from '../io/checkpoint.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
 import { batchesOf, type ImageInput } from '../io/input.js';
 import { applyProcessorConfig, defaultPreprocessing, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
@@ -61,7 +61,7 @@ export class VisionEncoder {
     const prefix = towerPrefix(checkpoint, config);
     const source = new CheckpointSource(checkpoint, dtype, prefix);
     const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), dtype);
-    await source.finish(prefix === '' ? families[config.family].ignore : new RegExp(`${families[config.family].ignore.source}`));
+    await source.finish(families[config.family].ignore);
     return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, source.parameters, dtype);
   }
 
@@ -96,8 +96,8 @@ export class VisionEncoder {
   }
 
   /** Writes the encoder as a Hugging Face folder. */
-  async save(dir: string, { dtype = this.dtype }: { dtype?: FloatType } = {}): Promise<void> {
-    await saveCheckpoint(dir, { ...this.configJson, dtype }, this.parameters, dtype);
+  async save(dir: string, { dtype = this.dtype, signal }: SaveOptions = {}): Promise<void> {
+    await saveCheckpoint(dir, { ...this.configJson, dtype }, this.parameters, { dtype, signal });
   }
 
   /** Frees the weights; resolves when they are gone. */

@@ -5,7 +5,7 @@ import { open, rm, type FileHandle as File } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 import { native } from '../native.js';
 import { contiguous } from '../tensor.js';
-import { replaceFile } from './checkpoint.js';
+import { replaceFile, safetensorsHeader } from './files.js';
 import { npyHeader } from './npy.js';
 
 const TYPES = {
@@ -100,15 +100,6 @@ async function namelessFile(beside: string): Promise<File> {
 async function copy(from: File, to: File): Promise<void> {
   const chunks: AsyncIterable<Buffer> = from.createReadStream({ start: 0, autoClose: false, highWaterMark: 1 << 20 });
   for await (const chunk of chunks) await to.writeFile(chunk);
-}
-
-/** The header with its length in front, padded so that the elements are aligned. */
-function safetensorsHeader(header: Record<string, unknown>): Buffer {
-  const json = Buffer.from(JSON.stringify(header));
-  const padding = Buffer.alloc((8 - (json.length % 8)) % 8, ' ');
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64LE(BigInt(json.length + padding.length));
-  return Buffer.concat([length, json, padding]);
 }
 
 /** The arrays of a safetensors file; nothing is read before it is asked for. */

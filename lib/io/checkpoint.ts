@@ -1,10 +1,11 @@
 /** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
-import { mkdir, open, readFile, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
+import { mkdir, readFile, stat, type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { UniFlowError } from '../errors.js';
+import { throwIfAborted, UniFlowError } from '../errors.js';
 import { native, type FileHandle, type FloatType, type ParameterPart } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { tensorOf, type Tensor } from '../tensor.js';
+import { replaceFile, safetensorsHeader } from './files.js';
 
 interface Stored {
   file: FileHandle;
@@ -129,57 +130,56 @@ export class CheckpointSource extends ParameterSource {
 
 // ----- writing --------------------------------------------------------------------------------------------------
 
-const BYTES = { float32: 4, bfloat16: 2 } as const;
+const STORED = { float32: { name: 'F32', bytes: 4 }, bfloat16: { name: 'BF16', bytes: 2 } } as const;
+
+export interface SaveOptions {
+  /** Of the weight matrices; vectors and position tables are float32, as they are computed with. Default: the model's own. */
+  dtype?: FloatType;
+  signal?: AbortSignal;
+}
 
 /** Writes config.json and model.safetensors; each appears under its name only when it is complete. */
 export async function saveCheckpoint(
   dir: string,
   config: Record<string, unknown>,
   parameters: readonly Parameter[],
-  dtype: FloatType,
+  { dtype, signal }: { dtype: FloatType; signal?: AbortSignal | undefined },
 ): Promise<void> {
-  await mkdir(dir, { recursive: true });
-  await replaceFile(join(dir, 'model.safetensors'), (file) => writeSafetensors(file, parameters, dtype));
-  await replaceFile(join(dir, 'config.json'), (file) => file.writeFile(JSON.stringify(config, null, 2) + '\n'));
-}
-
-/** Lets `write` fill a temporary file, makes it durable, and renames it to `path`: a reader sees all of it or the old one. */
-export async function replaceFile(path: string, write: (file: File) => Promise<void>): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`;
-  const file = await open(temporary, 'w');
   try {
-    await write(file);
-    await file.sync();
-    await file.close();
-    await rename(temporary, path);
-  } catch (error) {
-    await file.close().catch(() => undefined);
-    await rm(temporary, { force: true });
-    throw error;
+    await mkdir(dir, { recursive: true });
+    await replaceFile(join(dir, 'model.safetensors'), (file) => writeSafetensors(file, parameters, dtype, signal));
+    await replaceFile(join(dir, 'config.json'), (file) => file.writeFile(JSON.stringify(config, null, 2) + '\n'));
+  } catch (cause) {
+    if (cause instanceof UniFlowError) throw cause;
+    throw new UniFlowError('BAD_INPUT', `${dir} cannot be written: ${(cause as Error).message}`, { subject: dir, cause });
   }
 }
 
-async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType): Promise<void> {
+/** Matrices are packed, and stored in the model's dtype; the rest stays float32. */
+const storedType = ({ tensor }: Parameter, dtype: FloatType): FloatType => (tensor.packed ? dtype : 'float32');
+const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+
+async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType, signal?: AbortSignal): Promise<void> {
   const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
   let offset = 0;
-  for (const part of parameters.flatMap((p) => p.parts)) {
-    if (part.absent) continue;
-    const bytes = part.shape.reduce((a, b) => a * b, 1) * BYTES[dtype];
-    header[part.name] = { dtype: dtype === 'float32' ? 'F32' : 'BF16', shape: part.shape, data_offsets: [offset, offset + bytes] };
-    offset += bytes;
+  for (const parameter of parameters) {
+    const stored = STORED[storedType(parameter, dtype)];
+    for (const { name, shape, absent } of parameter.parts) {
+      if (absent) continue;
+      const bytes = elements(shape) * stored.bytes;
+      header[name] = { dtype: stored.name, shape, data_offsets: [offset, offset + bytes] };
+      offset += bytes;
+    }
   }
-  const json = Buffer.from(JSON.stringify(header));
-  const padded = Buffer.concat([json, Buffer.alloc((8 - (json.length % 8)) % 8, ' ')]);
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64LE(BigInt(padded.length));
-
-  await file.writeFile(Buffer.concat([length, padded]));
-  for (const { tensor, parts } of parameters) {
-    const bytes = await valueBytes(tensor, dtype);
+  await file.writeFile(safetensorsHeader(header));
+  for (const parameter of parameters) {
+    throwIfAborted(signal);
+    const type = storedType(parameter, dtype);
+    const bytes = await valueBytes(parameter.tensor, type);
     let at = 0;
-    for (const part of parts) {
-      const size = part.shape.reduce((a, b) => a * b, 1) * BYTES[dtype];
-      if (!part.absent) await file.writeFile(bytes.subarray(at, at + size));
+    for (const { shape, absent } of parameter.parts) {
+      const size = elements(shape) * STORED[type].bytes;
+      if (!absent) await file.writeFile(bytes.subarray(at, at + size));
       at += size;
     }
   }

@@ -31,6 +31,7 @@ export interface InputOptions {
 /** Pixels are copied before this returns; pictures are read batch by batch. */
 export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, options: InputOptions): Batches {
   if (isPixels(images)) return pixelBatches(images.pixels, options);
+  if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
   const sources = Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource];
   const size = checkSize(options.size ?? preprocessing.size, patch);
   return {

