@@ -15,6 +15,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   });
   define_tensor_class(env, exports);
   define_ops(exports);
+  define_training(exports);
   define_checkpoint(exports);
   define_images(exports);
   define_device(exports);

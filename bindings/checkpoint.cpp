@@ -63,6 +63,9 @@ void define_checkpoint(Napi::Object exports) {
   function("parameterBytes", [](const Napi::CallbackInfo& i) {
     return wrap(i.Env(), ops::parameter_bytes(Environment::of(i.Env()).session(), tensor(i[0], "parameter"), dtype(i[1], "dtype")));
   });
+  function("copyParameter", [](const Napi::CallbackInfo& i) {
+    return wrap(i.Env(), ops::copy_parameter(Environment::of(i.Env()).session(), tensor(i[0], "parameter"), dtype(i[1], "dtype")));
+  });
   function("randomParameter", [](const Napi::CallbackInfo& i) {
     return wrap(i.Env(), ops::random_parameter(Environment::of(i.Env()).session(), shape(i[0], "shape"), dtype(i[1], "dtype"),
                                                boolean(i[2], "packed"), seed(i[3], "seed"), static_cast<uint32_t>(integer(i[4], "stream")),

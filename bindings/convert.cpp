@@ -112,4 +112,14 @@ HostArray host_array(Napi::Value v, const char* name) {
   return {data ? data + a.ByteOffset() : nullptr, a.ByteLength(), type};
 }
 
+Activation activation(Napi::Value v) {
+  if (v.IsUndefined()) return Activation::None;
+  const std::string s = string(v, "activation");
+  if (s == "gelu") return Activation::Gelu;
+  if (s == "gelu_tanh") return Activation::GeluTanh;
+  if (s == "quick_gelu") return Activation::QuickGelu;
+  if (s == "silu") return Activation::Silu;
+  throw Error(ErrorCode::BadInput, "activation", "'gelu', 'gelu_tanh', 'quick_gelu' or 'silu'", "'" + s + "'");
+}
+
 }  // namespace uniflow::bindings

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "native/core/activation.h"
 #include "native/core/tensor.h"
 
 namespace uniflow::bindings {
@@ -19,6 +20,7 @@ std::string string(Napi::Value value, const char* name);
 bool boolean(Napi::Value value, const char* name);  // undefined is false
 Shape shape(Napi::Value value, const char* name);
 DType dtype(Napi::Value value, const char* name);
+Activation activation(Napi::Value value);  // undefined is None
 Napi::Object object(Napi::Value value, const char* name);
 Napi::Array array(Napi::Value value, const char* name);
 std::vector<float> floats(Napi::Value value, const char* name);

@@ -28,16 +28,6 @@ void define(Napi::Object exports, const char* name, Call call) {
       name);
 }
 
-Activation activation(Napi::Value v) {
-  if (v.IsUndefined()) return Activation::None;
-  const std::string s = string(v, "activation");
-  if (s == "gelu") return Activation::Gelu;
-  if (s == "gelu_tanh") return Activation::GeluTanh;
-  if (s == "quick_gelu") return Activation::QuickGelu;
-  if (s == "silu") return Activation::Silu;
-  throw Error(ErrorCode::BadInput, "activation", "'gelu', 'gelu_tanh', 'quick_gelu' or 'silu'", "'" + s + "'");
-}
-
 ops::Normalisation normalisation(Napi::Value v) {
   const Napi::Object o = object(v, "normalisation");
   const std::vector<float> mean = floats(o["mean"], "mean"), std = floats(o["std"], "std");
@@ -165,6 +155,7 @@ void define_ops(Napi::Object exports) {
   define(exports, "flowIntegrate", [](const auto& s, const Info& i) {
     return ops::flow_integrate(s, flow_head(i[0]), tensor(i[1], "condition"), flow_options(i[2]));
   });
+  define(exports, "timeWaves", [](const auto& s, const Info& i) { return ops::time_waves(s, tensor(i[0], "t")); });
   define(exports, "flowVelocity", [](const auto& s, const Info& i) {
     return ops::flow_velocity(s, flow_head(i[0]), tensor(i[1], "x"), tensor(i[2], "t"), tensor(i[3], "condition"));
   });

@@ -11,6 +11,6 @@ export type { Preprocessing } from './io/preprocess.js';
 export type { HubOptions, HubProgress } from './io/hub.js';
 export { cpuInfo, devices, measurePeak, memoryStats, resetPeakMemory, setThreads, trimMemory, type DeviceInfo, type DeviceOptions, type MemoryStats } from './device.js';
 export { UniFlowError, type ErrorCode, type ErrorDetails } from './errors.js';
-export * as ops from './tensor.js';
+export * as ops from './ops.js';
 export { Tensor, tidy } from './tensor.js';
 export type { Activation, DType, FloatType } from './native.js';

@@ -68,6 +68,41 @@ export interface NativeFlowOptions {
 
 export type ParameterPart = { file: FileHandle; name: string } | { rows: number };
 
+export interface NativeNormOptions {
+  weight?: TensorHandle | undefined;
+  bias?: TensorHandle | undefined;
+  scale?: TensorHandle | undefined;
+  shift?: TensorHandle | undefined;
+  eps: number;
+  rms?: boolean | undefined;
+}
+
+/** How the distillation loss weights its layers; 'adaptive' is the paper's. */
+export type LayerWeights = 'adaptive' | 'uniform' | 'last';
+
+export interface NativeOptimizedParameter {
+  parameter: TensorHandle;
+  grad: TensorHandle;
+  m: TensorHandle;
+  v: TensorHandle;
+  average: TensorHandle | undefined;
+  compute: TensorHandle | undefined;
+  lr: number;
+  weightDecay: number;
+}
+
+export interface NativeAdamWOptions {
+  beta1: number;
+  beta2: number;
+  eps: number;
+  /** Weight of the old value in the moving average. */
+  ema: number;
+  /** Largest global gradient norm; 0: no clipping. */
+  clip: number;
+  /** From 1. */
+  step: number;
+}
+
 export interface CpuInfo {
   /** Instruction set of our own kernels. */
   kernels: string;
@@ -96,17 +131,7 @@ export interface Native {
   qkNorm(qkv: TensorHandle, qWeight: TensorHandle, kWeight: TensorHandle, eps: number): TensorHandle;
   rope(qkv: TensorHandle, heads: number, prefix: number, table: TensorHandle): TensorHandle;
   ropeTable(rows: number, cols: number, headDim: number, theta: number): TensorHandle;
-  norm(
-    x: TensorHandle,
-    options: {
-      weight?: TensorHandle | undefined;
-      bias?: TensorHandle | undefined;
-      scale?: TensorHandle | undefined;
-      shift?: TensorHandle | undefined;
-      eps: number;
-      rms?: boolean | undefined;
-    },
-  ): TensorHandle;
+  norm(x: TensorHandle, options: NativeNormOptions): TensorHandle;
   unfold(pixels: TensorHandle, patch: number, normalisation: NativeNormalisation, dtype: FloatType): TensorHandle;
   fold(
     patches: TensorHandle,
@@ -146,6 +171,68 @@ export interface Native {
   noise(seed: number, ids: Uint32Array, patches: number, width: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
+  linearBackward(
+    x: TensorHandle,
+    weight: TensorHandle,
+    dOut: TensorHandle,
+    wantX: boolean,
+    wantWeight: boolean,
+    wantBias: boolean,
+  ): { x?: TensorHandle; weight?: TensorHandle; bias?: TensorHandle };
+  normBackward(
+    x: TensorHandle,
+    dOut: TensorHandle,
+    options: NativeNormOptions,
+  ): { x: TensorHandle; weight?: TensorHandle; bias?: TensorHandle; scale?: TensorHandle; shift?: TensorHandle };
+  qkNormBackward(
+    qkv: TensorHandle,
+    dOut: TensorHandle,
+    qWeight: TensorHandle,
+    kWeight: TensorHandle,
+    eps: number,
+  ): { qkv: TensorHandle; qWeight: TensorHandle; kWeight: TensorHandle };
+  ropeBackward(dOut: TensorHandle, heads: number, prefix: number, table: TensorHandle): TensorHandle;
+  attentionForward(qkv: TensorHandle, heads: number): { out: TensorHandle; logSumExp: TensorHandle };
+  attentionBackward(qkv: TensorHandle, out: TensorHandle, dOut: TensorHandle, logSumExp: TensorHandle, heads: number): TensorHandle;
+  activation(x: TensorHandle, kind: Activation): TensorHandle;
+  activationBackward(x: TensorHandle, dOut: TensorHandle, kind: Activation): TensorHandle;
+  scaleAdd(
+    residual: TensorHandle,
+    branch: TensorHandle,
+    scale: TensorHandle | undefined,
+    gate: TensorHandle | undefined,
+  ): TensorHandle;
+  scaleAddBackward(
+    dOut: TensorHandle,
+    branch: TensorHandle,
+    scale: TensorHandle | undefined,
+    gate: TensorHandle | undefined,
+  ): { branch: TensorHandle; scale?: TensorHandle; gate?: TensorHandle };
+  swigluBackward(x: TensorHandle, dOut: TensorHandle): TensorHandle;
+  resizeTableBackward(dOut: TensorHandle, rows: number, cols: number, outRows: number, outCols: number, antialias: boolean): TensorHandle;
+  /** a + factor[index] * scale * b; a and factor may be undefined (0 and 1). */
+  add(a: TensorHandle | undefined, b: TensorHandle, factor: TensorHandle | undefined, index: number, scale: number): TensorHandle;
+  /** Sum over all but the last `kept` dimensions, float32. */
+  sumRows(x: TensorHandle, kept: number): TensorHandle;
+  padTokens(x: TensorHandle, begin: number, total: number): TensorHandle;
+  split(x: TensorHandle, part: number, parts: number): TensorHandle;
+  concat(parts: (TensorHandle | undefined)[]): TensorHandle;
+  distillation(
+    student: TensorHandle[],
+    teacher: TensorHandle[],
+    beta: number,
+    skip: number,
+    weights: LayerWeights,
+    grads: boolean,
+  ): { loss: TensorHandle; alpha: TensorHandle; weight: TensorHandle; grads: TensorHandle[] };
+  interpolate(data: TensorHandle, noise: TensorHandle, t: TensorHandle): { noisy: TensorHandle; target: TensorHandle };
+  meanSquaredError(value: TensorHandle, target: TensorHandle): { loss: TensorHandle; grad: TensorHandle };
+  /** Sinusoids of 1000 t, cosines first: [M] → [M, 256]. */
+  timeWaves(t: TensorHandle): TensorHandle;
+  globalNorm(grads: TensorHandle[]): TensorHandle;
+  adamw(parameters: NativeOptimizedParameter[], norm: TensorHandle, options: NativeAdamWOptions): void;
+  /** A plain copy of a parameter that lives as long as its handle, whatever the pool does. */
+  copyParameter(parameter: TensorHandle, dtype: FloatType): TensorHandle;
   openSafetensors(path: string): {
     handle: FileHandle;
     metadata: Record<string, string>;

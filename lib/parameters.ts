@@ -1,6 +1,7 @@
 /** A model's parameters: where they come from (a checkpoint, or random numbers) and under which names they are saved. */
 import { native, type FloatType } from './native.js';
-import { tensorOf, type Linear, type Norm, type Tensor } from './tensor.js';
+import { type Linear, type Norm } from './ops.js';
+import { tensorOf, type Tensor } from './tensor.js';
 
 /** How a parameter starts when it is not loaded. */
 export type Init = { std: number } | { value: number };

@@ -1,7 +1,7 @@
-/** Handles of native arrays, and the operations on them. Every operation returns at once; only `read` waits. */
+/** Handles of native arrays, and the scopes that dispose of them. Operations on them are in ops.ts. */
 import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError } from './errors.js';
-import { native, type Activation, type CancelToken, type DType, type FloatType, type NativeNormalisation, type TensorHandle } from './native.js';
+import { native, type CancelToken, type DType, type TensorHandle } from './native.js';
 
 /**
  * A dense array on the device, in C order. It may not have been computed yet: operations queue up on the
@@ -11,7 +11,22 @@ import { native, type Activation, type CancelToken, type DType, type FloatType, 
  * what is queued keeps what it uses. The garbage collector is only the safety net.
  */
 export class Tensor {
-  constructor(readonly handle: TensorHandle) {}
+  private current: TensorHandle;
+
+  constructor(handle: TensorHandle) {
+    this.current = handle;
+  }
+
+  /** @internal What the addon knows it by. */
+  get handle(): TensorHandle {
+    return this.current;
+  }
+
+  /** @internal Takes another value, for everyone who holds this tensor: how training moves a model's parameters. */
+  assign(handle: TensorHandle): void {
+    this.current.dispose();
+    this.current = handle;
+  }
 
   /** A copy of a host array, taken before this returns. `Uint16Array` holds bfloat16 bits. */
   static from(array: NdArray | { data: HostData; shape: readonly number[] }): Tensor {
@@ -108,6 +123,11 @@ function tagOf(value: unknown): string {
 
 let scope: Set<Tensor> | undefined;
 
+/** @internal A tensor around a native handle, in the current scope. */
+export function tensorOf(handle: TensorHandle): Tensor {
+  return track(new Tensor(handle));
+}
+
 function track(tensor: Tensor): Tensor {
   scope?.add(tensor);
   return tensor;
@@ -177,155 +197,7 @@ function tokenOf(signal: AbortSignal): CancelToken {
   return token;
 }
 
-// ----- operations: shapes and sources are in native/ops/*.h -----------------------------------------------------
-
-/** A linear layer's parameters: weight [out, in] packed, bias [out]. */
-export interface Linear {
-  weight: Tensor;
-  bias?: Tensor | undefined;
-}
-
-const make = (handle: TensorHandle): Tensor => track(new Tensor(handle));
-
-export interface LinearOptions {
-  activation?: Activation;
-  /** LayerScale [out]. */
-  scale?: Tensor | undefined;
-  residual?: Tensor | undefined;
-}
-
-/** residual + scale * activation(x Wᵀ + b): [..., in] → [..., out]. */
-export function linear(x: Tensor, layer: Linear, options: LinearOptions = {}): Tensor {
-  return make(
-    native.linear(x.handle, layer.weight.handle, {
-      bias: layer.bias?.handle,
-      scale: options.scale?.handle,
-      residual: options.residual?.handle,
-      activation: options.activation,
-    }),
-  );
-}
-
-/** Multi-head self-attention: [B,S,3D] → [B,S,D]. */
-export function attention(qkv: Tensor, heads: number): Tensor {
-  return make(native.attention(qkv.handle, heads));
-}
-
-/** RMSNorm of q and k over their whole width. [B,S,3D] → [B,S,3D] */
-export function qkNorm(qkv: Tensor, qWeight: Tensor, kWeight: Tensor, eps: number): Tensor {
-  return make(native.qkNorm(qkv.handle, qWeight.handle, kWeight.handle, eps));
-}
-
-/** Rotary positions on q and k of the tokens from `prefix` on; the table is {@link ropeTable}'s. */
-export function rope(qkv: Tensor, heads: number, prefix: number, table: Tensor): Tensor {
-  return make(native.rope(qkv.handle, heads, prefix, table.handle));
-}
-
-/** DINOv3's rotary table [2, rows*cols, headDim]: cosines, sines. */
-export function ropeTable(grid: Grid, headDim: number, theta: number): Tensor {
-  return make(native.ropeTable(grid.rows, grid.cols, headDim, theta));
-}
-
-export interface Norm {
-  weight?: Tensor | undefined;
-  bias?: Tensor | undefined;
-}
-export interface NormOptions {
-  eps: number;
-  /** RMSNorm instead of LayerNorm. */
-  rms?: boolean;
-  /** AdaLN: result * (1 + scale) + shift. */
-  scale?: Tensor;
-  shift?: Tensor;
-}
-
-/** LayerNorm or RMSNorm over the last dimension. */
-export function norm(x: Tensor, layer: Norm, options: NormOptions): Tensor {
-  return make(
-    native.norm(x.handle, {
-      weight: layer.weight?.handle,
-      bias: layer.bias?.handle,
-      scale: options.scale?.handle,
-      shift: options.shift?.handle,
-      eps: options.eps,
-      rms: options.rms,
-    }),
-  );
-}
-
-export interface PatchEmbedding {
-  projection: Linear; // [D, 3*p*p]
-  prefix: Tensor | undefined; // [T, D]
-  position: Tensor | undefined; // [N, D]
-  patch: number;
-  normalisation: NativeNormalisation;
-  dtype: FloatType;
-}
-
-/** Pixels (uint8 [B,H,W,3], or float32 [B,3,H,W] normalised) → tokens [B,T+N,D]. */
-export function patchEmbed(pixels: Tensor, e: PatchEmbedding): Tensor {
-  return make(
-    native.patchEmbed(pixels.handle, {
-      weight: e.projection.weight.handle,
-      bias: e.projection.bias?.handle,
-      prefix: e.prefix?.handle,
-      position: e.position?.handle,
-      patch: e.patch,
-      normalisation: e.normalisation,
-      dtype: e.dtype,
-    }),
-  );
-}
-
-/** Adds a position table [N,D] to x [B,N,D] and puts prefix tokens [T,D] in front: [B,T+N,D]. */
-export function assemble(x: Tensor, parts: { prefix?: Tensor | undefined; position?: Tensor | undefined }): Tensor {
-  return make(native.assemble(x.handle, parts.prefix?.handle, parts.position?.handle));
-}
-
 export interface Grid {
   rows: number;
   cols: number;
-}
-
-/** Bicubic resize of a position table [rows*cols, D] to another grid. */
-export function resizeTable(table: Tensor, from: Grid, to: Grid, { antialias = false } = {}): Tensor {
-  return make(native.resizeTable(table.handle, from.rows, from.cols, to.rows, to.cols, antialias));
-}
-
-export function cast(x: Tensor, dtype: FloatType): Tensor {
-  return make(native.cast(x.handle, dtype));
-}
-
-/** silu(x[..., :n]) * x[..., n:]. */
-export function swiglu(x: Tensor): Tensor {
-  return make(native.swiglu(x.handle));
-}
-
-/** Tokens [begin, end) of every image. */
-export function sliceTokens(x: Tensor, begin: number, end: number): Tensor {
-  return make(native.sliceTokens(x.handle, begin, end));
-}
-
-/** Pixels [B,H,W,3] uint8 from normalised ones [B,3,H,W]: denormalised, rounded, clamped. */
-export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation: NativeNormalisation): Tensor {
-  return tidy(() => {
-    const patches = make(native.unfold(pixels.handle, patch, normalisation, 'float32'));
-    return make(native.fold(patches.handle, grid.rows, grid.cols, patch, normalisation, 'uint8'));
-  });
-}
-
-/** PSNR (dB) and SSIM of each pair of uint8 pictures [B,H,W,3]: [B,2]. */
-export function imageQuality(a: Tensor, b: Tensor): Tensor {
-  return make(native.imageQuality(a.handle, b.handle));
-}
-
-/** Fails `x`, and what depends on it, where a value is NaN or infinite. */
-export function checkFinite(x: Tensor, name: string): Tensor {
-  native.checkFinite(x.handle, name);
-  return x;
-}
-
-/** Wraps a native handle that was made elsewhere (parameters, the flow). */
-export function tensorOf(handle: TensorHandle): Tensor {
-  return make(handle);
 }

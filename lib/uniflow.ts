@@ -15,7 +15,8 @@ import { batchesOf, checkSize, type Batches, type ImageInput } from './io/input.
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
-import { cast, checkFinite, imageQuality, linear, sliceTokens, Tensor, toUint8, type Grid, type Linear } from './tensor.js';
+import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
+import { Tensor, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
   /** The semantic tokens as well: the encoder's patch tokens. */
@@ -284,7 +285,7 @@ export class UniFlow {
 
   /** Frees the weights; resolves when they are gone. */
   async dispose(): Promise<void> {
-    this.encoder.dispose();
+    this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
     await native.synchronize();
   }

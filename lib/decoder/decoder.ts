@@ -1,9 +1,11 @@
 /** The decoder: latents up to the model's width, global transformer blocks, then the patch-wise pixel flow. */
 import { UniFlowError } from '../errors.js';
 import { transformerBlock, type Block } from '../encoder/transformer.js';
-import { native, type NativeFlowHead, type NativeLayer, type NativeNormalisation } from '../native.js';
+import { native, type NativeNormalisation } from '../native.js';
+import { makeFlowHead, nativeFlowHead, type FlowHead } from './flow.js';
 import type { ParameterSource } from '../parameters.js';
-import { assemble, linear, resizeTable, tensorOf, type Grid, type Linear, type Tensor } from '../tensor.js';
+import { assemble, linear, resizeTable, type Linear } from '../ops.js';
+import { tensorOf, type Grid, type Tensor } from '../tensor.js';
 import type { timeGrid } from './schedule.js';
 
 export interface DecoderConfig {
@@ -22,7 +24,6 @@ export interface DecoderConfig {
 
 const HEADS = 16; // always, whatever the encoder has
 const EPS = 1e-5;
-const TIME_CHANNELS = 256;
 
 export interface FlowOptions {
   schedule: ReturnType<typeof timeGrid>;
@@ -39,7 +40,7 @@ export class Decoder {
   private readonly globalPositions: Tensor; // [N, D]
   private readonly flowPositions: Tensor; // [N, D]
   private readonly blocks: Block[];
-  readonly head: NativeFlowHead;
+  readonly head: FlowHead;
 
   constructor(
     readonly config: DecoderConfig,
@@ -65,7 +66,7 @@ export class Decoder {
         fc2: source.linear(`${n}.mlp.fc2`, d, config.hidden),
       };
     });
-    this.head = flowHead(source, config);
+    this.head = makeFlowHead(source, d, 3 * config.patch ** 2, config.flowBlocks);
   }
 
   /** Latents [B,N,Z] → condition of each patch, with global context [B,N,D]. */
@@ -79,7 +80,7 @@ export class Decoder {
   /** Integrates the flow of every patch: [B,N,D] → pixels, uint8 [B,H,W,3] or float32 [B,3,H,W]. */
   integrate(condition: Tensor, grid: Grid, options: FlowOptions): Tensor {
     return tensorOf(
-      native.flowIntegrate(this.head, condition.handle, {
+      native.flowIntegrate(nativeFlowHead(this.head), condition.handle, {
         ...options.schedule,
         guidance: options.guidance,
         noise: options.noise?.handle,
@@ -93,43 +94,8 @@ export class Decoder {
     );
   }
 
-  /** Velocity of each patch at its own time: x [M,P], t [M], condition [M,D] → [M,P]. */
-  velocity(x: Tensor, t: Tensor, condition: Tensor): Tensor {
-    return tensorOf(native.flowVelocity(this.head, x.handle, t.handle, condition.handle));
-  }
-
   private resized(table: Tensor, grid: Grid): Tensor {
     const from = this.config.grid;
     return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid);
   }
 }
-
-function flowHead(source: ParameterSource, config: DecoderConfig): NativeFlowHead {
-  const d = config.width;
-  const p = 3 * config.patch * config.patch;
-  const n = 'flow_head.net';
-  const layer = (name: string, out: number, inputs: number): NativeLayer => {
-    const { weight, bias } = source.linear(`${n}.${name}`, out, inputs);
-    return { weight: weight.handle, bias: bias?.handle };
-  };
-  return {
-    time1: layer('time_embed.mlp.0', d, TIME_CHANNELS),
-    time2: layer('time_embed.mlp.2', d, d),
-    condition: layer('cond_embed', d, d),
-    input: layer('input_proj', d, p),
-    blocks: Array.from({ length: config.flowBlocks }, (_, i) => {
-      const block = `res_blocks.${i}`;
-      const ln = source.norm(`${n}.${block}.in_ln`, d, true);
-      return {
-        normWeight: (ln.weight as Tensor).handle,
-        normBias: (ln.bias as Tensor).handle,
-        fc1: layer(`${block}.mlp.0`, d, d),
-        fc2: layer(`${block}.mlp.2`, d, d),
-        modulation: layer(`${block}.adaLN_modulation.1`, 3 * d, d),
-      };
-    }),
-    finalModulation: layer('final_layer.adaLN_modulation.1', 2 * d, d),
-    output: layer('final_layer.linear', p, d),
-  };
-}
-

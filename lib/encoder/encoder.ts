@@ -2,20 +2,9 @@
 import { UniFlowError } from '../errors.js';
 import type { FloatType, NativeNormalisation } from '../native.js';
 import type { ParameterSource } from '../parameters.js';
-import {
-  assemble,
-  keep,
-  norm,
-  patchEmbed,
-  resizeTable,
-  ropeTable,
-  sliceTokens,
-  tidy,
-  type Grid,
-  type Linear,
-  type Norm,
-  type Tensor,
-} from '../tensor.js';
+import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
+import { recording } from '../tape.js';
+import { keep, tidy, type Grid, type Tensor } from '../tensor.js';
 import type { EncoderConfig } from './config.js';
 import { families } from './families.js';
 import { transformerBlock, type Block } from './transformer.js';
@@ -141,17 +130,22 @@ export class Encoder {
   private prefixOf(): Tensor | undefined {
     const cls = this.classToken;
     if (!cls) return undefined;
-    this.prefixTokens ??= keep(tidy(() => {
-      const own = this.position && sliceTokens(this.position, 0, 1).reshape([1, this.config.width]);
-      const placed = assemble(cls, { position: own });
-      const all = this.registers ? assemble(this.registers, { prefix: placed.reshape([1, this.config.width]) }) : placed;
-      return all.reshape([this.prefix, this.config.width]);
-    }));
+    if (recording(cls, this.position, this.registers)) return this.makePrefix(cls);
+    this.prefixTokens ??= keep(tidy(() => this.makePrefix(cls)));
     return this.prefixTokens;
+  }
+
+  private makePrefix(cls: Tensor): Tensor {
+    const d = this.config.width;
+    const own = this.position && reshape(sliceTokens(this.position, 0, 1), [1, d]);
+    const placed = assemble(cls, { position: own });
+    const all = this.registers ? assemble(this.registers, { prefix: reshape(placed, [1, d]) }) : placed;
+    return reshape(all, [this.prefix, d]);
   }
 
   /** The position table of the patches [N, D] (or the rotary one), resized to `grid`; kept for the next image of that size. */
   private positionsFor(grid: Grid): Tensor {
+    if (recording(this.position)) return this.makePositions(grid);
     const key = `${grid.rows}x${grid.cols}`;
     let table = this.grids.get(key);
     this.grids.delete(key);
@@ -170,12 +164,12 @@ export class Encoder {
     if (c.ropeTheta !== undefined) return ropeTable(grid, c.width / c.heads, c.ropeTheta);
     const position = this.position as Tensor;
     const from = this.trainedGrid;
-    const table = sliceTokens(position, this.classToken ? 1 : 0, position.dim(1)).reshape([from.rows * from.cols, c.width]);
+    const table = reshape(sliceTokens(position, this.classToken ? 1 : 0, position.dim(1)), [from.rows * from.cols, c.width]);
     return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid, { antialias: c.antialiasPositions });
   }
 
-  /** Drops what was derived from the parameters; the parameters belong to the model. */
-  dispose(): void {
+  /** Drops what was derived from the parameters, which have changed or go; they belong to the model. */
+  invalidate(): void {
     for (const table of this.grids.values()) table.dispose();
     this.grids.clear();
     this.prefixTokens?.dispose();

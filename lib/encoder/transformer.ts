@@ -1,6 +1,7 @@
 /** The pre-norm transformer block that every encoder and the decoder's global blocks are made of. */
 import type { Activation } from '../native.js';
-import { attention, linear, norm, qkNorm, rope, swiglu, type Linear, type Norm, type Tensor } from '../tensor.js';
+import { attention, linear, norm, qkNorm, rope, swiglu, type Linear, type Norm } from '../ops.js';
+import type { Tensor } from '../tensor.js';
 
 export interface Block {
   norm1: Norm;

@@ -102,7 +102,7 @@ export class VisionEncoder {
 
   /** Frees the weights; resolves when they are gone. */
   async dispose(): Promise<void> {
-    this.encoder.dispose();
+    this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
     await native.synchronize();
   }

@@ -1,7 +1,8 @@
 /** What users pass as images, as batches of pixels on the device. */
 import type { NdArray } from 'ndarray';
 import { UniFlowError } from '../errors.js';
-import { checkFinite, Tensor } from '../tensor.js';
+import { checkFinite } from '../ops.js';
+import { Tensor } from '../tensor.js';
 import type { ImageSource } from './image.js';
 import { loadPixels, type Preprocessing } from './preprocess.js';
 

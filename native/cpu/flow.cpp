@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "native/core/parallel.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/linear.h"
 
@@ -14,7 +15,6 @@ namespace uniflow::cpu {
 namespace {
 
 constexpr int64_t kGroupRows = 512;
-constexpr int64_t kTimeChannels = 256;
 
 void apply(const LinearLayer& layer, const Tensor& x, int64_t rows, const Tensor& out, Activation activation = Activation::None) {
   const auto packing = packing_of(layer.weight);
@@ -55,13 +55,7 @@ struct Workspace {
 /// time(t): sinusoids of 1000 t, cosines first, then Linear-SiLU-Linear. [M] -> [M, D] float32.
 Tensor time_embedding(const FlowHead& head, const float* t, int64_t count, DType dtype) {
   Tensor waves = scratch(DType::Float32, count, kTimeChannels);
-  constexpr int64_t half = kTimeChannels / 2;
-  for (int64_t m = 0; m < count; ++m)
-    for (int64_t i = 0; i < half; ++i) {  // in double: the angle reaches 1000, where float32 has only 4 digits left
-      const double angle = 1000.0 * t[m] * std::exp(-std::log(10000.0) * static_cast<double>(i) / half);
-      waves.data<float>()[m * kTimeChannels + i] = static_cast<float>(std::cos(angle));
-      waves.data<float>()[m * kTimeChannels + half + i] = static_cast<float>(std::sin(angle));
-    }
+  time_waves(t, count, waves.data<float>());
   const int64_t width = head.time2.weight.dim(0);
   Tensor in = scratch(dtype, count, kTimeChannels), hidden = scratch(dtype, count, width), out = scratch(DType::Float32, count, width);
   kernels().cast(waves.data(), DType::Float32, in.data(), dtype, waves.size());
@@ -144,6 +138,18 @@ void write_pixels(const Tensor& x, const Tensor& pixels, const ops::FlowOptions&
 }
 
 }  // namespace
+
+void time_waves(const float* t, int64_t count, float* out) {
+  constexpr int64_t half = kTimeChannels / 2;
+  double frequency[half];
+  for (int64_t i = 0; i < half; ++i) frequency[i] = 1000.0 * std::exp(-std::log(10000.0) * static_cast<double>(i) / half);
+  parallel_for(count, [&](int64_t m) {
+    for (int64_t i = 0; i < half; ++i) {  // in double: the angle reaches 1000, where float32 has only 4 digits left
+      out[m * kTimeChannels + i] = static_cast<float>(std::cos(t[m] * frequency[i]));
+      out[m * kTimeChannels + half + i] = static_cast<float>(std::sin(t[m] * frequency[i]));
+    }
+  });
+}
 
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& o, const Tensor& pixels, const CancelToken& token) {
   const bool guided = o.guidance != 1.0f;

@@ -87,6 +87,16 @@ Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tens
   return out;
 }
 
+Tensor time_waves(const SessionRef& session, const Tensor& t) {
+  check_shape(t, "t", {-1});
+  check_dtype(t, "t", {DType::Float32});
+  Tensor out(DType::Float32, {t.dim(0), cpu::kTimeChannels});
+  Stream::cpu().enqueue(session, {"timeWaves", {t}, {out}, [=](const CancelToken&) {
+    cpu::time_waves(t.data<float>(), t.dim(0), out.data<float>());
+  }});
+  return out;
+}
+
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width) {
   check_positive(patches, "patches");
   check_positive(width, "width");

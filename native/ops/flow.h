@@ -57,6 +57,9 @@ Tensor flow_integrate(const SessionRef& session, const FlowHead& head, const Ten
 /// Velocity of each patch at its own time: x [M, P] float32, t [M] float32, condition [M, D] -> [M, P] float32.
 Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition);
 
+/// The time embedding's input: sinusoids of 1000 t over 256 channels, cosines first. t [M] -> [M, 256] float32.
+Tensor time_waves(const SessionRef& session, const Tensor& t);
+
 /// Standard normal [B, N, P] float32, a function of (seed, ids[image], patch) alone.
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width);
 

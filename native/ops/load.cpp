@@ -142,14 +142,32 @@ Tensor constant_parameter(const SessionRef& session, const Shape& shape, float v
   return out;
 }
 
-Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype) {
+namespace {
+
+/// The values in C order as `dtype`.
+void copy_values(const Tensor& parameter, DType dtype, void* out) {
+  if (parameter.packing()) cpu::unpack(*parameter.packing(), parameter.data(), out, dtype);
+  else cpu::kernels().cast(parameter.data(), parameter.dtype(), out, dtype, parameter.size());
+}
+
+void check_copy(const Tensor& parameter, DType dtype) {
   check_floating(parameter, "parameter");
   if (dtype != DType::Float32 && dtype != DType::BFloat16) reject("dtype", "float32 or bfloat16", name_of(dtype));
+}
+
+}  // namespace
+
+Tensor copy_parameter(const SessionRef& session, const Tensor& parameter, DType dtype) {
+  check_copy(parameter, dtype);
+  Tensor out(dtype, parameter.shape(), Placement::Persistent);
+  Stream::cpu().enqueue(session, {"copyParameter", {parameter}, {out}, [=](const CancelToken&) { copy_values(parameter, dtype, out.data()); }});
+  return out;
+}
+
+Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype) {
+  check_copy(parameter, dtype);
   Tensor out(DType::UInt8, {parameter.size() * size_of(dtype)});
-  Stream::cpu().enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const CancelToken&) {
-    if (parameter.packing()) cpu::unpack(*parameter.packing(), parameter.data(), out.data(), dtype);
-    else cpu::kernels().cast(parameter.data(), parameter.dtype(), out.data(), dtype, parameter.size());
-  }});
+  Stream::cpu().enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const CancelToken&) { copy_values(parameter, dtype, out.data()); }});
   return out;
 }
 

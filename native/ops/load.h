@@ -23,6 +23,9 @@ Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dty
 /// All elements equal.
 Tensor constant_parameter(const SessionRef& session, const Shape& shape, float value);
 
+/// A plain copy of a parameter as `dtype`, outside the pool: what training works on.
+Tensor copy_parameter(const SessionRef& session, const Tensor& parameter, DType dtype);
+
 /// uint8 [bytes]: the values in C order as `dtype`, as a checkpoint stores them.
 Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype);
 

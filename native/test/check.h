@@ -45,7 +45,8 @@ inline void check_below(double error, double floor, const std::string& name) {
 /// write past the end.
 class Array {
  public:
-  Array(DType dtype, int64_t n, double value = 0) : dtype_(dtype), n_(n), bytes_(new std::byte[static_cast<size_t>(n * size_of(dtype))]) {
+  Array(DType dtype, int64_t n) : dtype_(dtype), n_(n), bytes_(std::make_unique<std::byte[]>(static_cast<size_t>(n * size_of(dtype)))) {}
+  Array(DType dtype, int64_t n, double value) : Array(dtype, n) {
     for (int64_t i = 0; i < n; ++i) set(i, value);
   }
   Array(DType dtype, const std::vector<float>& values) : Array(dtype, static_cast<int64_t>(values.size())) {

@@ -151,7 +151,8 @@ void test_op() {
 void test_refusals() {
   const auto s = idle_session();
   const Tensor plain(DType::Float32, {5, 7}), x(DType::Float32, {3, 7}), weight = ops::pack_linear(s, plain, DType::Float32);
-  check_refused("a plain weight", [&] { ops::linear(s, x, plain, {}); });
+  check_refused("a plain weight of another type", [&] { ops::linear(s, x, Tensor(DType::BFloat16, {5, 7}), {}); });
+  check_refused("a weight that is a vector", [&] { ops::linear(s, x, Tensor(DType::Float32, {7}), {}); });
   check_refused("unpacking a plain weight", [&] { ops::unpack_linear(s, plain); });
   check_refused("activations of another width", [&] { ops::linear(s, Tensor(DType::Float32, {3, 6}), weight, {}); });
   check_refused("activations that are bytes", [&] { ops::linear(s, Tensor(DType::UInt8, {3, 7}), weight, {}); });
