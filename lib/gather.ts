@@ -49,20 +49,35 @@ export interface BatchRun {
 }
 
 /** Gathers the outputs of all batches. While a batch is computed, the next one is loaded and queued behind it. */
-export async function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8Array>[]> {
-  const gathered: Gathered[] = [];
-  let reading: Promise<unknown> = Promise.resolve();
-  for (let begin = 0; begin < run.count; begin += run.batchSize) {
-    const end = Math.min(run.count, begin + run.batchSize);
-    throwIfAborted(run.signal);
-    const inputs = await run.load(begin, end);
-    await reading; // at most one batch is queued behind the one that runs
-    throwIfAborted(run.signal);
-    const outputs = cancellable(run.signal, () => tidy(() => run.forward(inputs, begin, end)));
-    reading = Promise.all(outputs.map((tensor, i) => (gathered[i] ??= new Gathered(run.count)).read(tensor, begin)));
-    reading.catch(() => undefined); // seen at the await above or below
-    for (const tensor of [...inputs, ...outputs]) tensor.dispose();
-  }
-  await reading;
-  return gathered.map((g) => g.array);
+export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8Array>[]> {
+  return cancellable(run.signal, async (queue) => {
+    const gathered: Gathered[] = [];
+    let reading: Promise<unknown> = Promise.resolve();
+    const read = (outputs: Tensor[], begin: number): Promise<unknown> => {
+      const reads = outputs.map((tensor, i) => (gathered[i] ??= new Gathered(run.count)).read(tensor, begin));
+      for (const tensor of outputs) tensor.dispose();
+      const all = Promise.all(reads);
+      all.catch(() => undefined); // it is awaited, but maybe only after the next batch has been read
+      return all;
+    };
+    try {
+      for (let begin = 0; begin < run.count; begin += run.batchSize) {
+        const end = Math.min(run.count, begin + run.batchSize);
+        const inputs = await run.load(begin, end);
+        try {
+          await reading; // at most one batch is queued behind the one that runs
+          throwIfAborted(run.signal);
+          reading = read(
+            queue(() => tidy(() => run.forward(inputs, begin, end))),
+            begin,
+          );
+        } finally {
+          for (const tensor of inputs) tensor.dispose();
+        }
+      }
+    } finally {
+      await reading; // also after a failure: nothing of this call is under way when it rejects
+    }
+    return gathered.map((g) => g.array);
+  });
 }

@@ -1,6 +1,6 @@
 /** Handles of native arrays, and the scopes that dispose of them. Operations on them are in ops.ts. */
 import ndarray, { type NdArray } from 'ndarray';
-import { UniFlowError } from './errors.js';
+import { aborted, throwIfAborted, UniFlowError } from './errors.js';
 import { native, type CancelToken, type DType, type TensorHandle } from './native.js';
 
 /**
@@ -169,32 +169,43 @@ function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
   return found;
 }
 
-/**
- * Runs `fn`, which queues work, so that `signal` cancels what it queued: commands still waiting are skipped, and
- * long kernels stop between chunks. Reads of their results then reject with `ABORTED`.
- */
-export function cancellable<T>(signal: AbortSignal | undefined, fn: () => T): T {
-  if (!signal) return fn();
-  native.useToken(tokenOf(signal));
+let token: CancelToken | undefined;
+
+/** Operations that `fn` queues carry `of`: cancelling it skips those that wait and stops long ones between chunks. */
+function withToken<T>(of: CancelToken | undefined, fn: () => T): T {
+  const outer = token;
+  token = of;
+  native.useToken(of);
   try {
     return fn();
   } finally {
-    native.useToken();
+    token = outer;
+    native.useToken(outer);
   }
 }
 
-/** One token, and one listener, for each signal, however much is queued under it. */
-const tokens = new WeakMap<AbortSignal, CancelToken>();
+/** What `fn` queues is for more than the call that is under way, and must not be cancelled with it. */
+export function uncancellable<T>(fn: () => T): T {
+  return withToken(undefined, fn);
+}
 
-function tokenOf(signal: AbortSignal): CancelToken {
-  let token = tokens.get(signal);
-  if (!token) {
-    const fresh = (token = native.createToken());
-    tokens.set(signal, fresh);
-    if (signal.aborted) native.cancel(fresh);
-    else signal.addEventListener('abort', () => native.cancel(fresh), { once: true });
+/**
+ * Runs `work`, which queues operations through the function that it is given; `signal` cancels what was queued so.
+ * @throws UniFlowError `ABORTED` with the signal's reason as its cause.
+ */
+export async function cancellable<T>(signal: AbortSignal | undefined, work: (queue: <R>(fn: () => R) => R) => Promise<T>): Promise<T> {
+  if (!signal) return work((fn) => fn());
+  throwIfAborted(signal);
+  const mine = native.createToken();
+  const cancel = (): void => native.cancel(mine);
+  signal.addEventListener('abort', cancel);
+  try {
+    return await work((fn) => withToken(mine, fn));
+  } catch (error) {
+    throw signal.aborted && error instanceof UniFlowError && error.code === 'ABORTED' ? aborted(signal) : error;
+  } finally {
+    signal.removeEventListener('abort', cancel);
   }
-  return token;
 }
 
 export interface Grid {

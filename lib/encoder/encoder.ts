@@ -4,13 +4,16 @@ import type { FloatType, NativeNormalisation } from '../native.js';
 import type { ParameterSource } from '../parameters.js';
 import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
 import { recording } from '../tape.js';
-import { keep, tidy, type Grid, type Tensor } from '../tensor.js';
+import { keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
 import type { EncoderConfig } from './config.js';
 import { families } from './families.js';
 import { transformerBlock, type Block } from './transformer.js';
 
 /** Position tables kept for the grids used last. */
 const KEPT_GRIDS = 16;
+
+/** Computes what outlives the call that first needs it: neither its scope nor its abortion may take it along. */
+const derived = (fn: () => Tensor): Tensor => keep(uncancellable(() => tidy(fn)));
 
 export interface EncoderOutput {
   /** After the last layer and the final norm: [B, prefix + N, D]. */
@@ -131,7 +134,7 @@ export class Encoder {
     const cls = this.classToken;
     if (!cls) return undefined;
     if (recording(cls, this.position, this.registers)) return this.makePrefix(cls);
-    this.prefixTokens ??= keep(tidy(() => this.makePrefix(cls)));
+    this.prefixTokens ??= derived(() => this.makePrefix(cls));
     return this.prefixTokens;
   }
 
@@ -149,7 +152,7 @@ export class Encoder {
     const key = `${grid.rows}x${grid.cols}`;
     let table = this.grids.get(key);
     this.grids.delete(key);
-    table ??= keep(tidy(() => this.makePositions(grid)));
+    table ??= derived(() => this.makePositions(grid));
     this.grids.set(key, table);
     for (const [oldest, tensor] of this.grids) {
       if (this.grids.size <= KEPT_GRIDS) break;

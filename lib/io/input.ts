@@ -33,7 +33,7 @@ export interface InputOptions {
 export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, options: InputOptions): Batches {
   if (isPixels(images)) return pixelBatches(images.pixels, options);
   if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
-  const sources = Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource];
+  const sources = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(owned);
   const size = checkSize(options.size ?? preprocessing.size, patch);
   return {
     count: sources.length,
@@ -44,6 +44,11 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
     },
     dispose: () => undefined,
   };
+}
+
+/** Bytes are copied: they are the caller's again when the call has returned. */
+function owned(source: ImageSource): ImageSource {
+  return source instanceof Uint8Array ? Uint8Array.prototype.slice.call(source) : source;
 }
 
 function isPixels(images: unknown): images is PixelInput {
