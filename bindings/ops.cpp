@@ -152,6 +152,9 @@ void define_ops(Napi::Object exports) {
   define(exports, "noise", [](const auto& s, const Info& i) {
     return ops::noise(s, seed(i[0], "seed"), uint32s(i[1], "ids"), integer(i[2], "patches"), integer(i[3], "width"));
   });
+  define(exports, "uniform", [](const auto& s, const Info& i) {
+    return ops::uniform(s, seed(i[0], "seed"), uint32s(i[1], "ids"), integer(i[2], "patches"));
+  });
   define(exports, "flowIntegrate", [](const auto& s, const Info& i) {
     return ops::flow_integrate(s, flow_head(i[0]), tensor(i[1], "condition"), flow_options(i[2]));
   });

@@ -10,6 +10,8 @@ export { decodeImage, sideBySide, writeImage, type ImageSource, type RgbImage } 
 export type { Preprocessing } from './io/preprocess.js';
 export type { HubOptions, HubProgress } from './io/hub.js';
 export { cpuInfo, devices, measurePeak, memoryStats, resetPeakMemory, setThreads, trimMemory, type DeviceInfo, type DeviceOptions, type MemoryStats } from './device.js';
+export * as losses from './losses/index.js';
+export { Trainer, type OptimizerOptions, type StepResult, type TrainerOptions, type TrainingBatch } from './train/trainer.js';
 export { UniFlowError, type ErrorCode, type ErrorDetails } from './errors.js';
 export * as ops from './ops.js';
 export { Tensor, tidy } from './tensor.js';

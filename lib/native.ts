@@ -169,6 +169,8 @@ export interface Native {
   swiglu(x: TensorHandle): TensorHandle;
   sliceTokens(x: TensorHandle, begin: number, end: number): TensorHandle;
   noise(seed: number, ids: Uint32Array, patches: number, width: number): TensorHandle;
+  /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */
+  uniform(seed: number, ids: Uint32Array, patches: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
   linearBackward(

@@ -75,10 +75,12 @@ export interface EncodedBatch extends Encoded {
 
 /** A unified visual tokenizer (arXiv 2510.10575). */
 export class UniFlow {
-  private readonly encoder: Encoder;
-  private readonly decoder: Decoder;
+  /** @internal */ readonly encoder: Encoder;
+  /** @internal */ readonly decoder: Decoder;
   private readonly down: [Linear, Linear];
-  private readonly normalisation: NativeNormalisation;
+  /** @internal */ readonly normalisation: NativeNormalisation;
+  /** @internal Those of {@link parameters} that are the encoder's. */
+  readonly encoderParameters: readonly Parameter[];
 
   private constructor(
     readonly config: UniFlowConfig,
@@ -91,6 +93,7 @@ export class UniFlow {
     const { width, family } = config.encoder;
     this.normalisation = nativeNormalisation(config);
     this.encoder = encoderSource.within(encoderPrefix(family), () => new Encoder(config.encoder, encoderSource, this.normalisation, dtype));
+    this.encoderParameters = [...encoderSource.parameters];
     this.down = [decoderSource.linear('chal_proj.c_fc', width, width), decoderSource.linear('chal_proj.c_proj', config.latentChannels, width)];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
@@ -169,13 +172,17 @@ export class UniFlow {
   /** Latents, then tokens and hidden states where asked for. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
     const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
-    const tokens = sliceTokens(last, this.encoder.prefix, last.dim(1));
-    return [this.toLatents(tokens), ...(options.tokens ? [tokens] : []), ...states];
+    const tokens = options.tokens ? [this.patchTokens(last)] : [];
+    return [this.toLatents(last), ...tokens, ...states];
   }
 
-  /** Semantic tokens [B,N,D] → latents [B,N,Z]. */
-  private toLatents(tokens: Tensor): Tensor {
-    return linear(linear(tokens, this.down[0], { activation: 'gelu' }), this.down[1]);
+  private patchTokens(last: Tensor): Tensor {
+    return sliceTokens(last, this.encoder.prefix, last.dim(1));
+  }
+
+  /** @internal The encoder's output [B,S,D] → latents [B,N,Z]. */
+  toLatents(last: Tensor): Tensor {
+    return linear(linear(this.patchTokens(last), this.down[0], { activation: 'gelu' }), this.down[1]);
   }
 
   /**

@@ -1,5 +1,6 @@
 #include "native/ops/flow.h"
 
+#include "native/core/philox.h"
 #include "native/cpu/flow.h"
 #include "native/cpu/kernels.h"
 #include "native/ops/check.h"
@@ -93,6 +94,19 @@ Tensor time_waves(const SessionRef& session, const Tensor& t) {
   Tensor out(DType::Float32, {t.dim(0), cpu::kTimeChannels});
   Stream::cpu().enqueue(session, {"timeWaves", {t}, {out}, [=](const CancelToken&) {
     cpu::time_waves(t.data<float>(), t.dim(0), out.data<float>());
+  }});
+  return out;
+}
+
+Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches) {
+  check_positive(patches, "patches");
+  const int64_t batch = static_cast<int64_t>(ids.size());
+  Tensor out(DType::Float32, {batch, patches});
+  Stream::cpu().enqueue(session, {"uniform", {}, {out}, [=](const CancelToken&) {
+    for (int64_t i = 0; i < batch * patches; ++i) {
+      const auto block = philox({0, static_cast<uint32_t>(i % patches), ids[static_cast<size_t>(i / patches)], 2}, seed);
+      out.data<float>()[i] = philox_uniform(block[0]);
+    }
   }});
   return out;
 }

@@ -60,6 +60,9 @@ Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tens
 /// The time embedding's input: sinusoids of 1000 t over 256 channels, cosines first. t [M] -> [M, 256] float32.
 Tensor time_waves(const SessionRef& session, const Tensor& t);
 
+/// Uniform on (0, 1] [B, N] float32, a function of (seed, ids[image], patch).
+Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches);
+
 /// Standard normal [B, N, P] float32, a function of (seed, ids[image], patch) alone.
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width);
 

@@ -1,0 +1,30 @@
+/**
+ * Rectified flow matching on patches, the paper's L_flow: x_t = t * data + (1 − t) * noise, target data − noise, mean square
+ * over every element.
+ */
+import { velocity, type FlowHead } from '../decoder/flow.js';
+import { native, type FloatType } from '../native.js';
+import { recording } from '../tape.js';
+import { tensorOf, type Tensor } from '../tensor.js';
+
+/**
+ * @param data patch vectors [M,P] float32. @param noise [M,P]. @param time [M]. @param condition [M,D].
+ * @returns the loss, [1].
+ */
+export function flowLoss(head: FlowHead, data: Tensor, noise: Tensor, time: Tensor, condition: Tensor, dtype: FloatType): Tensor {
+  const pair = native.interpolate(data.handle, noise.handle, time.handle);
+  const [noisy, target] = [tensorOf(pair.noisy), tensorOf(pair.target)];
+  return meanSquaredError(velocity(head, noisy, time, condition, dtype), target);
+}
+
+/** Mean of (value − target)² over all elements, [1]. */
+function meanSquaredError(value: Tensor, target: Tensor): Tensor {
+  const result = native.meanSquaredError(value.handle, target.handle);
+  const [loss, gradient] = [tensorOf(result.loss), tensorOf(result.grad)];
+  recording(value)?.add({
+    outputs: [loss],
+    inputs: [value],
+    backward: (_, scale) => [scale === 1 ? gradient : tensorOf(native.add(undefined, gradient.handle, undefined, 0, scale))],
+  });
+  return loss;
+}

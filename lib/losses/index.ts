@@ -1,0 +1,1 @@
+export { distillation } from './distillation.js';
