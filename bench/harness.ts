@@ -36,6 +36,7 @@ export interface Result {
   bytes?: number;
   bound: 'compute' | 'memory';
   floorMs: number;
+  minMs: number;
   medianMs: number;
   p99Ms: number;
   /** floorMs / medianMs; above 1 where operands stayed in the caches. */
@@ -130,6 +131,7 @@ function resultOf({ family, name, shape, dtype, cost, images }: Row, { latency, 
   const medianMs = latency.p50;
   return {
     ...{ family, name, shape, dtype, ...cost, bound, floorMs, medianMs },
+    minMs: latency.min,
     p99Ms: latency.p99,
     ofFloor: floorMs / medianMs,
     rate: ((bound === 'compute' ? cost.flops : cost.bytes) as number) / (medianMs / 1000),

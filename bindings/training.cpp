@@ -68,6 +68,14 @@ void define_backward(Napi::Object exports) {
                                         boolean(i[4], "wantWeight"), boolean(i[5], "wantBias"));
     return wrap_all(i.Env(), {{"x", g.x}, {"weight", g.weight}, {"bias", g.bias}});
   });
+  define(exports, "attentionForward", [](const auto& s, const Info& i) {
+    const auto f = ops::attention_forward(s, tensor(i[0], "qkv"), integer(i[1], "heads"));
+    return wrap_all(i.Env(), {{"out", f.out}, {"logSumExp", f.log_sum_exp}});
+  });
+  define(exports, "attentionBackward", [](const auto& s, const Info& i) {
+    return wrap(i.Env(), ops::attention_backward(s, tensor(i[0], "qkv"), tensor(i[1], "out"), tensor(i[2], "dOut"),
+                                                 tensor(i[3], "logSumExp"), integer(i[4], "heads")));
+  });
   define(exports, "normBackward", [](const auto& s, const Info& i) {
     const auto g = ops::norm_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"), norm_options(object(i[2], "options")));
     return wrap_all(i.Env(), {{"x", g.x}, {"weight", g.weight}, {"bias", g.bias}, {"scale", g.scale}, {"shift", g.shift}});

@@ -15,7 +15,11 @@ describe('bench', () => {
     const { stdout } = await run(process.execPath, ['--import', 'tsx', 'bench/main.ts', '--quick', '--filter', '^norm', '--json'], {
       cwd: root,
     });
-    const report = JSON.parse(stdout) as { machine: object; peaks: Record<'before' | 'after', Record<string, number>>; rows: Record<string, unknown>[] };
+    const report = JSON.parse(stdout) as {
+      machine: object;
+      peaks: Record<'before' | 'after', Record<string, number>>;
+      rows: Record<string, unknown>[];
+    };
     expect(report.machine).toMatchObject({ cpu: expect.any(String), node: process.version });
     for (const rate of [...Object.values(report.peaks.before), ...Object.values(report.peaks.after)]) expect(rate).toBeGreaterThan(0);
     expect(report.rows.length).toBeGreaterThan(4);

@@ -224,7 +224,7 @@ function loadRuntime(say: (line: string) => void): OnnxRuntime | undefined {
   const npm = ['install', '--prefix', import.meta.dirname, '--ignore-scripts', '--no-package-lock', '--no-audit', '--no-fund'];
   const { status, stderr, error } = spawnSync('npm', npm, { encoding: 'utf8' });
   try {
-    if (status !== 0) throw error ?? new Error(stderr.trim().split('\n').at(-1));
+    if (status !== 0) throw error ?? new Error(stderr.split('\n').find((line) => line.startsWith('npm error')) ?? 'npm failed');
     return load();
   } catch (failure) {
     say(`ONNX Runtime cannot be had, so it is not compared with: ${(failure as Error).message.split('\n')[0] ?? ''}`);

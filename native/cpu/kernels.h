@@ -20,6 +20,19 @@ struct AttentionArgs {
   DType dtype;      // of both
   int64_t batch, seq, heads, head_dim;
   float scale;
+  float* log_sum_exp = nullptr;  // [B, H, S] or null: log of the sum of exp(scale * q k) over the keys, for the backward pass
+};
+
+/// What AttentionArgs computes, backwards; the scores are computed again, by blocks. FLOPs 10*B*H*S*S*E.
+struct AttentionBackwardArgs {
+  const void* qkv;           // [B, S, 3*H*E]
+  const void* out;           // [B, S, H*E], of the forward pass
+  const void* d_out;         // [B, S, H*E]
+  const float* log_sum_exp;  // [B, H, S], of the forward pass
+  void* d_qkv;               // [B, S, 3*H*E], overwritten
+  DType dtype;               // of all but log_sum_exp
+  int64_t batch, seq, heads, head_dim;
+  float scale;
 };
 
 /// h' = h + gate * branch (where branch is given), then out = normalise(h') * weight + bias, then
@@ -174,6 +187,7 @@ struct AdamWArgs {
 struct Kernels {
   const char* name;
   void (*attention)(const AttentionArgs&);
+  void (*attention_backward)(const AttentionBackwardArgs&);
   void (*norm)(const NormArgs&);
   void (*unfold)(const UnfoldArgs&);
   void (*fold)(const FoldArgs&);

@@ -7,6 +7,7 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 
 void attention(const AttentionArgs&);
+void attention_backward(const AttentionBackwardArgs&);
 void norm(const NormArgs&);
 void unfold(const UnfoldArgs&);
 void fold(const FoldArgs&);
@@ -37,7 +38,7 @@ double fma_peak(DType);
 double copy_rate(void*, const void*, int64_t);
 
 extern const Kernels table;
-const Kernels table = {UNIFLOW_STRING(UNIFLOW_ISA), attention, norm, unfold, fold, assemble, resize_table, resize_table_backward, rope, noise, cast, swiglu,
+const Kernels table = {UNIFLOW_STRING(UNIFLOW_ISA), attention, attention_backward, norm, unfold, fold, assemble, resize_table, resize_table_backward, rope, noise, cast, swiglu,
                        silu_sum, euler,
                        activation, activation_backward, scale_add, scale_add_backward, swiglu_backward, add, column_sum, norm_backward,
                        distillation, sum_of_squares, adamw, mean_squared_error, interpolate, count_non_finite, fma_peak, copy_rate};

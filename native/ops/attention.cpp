@@ -23,16 +23,53 @@ int64_t check_qkv(const Tensor& qkv, int64_t heads) {
 
 }  // namespace
 
+namespace {
+
+void enqueue_attention(const SessionRef& session, const Tensor& qkv, int64_t heads, const Tensor& out, const Tensor& log_sum_exp) {
+  std::vector<Tensor> outputs{out};
+  if (log_sum_exp) outputs.push_back(log_sum_exp);
+  Stream::cpu().enqueue(session, {"attention", {qkv}, std::move(outputs), [=](const CancelToken&) {
+    const int64_t head_dim = qkv.dim(2) / 3 / heads;
+    if (out.size() == 0) return;
+    cpu::kernels().attention({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
+                              .heads = heads, .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                              .log_sum_exp = log_sum_exp ? log_sum_exp.data<float>() : nullptr});
+  }});
+}
+
+}  // namespace
+
 Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
   const int64_t width = check_qkv(qkv, heads);
   Tensor out(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width});
-  Stream::cpu().enqueue(session, {"attention", {qkv}, {out}, [=](const CancelToken&) {
-    const int64_t head_dim = width / heads;
-    if (out.size() == 0) return;
-    cpu::kernels().attention({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
-                              .heads = heads, .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))});
-  }});
+  enqueue_attention(session, qkv, heads, out, {});
   return out;
+}
+
+AttentionForward attention_forward(const SessionRef& session, const Tensor& qkv, int64_t heads) {
+  const int64_t width = check_qkv(qkv, heads);
+  AttentionForward f{Tensor(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width}), Tensor(DType::Float32, {qkv.dim(0), heads, qkv.dim(1)})};
+  enqueue_attention(session, qkv, heads, f.out, f.log_sum_exp);
+  return f;
+}
+
+Tensor attention_backward(const SessionRef& session, const Tensor& qkv, const Tensor& out, const Tensor& d_out, const Tensor& log_sum_exp,
+                          int64_t heads) {
+  const int64_t width = check_qkv(qkv, heads), head_dim = width / heads;
+  for (const auto& [t, name] : {std::pair{out, "out"}, std::pair{d_out, "dOut"}}) {
+    check_shape(t, name, {qkv.dim(0), qkv.dim(1), width});
+    check_dtype(t, name, {qkv.dtype()});
+  }
+  check_shape(log_sum_exp, "logSumExp", {qkv.dim(0), heads, qkv.dim(1)});
+  check_dtype(log_sum_exp, "logSumExp", {DType::Float32});
+  Tensor d_qkv(qkv.dtype(), qkv.shape());
+  Stream::cpu().enqueue(session, {"attentionBackward", {qkv, out, d_out, log_sum_exp}, {d_qkv}, [=](const CancelToken&) {
+    if (out.size() == 0) return;
+    cpu::kernels().attention_backward({.qkv = qkv.data(), .out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data<float>(),
+                                       .d_qkv = d_qkv.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1), .heads = heads,
+                                       .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))});
+  }});
+  return d_qkv;
 }
 
 Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, float eps) {

@@ -9,6 +9,16 @@ namespace uniflow::ops {
 /// softmax(q k^T / sqrt(E)) v per head: [B, S, 3*D] -> [B, S, D].
 Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads);
 
+/// The same with what the backward pass needs: log_sum_exp [B, heads, S] float32.
+struct AttentionForward {
+  Tensor out, log_sum_exp;
+};
+AttentionForward attention_forward(const SessionRef& session, const Tensor& qkv, int64_t heads);
+
+/// Gradient of qkv, [B, S, 3*D]. The softmax is recomputed block by block. FLOPs 10*B*S*S*D.
+Tensor attention_backward(const SessionRef& session, const Tensor& qkv, const Tensor& out, const Tensor& d_out, const Tensor& log_sum_exp,
+                          int64_t heads);
+
 /// RMSNorm of q and of k over their whole width D (InternViT-6B); v is copied.
 Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_weight, const Tensor& k_weight, float eps);
 

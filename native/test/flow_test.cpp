@@ -287,7 +287,7 @@ void test_refusals(const Model& m, const Model& other) {
   refused("a layer without a bias", [](Head h, Options, Tensor&) { h.condition.bias = {}; });
   refused("no output layer", [](Head h, Options, Tensor&) { h.output = {}; });
   refused("an output layer that is a scalar", [](Head h, Options, Tensor&) { h.output.weight = Tensor(DType::Float32, {}); });
-  refused("a plain weight", [](Head h, Options, Tensor&) { h.time1.weight = Tensor(DType::Float32, {kWidth, 256}); });
+  refused("a plain weight of another type", [](Head h, Options, Tensor&) { h.time1.weight = Tensor(DType::UInt8, {kWidth, 256}); });
   refused("a block's norm in bfloat16", [](Head h, Options, Tensor&) { h.blocks[0].norm_weight = Tensor(DType::BFloat16, {kWidth}); });
   refused("a block's norm of another width", [](Head h, Options, Tensor&) { h.blocks[0].norm_bias = Tensor(DType::Float32, {kWidth + 1}); });
   refused("a bfloat16 layer in a float32 head", [&](Head h, Options, Tensor&) { h.blocks[0].fc1 = other.head.blocks[0].fc1; });
