@@ -32,6 +32,7 @@ Stream& Stream::host() {
 void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
   std::lock_guard lock(mutex_);
   ++session->pending_;
+  if (session->closed_.load()) session->token_->cancel();
   queue_.push_back({std::move(command), session, session->token_});
   wake_.notify_one();
 }
@@ -41,7 +42,7 @@ void Stream::close(const std::shared_ptr<Session>& session) {
   std::unique_lock lock(mutex_);
   for (Entry& e : queue_)
     if (e.session == session) e.token->cancel();
-  session->token_->cancel();
+  if (running_ && running_->session == session) running_->token->cancel();
   drained_.wait(lock, [&] { return session->pending_ == 0; });
 }
 
@@ -75,11 +76,15 @@ void Stream::loop() {
     wake_.wait(lock, [&] { return !queue_.empty(); });
     Entry entry = std::move(queue_.front());
     queue_.pop_front();
+    running_ = &entry;
     lock.unlock();
     if (int want = threads(); want != team) omp_set_num_threads(team = want);
     auto failure = execute(entry);
     if (entry.command.done) entry.command.done(std::move(failure));
     auto session = entry.session;
+    lock.lock();
+    running_ = nullptr;
+    lock.unlock();
     entry = {};  // drops the tensors before anyone is told that the command ended
     lock.lock();
     if (--session->pending_ == 0) drained_.notify_all();

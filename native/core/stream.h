@@ -81,6 +81,7 @@ class Stream {
   std::mutex mutex_;
   std::condition_variable wake_, drained_;
   std::deque<Entry> queue_;
+  const Entry* running_ = nullptr;  // guarded by mutex_
   std::atomic<int> threads_;
   std::thread thread_;
 };

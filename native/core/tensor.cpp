@@ -22,8 +22,21 @@ void Buffer::allocate() {
   if (!data) data = Allocator::host().allocate(bytes, placement);
 }
 
+namespace {
+
+/// Bytes of a new tensor: no dimension is negative, and the product fits.
+int64_t checked_bytes(DType dtype, const Shape& shape) {
+  int64_t bytes = size_of(dtype);
+  for (int64_t d : shape)
+    if (d < 0 || __builtin_mul_overflow(bytes, d, &bytes))
+      throw Error(ErrorCode::BadInput, "shape", "dimensions from 0, and a size that 64 bits count", to_string(shape));
+  return bytes;
+}
+
+}  // namespace
+
 Tensor::Tensor(DType dtype, Shape shape, Placement placement)
-    : dtype_(dtype), shape_(std::move(shape)), buffer_(std::make_shared<Buffer>(count(shape_) * size_of(dtype), placement)) {}
+    : dtype_(dtype), shape_(std::move(shape)), buffer_(std::make_shared<Buffer>(checked_bytes(dtype, shape_), placement)) {}
 
 Tensor::Tensor(DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes)
     : dtype_(dtype),

@@ -206,6 +206,7 @@ static void share(int64_t slots, int64_t n, Body&& body) {
   });
 }
 
+/// One call.
 template <class Units>
 class Backward {
  public:

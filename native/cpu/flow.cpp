@@ -64,40 +64,56 @@ Tensor time_embedding(const FlowHead& head, const float* t, int64_t count, DType
   return out;
 }
 
-/// u = LN(h + gate * branch) * (1 + scale) + shift; h takes the sum.
-void modulated_norm(Workspace& w, int64_t rows, const FlowBlock* block, const Tensor& modulation, int64_t parts, const Tensor* before) {
+/// The rows of a group: those with a condition of their own, and behind them, for guidance, as many under the zero
+/// condition. These all have one y, so their modulations are one row too, behind the others'.
+struct Rows {
+  int64_t own, free;
+  int64_t all() const { return own + free; }
+  int64_t modulations() const { return own + (free > 0 ? 1 : 0); }
+};
+
+/// u = LN(h + gate * branch) * (1 + scale) + shift for rows [first, first + count); h takes the sum. Row r takes modulation
+/// row first + (r - first) * step.
+void modulated_norm(Workspace& w, int64_t first, int64_t count, int64_t step, const FlowBlock* block, const Tensor& modulation, int64_t parts,
+                    const Tensor* before) {
   const int64_t d = w.width, element = size_of(w.u.dtype());
-  auto part = [&](const Tensor& m, int64_t i) { return m.data<std::byte>() + i * d * element; };
-  NormArgs a{.x = nullptr, .out = w.u.data(), .x_dtype = w.u.dtype(), .out_dtype = w.u.dtype(), .rows = rows, .width = d, .x_stride = d,
-             .out_stride = d, .rms = false, .eps = 1e-6f, .weight = block ? block->norm_weight.data<float>() : nullptr,
-             .bias = block ? block->norm_bias.data<float>() : nullptr, .shift = part(modulation, 0), .scale = part(modulation, 1),
-             .modulation_stride = parts * d, .residual = w.h.data<float>()};
+  auto part = [&](const Tensor& m, int64_t row_parts, int64_t i) { return m.data<std::byte>() + (first * row_parts + i) * d * element; };
+  NormArgs a{.x = nullptr, .out = w.u.data<std::byte>() + first * d * element, .x_dtype = w.u.dtype(), .out_dtype = w.u.dtype(),
+             .rows = count, .width = d, .x_stride = d, .out_stride = d, .rms = false, .eps = 1e-6f,
+             .weight = block ? block->norm_weight.data<float>() : nullptr, .bias = block ? block->norm_bias.data<float>() : nullptr,
+             .shift = part(modulation, parts, 0), .scale = part(modulation, parts, 1), .modulation_stride = step * parts * d,
+             .residual = w.h.data<float>() + first * d};
   if (before) {
-    a.branch = w.branch.data();
-    a.gate = part(*before, 2);
-    a.gate_stride = 3 * d;
+    a.branch = w.branch.data<std::byte>() + first * d * element;
+    a.gate = part(*before, 3, 2);
+    a.gate_stride = step * 3 * d;
   }
   kernels().norm(a);
 }
 
-/// w.velocity from w.x and w.y, both [rows, .].
-void velocity(const FlowHead& head, Workspace& w, int64_t rows, const CancelToken* token) {
-  apply(head.input, w.x, rows, w.h);
+void modulate(Workspace& w, const Rows& rows, const FlowBlock* block, const Tensor& modulation, int64_t parts, const Tensor* before) {
+  modulated_norm(w, 0, rows.own, 1, block, modulation, parts, before);
+  if (rows.free) modulated_norm(w, rows.own, rows.free, 0, block, modulation, parts, before);
+}
+
+/// w.velocity from w.x [rows.all, P] and w.y [rows.modulations, D].
+void velocity(const FlowHead& head, Workspace& w, const Rows& rows, const CancelToken* token) {
+  apply(head.input, w.x, rows.all(), w.h);
   const Tensor* before = nullptr;
   for (size_t i = 0; i < head.blocks.size(); ++i) {
     if (token) token->throw_if_cancelled();
     const FlowBlock& block = head.blocks[i];
     const Tensor& modulation = w.modulation[i % 2];
-    apply(block.modulation, w.y, rows, modulation);
-    modulated_norm(w, rows, &block, modulation, 3, before);
-    apply(block.fc1, w.u, rows, w.hidden, Activation::Silu);
-    apply(block.fc2, w.hidden, rows, w.branch);
+    apply(block.modulation, w.y, rows.modulations(), modulation);
+    modulate(w, rows, &block, modulation, 3, before);
+    apply(block.fc1, w.u, rows.all(), w.hidden, Activation::Silu);
+    apply(block.fc2, w.hidden, rows.all(), w.branch);
     before = &modulation;
   }
   const Tensor& modulation = w.modulation[head.blocks.size() % 2];
-  apply(head.final_modulation, w.y, rows, modulation);
-  modulated_norm(w, rows, nullptr, modulation, 2, before);
-  apply(head.output, w.u, rows, w.velocity);
+  apply(head.final_modulation, w.y, rows.modulations(), modulation);
+  modulate(w, rows, nullptr, modulation, 2, before);
+  apply(head.output, w.u, rows.all(), w.velocity);
 }
 
 /// Rows [first, first + rows) of a [*, width] tensor.
@@ -108,25 +124,24 @@ void integrate_group(const FlowHead& head, Workspace& w, const Tensor& times, co
                      const CancelToken& token) {
   const Kernels& k = kernels();
   const bool guided = o.guidance != 1.0f;
-  const int64_t all = guided ? 2 * rows : rows, p = w.pixels, d = w.width;
+  const Rows group{rows, guided ? rows : 0};
+  const int64_t p = w.pixels, d = w.width;
   for (size_t step = 0; step < o.schedule.time.size(); ++step) {
     const float* time = times.data<float>() + static_cast<int64_t>(step) * d;
-    k.silu_sum(w.embedding.data<float>(), time, 0, w.y.data(), w.y.dtype(), all, d);
-    for (int64_t at = 0; at < all; at += rows)
+    k.silu_sum(w.embedding.data<float>(), time, 0, w.y.data(), w.y.dtype(), group.modulations(), d);
+    for (int64_t at = 0; at < group.all(); at += rows)
       k.cast(x.data(), DType::Float32, w.x.data<std::byte>() + at * p * size_of(w.x.dtype()), w.x.dtype(), rows * p);
-    velocity(head, w, all, &token);
+    velocity(head, w, group, &token);
     const float* v = w.velocity.data<float>();
     k.euler(x.data<float>(), v, guided ? v + rows * p : nullptr, o.guidance, o.schedule.step[step], rows * p);
   }
 }
 
-/// condition(c) of a group into w.embedding; behind it, for guidance, the same of c = 0, which is the bias.
+/// condition(c) of a group into w.embedding; behind it, for guidance, a row with that of c = 0, which is the bias.
 void embed_condition(const FlowHead& head, Workspace& w, const Tensor& condition, int64_t first, int64_t rows, bool guided) {
   std::memcpy(w.u.data(), row(condition, first), static_cast<size_t>(rows * w.width * size_of(condition.dtype())));
   apply(head.condition, w.u, rows, w.embedding);
-  if (!guided) return;
-  for (int64_t r = rows; r < 2 * rows; ++r)
-    std::copy_n(head.condition.bias.data<float>(), w.width, w.embedding.data<float>() + r * w.width);
+  if (guided) std::copy_n(head.condition.bias.data<float>(), w.width, w.embedding.data<float>() + rows * w.width);
 }
 
 void write_pixels(const Tensor& x, const Tensor& pixels, const ops::FlowOptions& o, int64_t first, int64_t rows) {
@@ -178,7 +193,7 @@ void flow_velocity(const FlowHead& head, const Tensor& x, const Tensor& t, const
   embed_condition(head, w, condition, 0, rows, false);
   kernels().silu_sum(w.embedding.data<float>(), times.data<float>(), w.width, w.y.data(), w.y.dtype(), rows, w.width);
   kernels().cast(x.data(), DType::Float32, w.x.data(), w.x.dtype(), x.size());
-  velocity(head, w, rows, nullptr);
+  velocity(head, w, {rows, 0}, nullptr);
   std::memcpy(out.data(), w.velocity.data(), static_cast<size_t>(out.bytes()));
 }
 

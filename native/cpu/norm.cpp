@@ -15,24 +15,29 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 16;
 
+/// x_hat = ((x - near) - rest) * inverse_std. A mean summed in float32 is off by some parts in 10^7, which is much where the mean
+/// is large beside the deviation; but x - near is nearly exact, and so is its own mean.
 struct Moments {
-  float mean, inverse_std;
+  float near, rest, inverse_std;
+
+  vf normalise(vf x) const { return ((x - near) - rest) * inverse_std; }
 };
 
 Moments moments(const float* row, int64_t n, bool rms, float eps) {
+  const float count = static_cast<float>(n);
   vf total = {};
-  if (!rms) {
-    for_lanes(n, [&](int64_t i, int lanes) { total += load_lanes(row + i, lanes); });
-  }
-  const float mean = sum(total) / static_cast<float>(n);
-  vf squares = {};
+  if (!rms) for_lanes(n, [&](int64_t i, int lanes) { total += load_lanes(row + i, lanes); });
+  const float near = sum(total) / count;
+  vf differences = {}, squares = {};
   for_lanes(n, [&](int64_t i, int lanes) {
-    vf d = load_lanes(row + i, lanes) - mean;
+    vf d = load_lanes(row + i, lanes) - near;
     if (lanes < kWidth)
       for (int k = lanes; k < kWidth; ++k) d[k] = 0;
+    differences += d;
     squares += d * d;
   });
-  return {mean, 1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps)};
+  const float rest = rms ? 0.0f : sum(differences) / count, variance = sum(squares) / count - rest * rest;
+  return {near, rest, 1.0f / std::sqrt((variance > 0 ? variance : 0.0f) + eps)};
 }
 
 template <class X, class Y>
@@ -59,7 +64,7 @@ void norm_row(const NormArgs& a, int64_t r, float* row) {
   const Y* shift = static_cast<const Y*>(a.shift) + r * a.modulation_stride;
   const Y* scale = static_cast<const Y*>(a.scale) + r * a.modulation_stride;
   for_lanes(n, [&](int64_t i, int lanes) {
-    vf v = (load_lanes(row + i, lanes) - m.mean) * m.inverse_std;
+    vf v = m.normalise(load_lanes(row + i, lanes));
     if (a.weight) v *= load_lanes(a.weight + i, lanes);
     if (a.bias) v += load_lanes(a.bias + i, lanes);
     if (a.scale) v = v * (load_lanes(scale + i, lanes) + 1.0f) + load_lanes(shift + i, lanes);
@@ -87,7 +92,7 @@ void norm_row_backward(const NormBackwardArgs& a, int64_t r, float* x_hat, float
   const Moments m = moments(x_hat, n, a.rms, a.eps);
   vf total = {}, product = {};
   for_lanes(n, [&](int64_t i, int lanes) {
-    const vf xh = (load_lanes(x_hat + i, lanes) - m.mean) * m.inverse_std, g = load_lanes(d_out + i, lanes);
+    const vf xh = m.normalise(load_lanes(x_hat + i, lanes)), g = load_lanes(d_out + i, lanes);
     const vf weight = a.weight ? load_lanes(a.weight + i, lanes) : splat(1.0f);
     vf d_y = g;
     if (a.scale) {

@@ -114,6 +114,7 @@ QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, c
 
 Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table, bool inverse) {
   const int64_t width = check_qkv(qkv, heads), head_dim = width / heads;
+  if (head_dim % 2 != 0) reject("heads", "an even head width", std::to_string(head_dim));
   if (prefix < 0 || prefix > qkv.dim(1)) reject("prefix", "0 to " + std::to_string(qkv.dim(1)), std::to_string(prefix));
   check_shape(table, "table", {2, qkv.dim(1) - prefix, head_dim});
   check_dtype(table, "table", {DType::Float32});

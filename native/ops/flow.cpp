@@ -8,8 +8,9 @@
 namespace uniflow::ops {
 namespace {
 
-void check_layer(const LinearLayer& layer, const std::string& name, int64_t out, int64_t in) {
+void check_layer(const LinearLayer& layer, const std::string& name, int64_t out, int64_t in, DType dtype) {
   if (!layer.weight || layer.weight.shape() != Shape{out, in}) reject(name + ".weight", "a weight " + to_string({out, in}), describe(layer.weight));
+  if (layer.weight.dtype() != dtype) reject(name + ".weight", name_of(dtype), describe(layer.weight));
   check_optional_vector(layer.bias, (name + ".bias").c_str(), out);
   if (!layer.bias) reject(name + ".bias", "a vector " + to_string({out}), "nothing");
 }
@@ -18,19 +19,22 @@ void check_layer(const LinearLayer& layer, const std::string& name, int64_t out,
 int64_t check_head(const FlowHead& head, const Tensor& condition) {
   check_floating(condition, "condition");
   const int64_t d = condition.dim(-1);
-  const int64_t p = head.output.weight ? head.output.weight.dim(0) : 0;
-  check_layer(head.time1, "time1", d, 256);
-  check_layer(head.time2, "time2", d, d);
-  check_layer(head.condition, "condition", d, d);
-  check_layer(head.input, "input", d, p);
-  check_layer(head.final_modulation, "finalModulation", 2 * d, d);
-  check_layer(head.output, "output", p, d);
+  const int64_t p = head.output.weight && head.output.weight.rank() == 2 ? head.output.weight.dim(0) : 0;
+  check_positive(p, "output.weight");
+  check_layer(head.time1, "time1", d, 256, condition.dtype());
+  check_layer(head.time2, "time2", d, d, condition.dtype());
+  check_layer(head.condition, "condition", d, d, condition.dtype());
+  check_layer(head.input, "input", d, p, condition.dtype());
+  check_layer(head.final_modulation, "finalModulation", 2 * d, d, condition.dtype());
+  check_layer(head.output, "output", p, d, condition.dtype());
   for (const FlowBlock& b : head.blocks) {
-    check_shape(b.norm_weight, "block.normWeight", {d});
-    check_shape(b.norm_bias, "block.normBias", {d});
-    check_layer(b.fc1, "block.fc1", d, d);
-    check_layer(b.fc2, "block.fc2", d, d);
-    check_layer(b.modulation, "block.modulation", 3 * d, d);
+    for (const auto& [t, name] : {std::pair{b.norm_weight, "block.normWeight"}, std::pair{b.norm_bias, "block.normBias"}}) {
+      check_shape(t, name, {d});
+      check_dtype(t, name, {DType::Float32});
+    }
+    check_layer(b.fc1, "block.fc1", d, d, condition.dtype());
+    check_layer(b.fc2, "block.fc2", d, d, condition.dtype());
+    check_layer(b.modulation, "block.modulation", 3 * d, d, condition.dtype());
   }
   return p;
 }
@@ -50,6 +54,7 @@ std::vector<Tensor> tensors_of(const FlowHead& head) {
 }  // namespace
 
 Tensor flow_integrate(const SessionRef& session, const FlowHead& head, const Tensor& condition, const FlowOptions& o) {
+  for (const auto& [n, name] : {std::pair{o.rows, "rows"}, std::pair{o.cols, "cols"}, std::pair{o.patch, "patch"}}) check_positive(n, name);
   check_shape(condition, "condition", {-1, o.rows * o.cols, -1});
   const int64_t p = check_head(head, condition), batch = condition.dim(0);
   if (p != 3 * o.patch * o.patch) reject("patch", "a patch size p with 3*p*p = " + std::to_string(p), std::to_string(o.patch));

@@ -4,7 +4,8 @@
 ///   y = silu(time(t) + condition(c));  h = input(x);
 ///   per block: shift, scale, gate = modulation(y);  h += gate * fc2(silu(fc1(LN(h) * (1 + scale) + shift)));
 ///   v = output(LN(h) * (1 + scale) + shift);  x += dt * v.
-/// FLOPs per patch and step: 2 * (2*P*D + blocks*5*D*D + 2*D*D); once per patch: 2*D*D. D width, P = 3*p*p.
+/// FLOPs per patch and step: 2 * (2*P*D + blocks*5*D*D + 2*D*D); once per patch: 2*D*D. D width, P = 3*p*p. Guidance adds, per
+/// patch and step, 2 * (2*P*D + blocks*2*D*D): under the zero condition all patches share their modulations.
 #pragma once
 
 #include <vector>

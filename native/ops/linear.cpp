@@ -1,13 +1,26 @@
 #include "native/ops/linear.h"
 
+#include <cstring>
+
 #include "native/cpu/linear.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
 
-Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype) {
-  check_shape(weight, "weight", {-1, -1});
+namespace {
+
+/// A weight [out, in] with something in it.
+void check_weight(const Tensor& weight) {
+  if (!weight || weight.rank() != 2 || weight.size() == 0) reject("weight", "a linear weight [out, in]", describe(weight));
   check_floating(weight, "weight");
+}
+
+}  // namespace
+
+Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype) {
+  check_weight(weight);
+  check_shape(weight, "weight", {-1, -1});
+  if (dtype != DType::Float32 && dtype != DType::BFloat16) reject("dtype", "float32 or bfloat16", name_of(dtype));
   auto packing = cpu::linear_packing(weight.dim(0), weight.dim(1), dtype);
   Tensor out(dtype, weight.shape(), packing, cpu::packed_bytes(*packing));
   Stream::cpu().enqueue(session, {"packLinear", {weight}, {out}, [=](const CancelToken&) {
@@ -26,8 +39,9 @@ Tensor unpack_linear(const SessionRef& session, const Tensor& weight) {
 }
 
 Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, const LinearOptions& o) {
-  if (!weight || weight.rank() != 2) reject("weight", "a linear weight [out, in]", describe(weight));
-  if (!weight.packing()) check_dtype(weight, "weight", {x ? x.dtype() : DType::Float32});
+  check_weight(weight);
+  if (x && weight.dtype() != x.dtype() && !(weight.packing() && weight.dtype() == DType::Float32))  // a float32 product takes either
+    reject("weight", std::string(name_of(x.dtype())) + ", as x", describe(weight));
   if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != weight.dim(1))
     reject("x", "a tensor [..., " + std::to_string(weight.dim(1)) + "]", describe(x));
   check_floating(x, "x");
@@ -53,8 +67,8 @@ Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, 
 
 LinearGradients linear_backward(const SessionRef& session, const Tensor& x, const Tensor& weight, const Tensor& d_out, bool want_x,
                                 bool want_weight, bool want_bias) {
+  check_weight(weight);
   check_shape(weight, "weight", {-1, -1});
-  check_floating(weight, "weight");
   const int64_t n = weight.dim(0), k = weight.dim(1);
   if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != k) reject("x", "a tensor [..., " + std::to_string(k) + "]", describe(x));
   Shape shape = x.shape();
@@ -73,6 +87,10 @@ LinearGradients linear_backward(const SessionRef& session, const Tensor& x, cons
   g.weight = make(want_weight, DType::Float32, {n, k});
   g.bias = make(want_weight && want_bias, DType::Float32, {n});
   Stream::cpu().enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const CancelToken&) {
+    if (x.size() == 0) {  // a sum over no rows
+      for (const Tensor& t : outputs) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
+      return;
+    }
     cpu::linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d_out.data(), .dtype = x.dtype(), .rows = x.size() / k, .in = k,
                           .out = n, .d_x = g.x ? g.x.data() : nullptr, .d_weight = g.weight ? g.weight.data<float>() : nullptr,
                           .d_bias = g.bias ? g.bias.data<float>() : nullptr});

@@ -115,19 +115,29 @@ Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart
   return out;
 }
 
+namespace {
+
+/// Element i of a normal distribution cut off at two deviations: what lies beyond is drawn again.
+float truncated_normal(uint64_t seed, uint32_t stream, int64_t i) {
+  const auto block = static_cast<uint64_t>(i / 4);
+  for (uint32_t attempt = 0;; ++attempt) {
+    const auto four = philox_normal(philox({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, (attempt << 2) | 1}, seed));
+    const float v = four[static_cast<size_t>(i % 4)];
+    if (std::abs(v) <= 2) return v;
+  }
+}
+
+}  // namespace
+
 Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dtype, bool packed, uint64_t seed, uint32_t stream, float std) {
   Tensor out = make_parameter(shape, dtype, packed);
   check_floating(out, "dtype");
   Stream::cpu().enqueue(session, {"randomParameter", {}, {out}, [=](const CancelToken&) {
     fill_parameter(out, [&](std::byte* plain) {
-      const int64_t n = count(shape);
-      parallel_for((n + 3) / 4, [&](int64_t block) {
-        const auto four = philox_normal(philox({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 1}, seed));
-        for (int64_t i = block * 4; i < std::min(n, block * 4 + 4); ++i) {
-          const float v = std * std::clamp(four[static_cast<size_t>(i % 4)], -2.0f, 2.0f);
-          if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(plain)[i] = to_bf16(v);
-          else reinterpret_cast<float*>(plain)[i] = v;
-        }
+      parallel_for(count(shape), [&](int64_t i) {
+        const float v = std * truncated_normal(seed, stream, i);
+        if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(plain)[i] = to_bf16(v);
+        else reinterpret_cast<float*>(plain)[i] = v;
       });
     });
   }});

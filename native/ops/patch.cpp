@@ -43,7 +43,7 @@ Tensor unfold(const SessionRef& session, const Tensor& pixels, int64_t patch, co
 
 Tensor fold(const SessionRef& session, const Tensor& patches, int64_t rows, int64_t cols, int64_t patch, const Normalisation& n,
             DType pixel_dtype) {
-  check_positive(patch, "patch");
+  for (const auto& [n, name] : {std::pair{rows, "rows"}, std::pair{cols, "cols"}, std::pair{patch, "patch"}}) check_positive(n, name);
   check_shape(patches, "patches", {-1, rows * cols, 3 * patch * patch});
   check_dtype(patches, "patches", {DType::Float32});
   const int64_t batch = patches.dim(0), height = rows * patch, width = cols * patch;
@@ -68,12 +68,13 @@ Tensor patch_embed(const SessionRef& session, const Tensor& pixels, const Tensor
 Tensor assemble(const SessionRef& session, const Tensor& x, const Tensor& prefix, const Tensor& position) {
   check_shape(x, "x", {-1, -1, -1});
   check_floating(x, "x");
-  const int64_t batch = x.dim(0), n = x.dim(1), width = x.dim(2), extra = prefix ? prefix.dim(0) : 0;
+  const int64_t batch = x.dim(0), n = x.dim(1), width = x.dim(2);
   for (const auto& [t, name, rows] : {std::tuple{prefix, "prefix", int64_t{-1}}, std::tuple{position, "position", n}}) {
     if (!t) continue;
     check_shape(t, name, {rows, width});
     check_dtype(t, name, {DType::Float32});
   }
+  const int64_t extra = prefix ? prefix.dim(0) : 0;
   Tensor out(x.dtype(), {batch, extra + n, width});
   Stream::cpu().enqueue(session, {"assemble", {x, prefix, position}, {out}, [=](const CancelToken&) {
     cpu::kernels().assemble({.patches = x.data(), .out = out.data(), .dtype = x.dtype(), .batch = batch, .patch_count = n,

@@ -25,12 +25,6 @@ inline void check(bool ok, const std::string& name, const std::string& detail = 
   std::fflush(stdout);  // before whatever the next case crashes on
 }
 
-/// The last line of a test, and its exit status.
-inline int finish() {
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
-}
-
 inline std::string text(const char* format, double value) {
   char out[64];
   std::snprintf(out, sizeof out, format, value);
@@ -119,10 +113,17 @@ inline SessionRef idle_session() {
 
 /// Waits for the tensor, and returns why it failed, or null.
 inline std::shared_ptr<const Error> wait(const Tensor& t) {
-  std::promise<std::shared_ptr<const Error>> ended;
-  Command c{"wait", {t}, {}, [](const CancelToken&) {}, [&](std::shared_ptr<const Error> e) { ended.set_value(std::move(e)); }};
-  Stream::cpu().enqueue(session(), std::move(c));
-  return ended.get_future().get();
+  auto ended = std::make_shared<std::promise<std::shared_ptr<const Error>>>();
+  auto result = ended->get_future();
+  Stream::cpu().enqueue(session(), {"wait", {t}, {}, [](const CancelToken&) {}, [ended](std::shared_ptr<const Error> e) { ended->set_value(std::move(e)); }});
+  return result.get();
+}
+
+/// The last line of a test, and its exit status. Work that is still queued would run into the end of the process.
+inline int finish() {
+  wait({});
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
 }
 
 inline Tensor to_tensor(const Array& values, Shape shape) {
