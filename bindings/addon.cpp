@@ -11,7 +11,10 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<Environment>(environment);
   env.AddCleanupHook([](Environment* e) { e->close(); }, environment);
   exports["setErrorClass"] = Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
-    Environment::of(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
+    guarded(info.Env(), [&] {
+      if (!info[0].IsFunction()) throw Error(ErrorCode::BadInput, "errorClass", "a class", "something else");
+      Environment::of(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
+    });
   });
   define_tensor_class(env, exports);
   define_ops(exports);

@@ -98,9 +98,13 @@ uint64_t seed(Napi::Value v, const char* name) {
 
 HostArray host_array(Napi::Value v, const char* name) {
   if (!v.IsTypedArray()) reject(name, "a typed array", v);
-  const auto a = v.As<Napi::TypedArray>();
+  // Asked of the array itself, not of its buffer: that may be shared memory, which is no ArrayBuffer.
+  napi_typedarray_type kind;
+  size_t length;
+  void* data;
+  if (napi_get_typedarray_info(v.Env(), v, &kind, &length, &data, nullptr, nullptr) != napi_ok) reject(name, "a typed array", v);
   DType type;
-  switch (a.TypedArrayType()) {
+  switch (kind) {
     case napi_float32_array: type = DType::Float32; break;
     case napi_uint16_array: type = DType::BFloat16; break;
     case napi_uint8_array:
@@ -108,8 +112,7 @@ HostArray host_array(Napi::Value v, const char* name) {
     case napi_int32_array: type = DType::Int32; break;
     default: reject(name, "a Float32Array, Uint8Array, Int32Array, or Uint16Array of bfloat16 bits", v);
   }
-  auto* data = static_cast<std::byte*>(a.ArrayBuffer().Data());
-  return {data ? data + a.ByteOffset() : nullptr, a.ByteLength(), type};
+  return {static_cast<std::byte*>(data), length * static_cast<size_t>(size_of(type)), type};
 }
 
 Activation activation(Napi::Value v) {

@@ -71,8 +71,13 @@ Napi::Error to_js(Napi::Env env, const Error& e) {
   details["actual"] = text(e.actual);
   details["op"] = text(e.op);
   if (environment.error_class.IsEmpty()) return Napi::Error::New(env, e.what());
-  const Napi::Object error = environment.error_class.New({Napi::String::New(env, name_of(e.code)), Napi::String::New(env, e.what()), details});
-  return Napi::Error(env, error);
+  try {
+    const Napi::Value error = environment.error_class.New({Napi::String::New(env, name_of(e.code)), Napi::String::New(env, e.what()), details});
+    if (error.IsObject()) return Napi::Error(env, error);
+  } catch (const Napi::Error&) {
+    // a class that cannot be made: the plain error below still says what happened
+  }
+  return Napi::Error::New(env, e.what());
 }
 
 }  // namespace uniflow::bindings

@@ -73,8 +73,9 @@ ops::FlowOptions flow_options(Napi::Value v) {
 
 /// fromHost(array, shape): a tensor with a copy of the array, taken before this returns.
 Tensor from_host(const ops::SessionRef&, const Info& info) {
+  const Shape dimensions = shape(info[1], "shape");  // first: reading them may run the caller's code, which may take the data away
   const HostArray in = host_array(info[0], "data");
-  Tensor t(in.dtype, shape(info[1], "shape"));
+  Tensor t(in.dtype, dimensions);
   if (static_cast<size_t>(t.bytes()) != in.bytes)
     throw Error(ErrorCode::BadInput, "data", std::to_string(t.size()) + " elements for " + to_string(t.shape()),
                 std::to_string(in.bytes / static_cast<size_t>(size_of(in.dtype))));

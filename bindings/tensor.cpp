@@ -13,12 +13,14 @@ namespace {
 // The addon may be loaded several times in one process, and jest loads it once per test file: a tag tells
 // whether an object is ours whichever load made its class.
 constexpr napi_type_tag kTensorTag = {0x9b1f6f0a5d7e4c21, 0x8f3a7c45e2d06b19};
+constexpr napi_type_tag kConstructorTag = {0x3d5f8e12b7a94c06, 0xc4e1a09d7f2b6835};  // of what wrap() passes to the constructor
 std::atomic<int64_t> handles{0};
 
 class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
  public:
   explicit TensorHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<TensorHandle>(info) {
-    if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "tensors are made by operations");
+    if (info.Length() != 1 || !info[0].IsExternal() || !info[0].As<Napi::External<Tensor>>().CheckTypeTag(&kConstructorTag))
+      throw to_js(info.Env(), Error(ErrorCode::BadInput, "TensorHandle", "to be made by an operation", "new"));
     tensor = *info[0].As<Napi::External<Tensor>>().Data();
     info.This().As<Napi::Object>().TypeTag(&kTensorTag);
     accounted_ = tensor.buffer()->bytes;
@@ -137,7 +139,9 @@ Tensor optional_tensor(Napi::Value v, const char* name) {
 }
 
 Napi::Value wrap(Napi::Env env, const Tensor& t) {
-  return Environment::of(env).tensor_class.New({Napi::External<Tensor>::New(env, const_cast<Tensor*>(&t))});
+  auto content = Napi::External<Tensor>::New(env, const_cast<Tensor*>(&t));
+  content.TypeTag(&kConstructorTag);
+  return Environment::of(env).tensor_class.New({content});
 }
 
 void define_tensor_class(Napi::Env env, Napi::Object exports) {

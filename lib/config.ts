@@ -1,12 +1,12 @@
 /** UniFlow's own config.json: the published fields, and what this library adds for encoders other than InternViT. */
 import { z } from 'zod';
 import type { DecoderConfig } from './decoder/decoder.js';
-import { internVitConfig, internVitFields, parseConfig, parseEncoderConfig, type EncoderConfig } from './encoder/config.js';
+import { MAX_LAYERS, internVitConfig, internVitFields, parseConfig, parseEncoderConfig, type EncoderConfig } from './encoder/config.js';
 import { UniFlowError } from './errors.js';
 import { defaultPreprocessing, type Preprocessing } from './io/preprocess.js';
 
 const positive = z.number().int().positive();
-const natural = z.number().int().nonnegative();
+const natural = z.number().int().nonnegative().max(MAX_LAYERS);
 const triple = z.tuple([z.number(), z.number(), z.number()]);
 
 /** What UniFlow adds to its encoder's fields. */
@@ -118,8 +118,9 @@ export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, u
     vit_hidden_size: config.encoder.width,
   };
   const own = { model_type: 'uniflow', architectures: ['UniFlowVisionModel'] };
-  if (config.encoder.family === 'internvit') return { ...encoderJson, ...own, ...decoder };
-  return { ...own, ...decoder, vision_config: encoderJson, image_mean: config.mean, image_std: config.std };
+  const statistics = { image_mean: config.mean, image_std: config.std };
+  if (config.encoder.family === 'internvit') return { ...encoderJson, ...own, ...decoder, ...statistics };
+  return { ...own, ...decoder, ...statistics, vision_config: encoderJson };
 }
 
 /** UniFlow's published preprocessing, with this model's statistics. */

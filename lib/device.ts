@@ -1,4 +1,5 @@
 /** The device that models run on, and its settings. */
+import { checkOptions, describe } from './check.js';
 import { UniFlowError } from './errors.js';
 import { native, type CpuInfo, type FloatType } from './native.js';
 
@@ -10,14 +11,20 @@ export interface DeviceOptions {
 }
 
 /** @returns the dtype to use. */
-export function checkDevice({ device = 'auto', dtype = 'float32' }: DeviceOptions): FloatType {
-  if (!/^(auto|cpu|cuda(:\d+)?)$/.test(device))
+export function checkDevice(options: DeviceOptions): FloatType {
+  checkOptions(options);
+  const { device = 'auto', dtype = 'float32' } = options;
+  if (typeof device !== 'string' || !/^(auto|cpu|cuda(:\d+)?)$/.test(device))
     throw UniFlowError.expected('BAD_INPUT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", `'${device}'`);
   if (device.startsWith('cuda'))
     throw new UniFlowError('UNSUPPORTED', `device: '${device}' is not available: this build has no CUDA backend; use 'cpu'`, { subject: 'device' });
-  if (dtype !== 'float32' && dtype !== 'bfloat16')
-    throw UniFlowError.expected('BAD_INPUT', 'dtype', "'float32' or 'bfloat16'", `'${String(dtype)}'`);
+  checkFloatType(dtype);
   return dtype;
+}
+
+export function checkFloatType(dtype: unknown): void {
+  if (dtype !== 'float32' && dtype !== 'bfloat16')
+    throw UniFlowError.expected('BAD_INPUT', 'dtype', "'float32' or 'bfloat16'", describe(dtype));
 }
 
 export interface DeviceInfo {

@@ -29,8 +29,8 @@ export class Tensor {
   }
 
   /** A copy of a host array, taken before this returns. `Uint16Array` holds bfloat16 bits. */
-  static from(array: NdArray | { data: HostData; shape: readonly number[] }): Tensor {
-    const { data, shape } = 'stride' in array ? contiguous(array) : array;
+  static from(array: NdArray | { data: HostData; shape: readonly number[] }, name = 'array'): Tensor {
+    const { data, shape } = 'stride' in array ? contiguous(array, name) : array;
     return track(new Tensor(native.fromHost(data, shape)));
   }
 
@@ -85,10 +85,10 @@ export class Tensor {
 type HostData = Float32Array | Uint8Array | Int32Array | Uint16Array;
 
 /** The array's elements in C order: itself where it is so already, else a copy. */
-export function contiguous(array: NdArray): { data: HostData; shape: number[] } {
+export function contiguous(array: NdArray, name = 'array'): { data: HostData; shape: number[] } {
   const data = array.data as unknown;
   if (!(ArrayBuffer.isView(data) && ['Float32Array', 'Uint8Array', 'Int32Array', 'Uint16Array'].includes(tagOf(data))))
-    throw UniFlowError.expected('BAD_INPUT', 'array', 'an ndarray over a Float32Array, Uint8Array, Int32Array or Uint16Array', tagOf(data));
+    throw UniFlowError.expected('BAD_INPUT', name, 'an ndarray over a Float32Array, Uint8Array, Int32Array or Uint16Array', tagOf(data));
   const host = data as HostData;
   const shape = array.shape;
   const size = shape.reduce((a, b) => a * b, 1);

@@ -1,14 +1,16 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
+import { MAX_LAYERS } from './encoder/config.js';
 import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, uniFlowPreprocessing, type Preset, type UniFlowConfig } from './config.js';
+import { checkInteger, checkOptions, describe } from './check.js';
 import { Decoder } from './decoder/decoder.js';
 import { timeGrid, type Schedule } from './decoder/schedule.js';
 import { checkDevice, type DeviceOptions } from './device.js';
 import { Encoder } from './encoder/encoder.js';
-import type { EncodeOptions as EncoderOptions, LoadOptions, VisionEncoder } from './encoder/vision-encoder.js';
+import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
 import { throwIfAborted, UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
-import { Checkpoint, CheckpointSource, saveCheckpoint, type SaveOptions } from './io/checkpoint.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
 import { resolveModel } from './io/hub.js';
 import type { ImageSource } from './io/image.js';
 import { batchesOf, checkSize, type Batches, type ImageInput } from './io/input.js';
@@ -66,6 +68,18 @@ export interface Reconstruction extends Encoded {
   perImage: { psnr: number[]; ssim: number[] };
 }
 
+/** The decoder of a tokenizer on a pretrained encoder. */
+export interface FreshOptions {
+  /** Z. Default 64. */
+  latentChannels?: number;
+  /** Default 6. */
+  globalBlocks?: number;
+  /** Default 12. */
+  flowBlocks?: number;
+  /** Default 0. */
+  seed?: number;
+}
+
 /** A picture with the name that comes back with its latents. */
 export type StreamItem = ImageSource | { id: string; image: ImageSource };
 
@@ -118,12 +132,16 @@ export class UniFlow {
 
   /**
    * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
-   * @param latentChannels Z, default 64. @param globalBlocks default 6. @param flowBlocks default 12. @param seed default 0.
+   * 
    */
-  static fromEncoder(
-    encoder: VisionEncoder,
-    { latentChannels = 64, globalBlocks = 6, flowBlocks = 12, seed = 0 }: { latentChannels?: number; globalBlocks?: number; flowBlocks?: number; seed?: number } = {},
-  ): UniFlow {
+  static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
+    if (!(encoder instanceof VisionEncoder)) throw UniFlowError.expected('BAD_INPUT', 'encoder', 'a VisionEncoder', describe(encoder));
+    checkOptions(options);
+    const { latentChannels = 64, globalBlocks = 6, flowBlocks = 12, seed = 0 } = options;
+    checkInteger('latentChannels', latentChannels, 1, 65536);
+    checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
+    checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
+    checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const { mean, std } = encoder.preprocessing;
     const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, mean, std });
     const shared = new SharedSource(encoder.dtype, encoder.parameters, encoderPrefix(encoder.config.family));
@@ -193,6 +211,7 @@ export class UniFlow {
     source: Iterable<StreamItem> | AsyncIterable<StreamItem>,
     options: EncodeOptions = {},
   ): AsyncGenerator<EncodedBatch, void, undefined> {
+    checkOptions(options);
     const size = checkSize(options.size ?? this.config.imageSize, this.config.patch);
     const grid = this.gridOf(size);
     const batchSize = checkBatchSize(options.batchSize, grid.rows * grid.cols);
@@ -211,6 +230,7 @@ export class UniFlow {
 
   /** Latents [B,N,Z] to pictures: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
   async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
+    checkOptions(options);
     const [batch, patches, channels] = latents?.shape ?? [];
     if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels)
       throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${this.config.latentChannels}]`, latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents);
@@ -221,7 +241,7 @@ export class UniFlow {
     if (output !== 'uint8' && output !== 'float32') throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
     const ids = imageIds(options.imageIds, batch as number);
     const all = [checkFinite(floats(latents, 'latents'), 'latents')];
-    if (options.noise) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
+    if (options.noise !== undefined) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
     try {
       const [images] = await runBatches({
         count: batch as number,
@@ -240,8 +260,8 @@ export class UniFlow {
   }
 
   private checkNoise(noise: NdArray, shape: number[]): Tensor {
-    if (noise.shape.join() !== shape.join())
-      throw UniFlowError.expected('BAD_INPUT', 'noise', `an ndarray [${shape.join(', ')}]`, `[${noise.shape.join(', ')}]`);
+    if (!Array.isArray(noise?.shape) || noise.shape.join() !== shape.join())
+      throw UniFlowError.expected('BAD_INPUT', 'noise', `an ndarray [${shape.join(', ')}]`, Array.isArray(noise?.shape) ? `[${noise.shape.join(', ')}]` : describe(noise));
     return checkFinite(floats(noise, 'noise'), 'noise');
   }
 
@@ -286,8 +306,10 @@ export class UniFlow {
   }
 
   /** Writes config.json and model.safetensors in the published layout. */
-  async save(dir: string, { dtype = this.dtype, signal }: SaveOptions = {}): Promise<void> {
-    await saveCheckpoint(dir, { ...this.configJson, torch_dtype: dtype }, this.parameters, { dtype, signal });
+  async save(dir: string, options: SaveOptions = {}): Promise<void> {
+    const checked = saveOptions(options, this.dtype);
+    const json = { 'config.json': { ...this.configJson, torch_dtype: checked.dtype } };
+    await saveCheckpoint(dir, json, this.parameters, checked);
   }
 
   /** Frees the weights; resolves when they are gone. */
@@ -307,7 +329,7 @@ function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
 }
 
 function floats(array: NdArray, name: string): Tensor {
-  const tensor = Tensor.from(array);
+  const tensor = Tensor.from(array, name);
   if (tensor.dtype === 'float32') return tensor;
   const { dtype } = tensor;
   tensor.dispose();
@@ -316,8 +338,8 @@ function floats(array: NdArray, name: string): Tensor {
 
 function imageIds(ids: readonly number[] | undefined, batch: number): Uint32Array {
   if (!ids) return new Uint32Array(batch);
-  if (ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
-    throw UniFlowError.expected('BAD_INPUT', 'imageIds', `${batch} integers from 0 to 2^32 - 1`, JSON.stringify(ids.slice(0, 8)));
+  if (!Array.isArray(ids) || ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
+    throw UniFlowError.expected('BAD_INPUT', 'imageIds', `${batch} integers from 0 to 2^32 - 1`, JSON.stringify(ids)?.slice(0, 80) ?? 'nothing');
   return Uint32Array.from(ids);
 }
 

@@ -35,7 +35,9 @@ export interface EncoderConfig {
   bias: { q: boolean; k: boolean; v: boolean; proj: boolean; mlp: boolean };
 }
 
-const positive = z.number().int().positive();
+export const MAX_LAYERS = 1024;
+const positive = z.number().int().positive().max(1 << 20);
+const layers = positive.max(MAX_LAYERS);
 const size = z.union([positive, z.tuple([positive, positive])]);
 const activations = {
   gelu: 'gelu',
@@ -49,7 +51,7 @@ const activations = {
 /** What all families share. */
 const common = {
   hidden_size: positive,
-  num_hidden_layers: positive,
+  num_hidden_layers: layers,
   num_attention_heads: positive,
   image_size: size,
   patch_size: size,
@@ -85,7 +87,7 @@ export function parseConfig<T extends z.ZodRawShape>(
   subject: string,
 ): z.infer<z.ZodObject<T>> {
   const problems = Object.keys(config)
-    .filter((key) => !(key in schema.shape) && !inert.has(key) && !key.startsWith('_'))
+    .filter((key) => !Object.hasOwn(schema.shape, key) && !inert.has(key) && !key.startsWith('_'))
     .map((key) => `${key}: unknown field`);
   const parsed = schema.safeParse(config);
   if (!parsed.success) problems.push(...parsed.error.issues.map((i) => `${i.path.join('.')}: ${i.message}`));
@@ -247,7 +249,7 @@ function contrastive(family: 'clip' | 'siglip', config: Record<string, unknown>)
     z.object({
       ...common,
       hidden_size: positive.default(768),
-      num_hidden_layers: positive.default(12),
+      num_hidden_layers: layers.default(12),
       num_attention_heads: positive.default(12),
       image_size: size.default(224),
       patch_size: size.default(clip ? 32 : 16),

@@ -4,10 +4,10 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize, runBatches } from '../gather.js';
-import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, type SaveOptions } from '../io/checkpoint.js';
+import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, saveOptions, type SaveOptions } from '../io/checkpoint.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
 import { batchesOf, type ImageInput } from '../io/input.js';
-import { applyProcessorConfig, defaultPreprocessing, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
+import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
 import { native, type FloatType } from '../native.js';
 import type { Parameter } from '../parameters.js';
 import { checkDevice, type DeviceOptions } from '../device.js';
@@ -96,8 +96,10 @@ export class VisionEncoder {
   }
 
   /** Writes the encoder as a Hugging Face folder. */
-  async save(dir: string, { dtype = this.dtype, signal }: SaveOptions = {}): Promise<void> {
-    await saveCheckpoint(dir, { ...this.configJson, dtype }, this.parameters, { dtype, signal });
+  async save(dir: string, options: SaveOptions = {}): Promise<void> {
+    const checked = saveOptions(options, this.dtype);
+    const json = { 'config.json': { ...this.configJson, dtype: checked.dtype }, 'preprocessor_config.json': processorConfig(this.preprocessing) };
+    await saveCheckpoint(dir, json, this.parameters, checked);
   }
 
   /** Frees the weights; resolves when they are gone. */

@@ -1,11 +1,13 @@
 /** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
 import { mkdir, readFile, stat, type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { checkOptions, describe } from '../check.js';
+import { checkFloatType } from '../device.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { native, type FileHandle, type FloatType, type ParameterPart } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { tensorOf, type Tensor } from '../tensor.js';
-import { replaceFile, safetensorsHeader } from './files.js';
+import { replaceFiles, safetensorsHeader, type Replacement } from './files.js';
 
 interface Stored {
   file: FileHandle;
@@ -62,7 +64,10 @@ async function weightFiles(dir: string): Promise<string[]> {
   if (!(await exists('model.safetensors.index.json')))
     throw UniFlowError.expected('BAD_CHECKPOINT', dir, 'model.safetensors or model.safetensors.index.json', 'neither');
   const index = await readJson(join(dir, 'model.safetensors.index.json'));
-  const files = [...new Set(Object.values((index['weight_map'] ?? {}) as Record<string, unknown>))];
+  const map = index['weight_map'];
+  if (typeof map !== 'object' || map === null || Array.isArray(map) || Object.keys(map).length === 0)
+    throw UniFlowError.expected('BAD_CHECKPOINT', `${dir}: weight_map`, 'an object of tensor and file names', describe(map));
+  const files = [...new Set(Object.values(map as Record<string, unknown>))];
   for (const file of files)
     if (typeof file !== 'string' || basename(file) !== file)
       throw UniFlowError.expected('BAD_CHECKPOINT', 'weight_map', 'file names', JSON.stringify(file));
@@ -119,6 +124,7 @@ export class CheckpointSource extends ParameterSource {
     ];
     if (problems.length > 0) {
       for (const { tensor } of this.parameters) tensor.dispose();
+      await native.synchronize(); // what was under way is gone as well
       throw new UniFlowError('BAD_CHECKPOINT', `${this.checkpoint.path} does not fit its config.json:\n  ${problems.join('\n  ')}`, {
         subject: this.checkpoint.path,
         actual: problems.join('; '),
@@ -138,17 +144,30 @@ export interface SaveOptions {
   signal?: AbortSignal;
 }
 
-/** Writes config.json and model.safetensors; each appears under its name only when it is complete. */
+/** Checks what a model's save() was given. */
+export function saveOptions(options: SaveOptions, own: FloatType): { dtype: FloatType; signal: AbortSignal | undefined } {
+  checkOptions(options);
+  const { dtype = own, signal } = options;
+  checkFloatType(dtype);
+  return { dtype, signal };
+}
+
+/** Writes model.safetensors and the JSON files; they appear under their names only when all are complete. */
 export async function saveCheckpoint(
   dir: string,
-  config: Record<string, unknown>,
+  json: Record<string, Record<string, unknown>>,
   parameters: readonly Parameter[],
-  { dtype, signal }: { dtype: FloatType; signal?: AbortSignal | undefined },
+  { dtype, signal }: { dtype: FloatType; signal: AbortSignal | undefined },
 ): Promise<void> {
   try {
     await mkdir(dir, { recursive: true });
-    await replaceFile(join(dir, 'model.safetensors'), (file) => writeSafetensors(file, parameters, dtype, signal));
-    await replaceFile(join(dir, 'config.json'), (file) => file.writeFile(JSON.stringify(config, null, 2) + '\n'));
+    await replaceFiles([
+      ...Object.entries(json).map(([name, value]): Replacement => ({
+        path: join(dir, name),
+        write: (file) => file.writeFile(JSON.stringify(value, null, 2) + '\n'),
+      })),
+      { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, parameters, dtype, signal) },
+    ]);
   } catch (cause) {
     if (cause instanceof UniFlowError) throw cause;
     throw new UniFlowError('BAD_INPUT', `${dir} cannot be written: ${(cause as Error).message}`, { subject: dir, cause });

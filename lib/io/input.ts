@@ -1,5 +1,6 @@
 /** What users pass as images, as batches of pixels on the device. */
 import type { NdArray } from 'ndarray';
+import { checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
 import { Tensor } from '../tensor.js';
@@ -31,6 +32,7 @@ export interface InputOptions {
 
 /** Pixels are copied before this returns; pictures are read batch by batch. */
 export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, options: InputOptions): Batches {
+  checkOptions(options);
   if (isPixels(images)) return pixelBatches(images.pixels, options);
   if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
   const sources = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(owned);
@@ -47,7 +49,9 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
 }
 
 /** Bytes are copied: they are the caller's again when the call has returned. */
-function owned(source: ImageSource): ImageSource {
+function owned(source: ImageSource, i: number): ImageSource {
+  if (typeof source !== 'string' && !(source instanceof URL) && !(source instanceof Uint8Array))
+    throw UniFlowError.expected('BAD_INPUT', `images[${i}]`, 'a path, a file: URL, or bytes', describe(source));
   return source instanceof Uint8Array ? Uint8Array.prototype.slice.call(source) : source;
 }
 
@@ -61,7 +65,8 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
     throw UniFlowError.expected('BAD_INPUT', 'pixels', 'an ndarray [B, 3, H, W]', shape ? `[${shape.join(', ')}]` : typeof pixels);
   if (options.size !== undefined)
     throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass pictures to have them resized', { subject: 'size' });
-  const all = Tensor.from(pixels);
+  if (shape[0] === 0) throw UniFlowError.expected('BAD_INPUT', 'pixels', 'at least one image', 'none');
+  const all = Tensor.from(pixels, 'pixels');
   if (all.dtype !== 'float32') {
     all.dispose();
     throw UniFlowError.expected('BAD_INPUT', 'pixels', 'float32', all.dtype);
@@ -75,9 +80,11 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
   };
 }
 
+const MAX_EDGE = 16384;
+
 export function checkSize(size: number | readonly [number, number], patch: number): readonly [number, number] {
   const both = typeof size === 'number' ? ([size, size] as const) : size;
-  if (both.length !== 2 || both.some((n) => !Number.isInteger(n) || n <= 0 || n % patch !== 0))
-    throw UniFlowError.expected('BAD_INPUT', 'size', `positive multiples of the patch size ${patch}`, JSON.stringify(size));
+  if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n <= 0 || n % patch !== 0 || n > MAX_EDGE))
+    throw UniFlowError.expected('BAD_INPUT', 'size', `positive multiples of the patch size ${patch}, up to ${MAX_EDGE}`, JSON.stringify(size));
   return both;
 }

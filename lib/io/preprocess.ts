@@ -42,6 +42,7 @@ export function defaultPreprocessing(family: Family, size: readonly [number, num
 
 const FILTERS: Record<number, ResampleFilter> = { 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box' };
 const triple = z.tuple([z.number(), z.number(), z.number()]);
+const spread = z.number().positive();
 const extent = z.union([
   z.number().int().positive(),
   z.object({ shortest_edge: z.number().int().positive() }),
@@ -55,7 +56,7 @@ const processor = z.object({
   crop_size: extent.optional(),
   do_normalize: z.boolean().default(true),
   image_mean: triple.optional(),
-  image_std: triple.optional(),
+  image_std: z.tuple([spread, spread, spread]).optional(),
   rescale_factor: z.number().default(1 / 255),
 });
 
@@ -77,6 +78,17 @@ export function applyProcessorConfig(base: Preprocessing, json: Record<string, u
     return { ...base, mode: 'shortest_edge', edgeRatio: Math.max(1, shortest / crop), filter, mean, std };
   }
   return { ...base, mode: c.size === undefined ? base.mode : 'stretch', filter, mean, std };
+}
+
+/** The preprocessor_config.json that {@link applyProcessorConfig} reads back. */
+export function processorConfig(p: Preprocessing): Record<string, unknown> {
+  const [height, width] = p.size;
+  const resample = Number(Object.entries(FILTERS).find(([, name]) => name === p.filter)?.[0]);
+  const statistics = { do_rescale: true, rescale_factor: 1 / 255, do_normalize: true, image_mean: p.mean, image_std: p.std };
+  if (p.mode === 'cover') return { do_resize: true, resample, ...statistics };
+  if (p.mode === 'stretch') return { do_resize: true, size: { height, width }, resample, do_center_crop: false, ...statistics };
+  const crop = Math.max(height, width);
+  return { do_resize: true, size: { shortest_edge: Math.round(crop * p.edgeRatio) }, resample, do_center_crop: true, crop_size: { height, width }, ...statistics };
 }
 
 export function nativeNormalisation(p: { mean: Triple; std: Triple }): NativeNormalisation {

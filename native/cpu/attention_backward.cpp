@@ -291,8 +291,27 @@ class Backward {
 
 }  // namespace
 
+/// Adding one vector to all keys of a head shifts each row of scores and changes no probability: the gradients of the keys
+/// sum to zero. Rounding leaves a rest of 1e-7 of them, and Adam, whose steps are the size of the learning rate however small
+/// the gradient, would turn it into a drift of the key bias. So it is taken off, where float32 can tell it from zero.
+static void center_keys(const AttentionBackwardArgs& a) {
+  const int64_t width = a.heads * a.head_dim, stride = 3 * width;
+  parallel_for(a.batch * a.heads, [&](int64_t i) {
+    float* keys = static_cast<float*>(a.d_qkv) + i / a.heads * a.seq * stride + width + i % a.heads * a.head_dim;
+    for_lanes(a.head_dim, [&](int64_t c, int lanes) {
+      vf total = {};
+      for (int64_t s = 0; s < a.seq; ++s) total += load_lanes(keys + s * stride + c, lanes);
+      const vf mean = total / static_cast<float>(a.seq);
+      for (int64_t s = 0; s < a.seq; ++s) store_lanes(keys + s * stride + c, load_lanes(keys + s * stride + c, lanes) - mean, lanes);
+    });
+  });
+}
+
 void attention_backward(const AttentionBackwardArgs& args) {
-  if (args.dtype == DType::Float32) return Backward<FloatUnits<float>>(args).run();
+  if (args.dtype == DType::Float32) {
+    Backward<FloatUnits<float>>(args).run();
+    return center_keys(args);
+  }
 #if defined(__AVX512BF16__)
   Backward<PairUnits>(args).run();
 #else

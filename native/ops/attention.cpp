@@ -21,6 +21,14 @@ int64_t check_qkv(const Tensor& qkv, int64_t heads) {
   return qkv.dim(2) / 3;
 }
 
+constexpr int64_t kMaxHeadDim = 512;  // the kernels keep a row of a head on the stack
+
+void check_head_dim(const Tensor& qkv, int64_t heads) {
+  const int64_t head_dim = qkv.dim(2) / 3 / heads;
+  if (head_dim > kMaxHeadDim)
+    throw Error(ErrorCode::Unsupported, "heads", "heads up to " + std::to_string(kMaxHeadDim) + " wide", std::to_string(head_dim));
+}
+
 }  // namespace
 
 namespace {
@@ -41,6 +49,7 @@ void enqueue_attention(const SessionRef& session, const Tensor& qkv, int64_t hea
 
 Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
   const int64_t width = check_qkv(qkv, heads);
+  check_head_dim(qkv, heads);
   Tensor out(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width});
   enqueue_attention(session, qkv, heads, out, {});
   return out;
@@ -48,6 +57,7 @@ Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
 
 AttentionForward attention_forward(const SessionRef& session, const Tensor& qkv, int64_t heads) {
   const int64_t width = check_qkv(qkv, heads);
+  check_head_dim(qkv, heads);
   AttentionForward f{Tensor(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width}), Tensor(DType::Float32, {qkv.dim(0), heads, qkv.dim(1)})};
   enqueue_attention(session, qkv, heads, f.out, f.log_sum_exp);
   return f;
@@ -56,6 +66,7 @@ AttentionForward attention_forward(const SessionRef& session, const Tensor& qkv,
 Tensor attention_backward(const SessionRef& session, const Tensor& qkv, const Tensor& out, const Tensor& d_out, const Tensor& log_sum_exp,
                           int64_t heads) {
   const int64_t width = check_qkv(qkv, heads), head_dim = width / heads;
+  check_head_dim(qkv, heads);
   for (const auto& [t, name] : {std::pair{out, "out"}, std::pair{d_out, "dOut"}}) {
     check_shape(t, name, {qkv.dim(0), qkv.dim(1), width});
     check_dtype(t, name, {qkv.dtype()});
@@ -95,8 +106,10 @@ QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, c
   const int64_t width = check_qkv(qkv, 1);
   check_shape(d_out, "dOut", qkv.shape());
   check_dtype(d_out, "dOut", {qkv.dtype()});
-  check_shape(q_weight, "qWeight", {width});
-  check_shape(k_weight, "kWeight", {width});
+  for (const auto& [t, name] : {std::pair{q_weight, "qWeight"}, std::pair{k_weight, "kWeight"}}) {
+    check_shape(t, name, {width});
+    check_dtype(t, name, {DType::Float32});
+  }
   QkNormGradients g{Tensor(qkv.dtype(), qkv.shape()), Tensor(DType::Float32, {width}), Tensor(DType::Float32, {width})};
   Stream::cpu().enqueue(session, {"qkNormBackward", {qkv, d_out, q_weight, k_weight}, {g.qkv, g.q_weight, g.k_weight}, [=](const CancelToken&) {
     std::memcpy(g.qkv.data(), d_out.data(), static_cast<size_t>(qkv.bytes()));  // v's gradient passes through
@@ -128,8 +141,7 @@ Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t
 }
 
 Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta) {
-  check_positive(rows, "rows");
-  check_positive(cols, "cols");
+  check_grid(rows, cols);
   check_positive(head_dim, "headDim");
   if (head_dim % 4 != 0) reject("headDim", "a multiple of 4", std::to_string(head_dim));
   Tensor out(DType::Float32, {2, rows * cols, head_dim});

@@ -25,6 +25,7 @@ inline void check_shape(const Tensor& t, const char* name, const Shape& shape) {
 }
 
 inline void check_dtype(const Tensor& t, const char* name, std::initializer_list<DType> allowed) {
+  if (!t) reject(name, "a tensor", "nothing");
   std::string names;
   for (DType d : allowed) {
     if (t.dtype() == d) return;
@@ -44,6 +45,13 @@ inline void check_optional_vector(const Tensor& t, const char* name, int64_t n) 
 
 inline void check_positive(int64_t n, const char* name) {
   if (n <= 0) reject(name, "a positive integer", std::to_string(n));
+}
+
+/// Rows and columns of a patch grid: few enough that no product of sizes overflows.
+inline void check_grid(int64_t rows, int64_t cols) {
+  constexpr int64_t kMost = int64_t{1} << 20;
+  for (int64_t n : {rows, cols})
+    if (n < 1 || n > kMost) reject("grid", "rows and columns from 1 to 2^20", std::to_string(rows) + " x " + std::to_string(cols));
 }
 
 inline const float* float_data(const Tensor& t) { return t ? t.data<float>() : nullptr; }

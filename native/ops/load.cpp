@@ -47,7 +47,12 @@ const SafetensorsFile::Entry& entry_of(const ParameterPart& part) {
   return e;
 }
 
-int64_t elements(const ParameterPart& part, int64_t row) { return part.file ? count(entry_of(part).shape) : part.rows * row; }
+int64_t elements(const ParameterPart& part, int64_t row) {
+  if (part.file) return count(entry_of(part).shape);
+  int64_t n;
+  if (part.rows < 0 || __builtin_mul_overflow(part.rows, row, &n)) reject("rows", "a number of rows", std::to_string(part.rows));
+  return n;
+}
 
 void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out) {
   if (!part.file) {
@@ -73,7 +78,7 @@ void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out
 
 Tensor make_parameter(const Shape& shape, DType dtype, bool packed) {
   if (!packed) return Tensor(dtype, shape, Placement::Persistent);
-  if (shape.size() != 2) reject("shape", "[out, in] of a linear weight", to_string(shape));
+  if (shape.size() != 2 || count(shape) == 0) reject("shape", "[out, in] of a linear weight", to_string(shape));
   auto packing = cpu::linear_packing(shape[0], shape[1], dtype);
   return Tensor(dtype, shape, packing, cpu::packed_bytes(*packing));
 }

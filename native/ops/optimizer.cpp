@@ -1,6 +1,7 @@
 #include "native/ops/optimizer.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "native/cpu/kernels.h"
 #include "native/ops/check.h"
@@ -27,6 +28,11 @@ void adamw(const SessionRef& session, const std::vector<OptimizedParameter>& par
     for (const auto& [t, name] : {std::pair{p.grad, "grad"}, std::pair{p.m, "m"}, std::pair{p.v, "v"}}) {
       check_dtype(t, name, {DType::Float32});
       if (t.size() != p.parameter.size()) reject(name, to_string(p.parameter.shape()), describe(t));
+    }
+    for (const auto& [t, name, dtype] : {std::tuple{p.average, "average", DType::Float32}, std::tuple{p.compute, "compute", DType::BFloat16}}) {
+      if (!t) continue;
+      check_dtype(t, name, {dtype});
+      if (t.packing() || t.size() != p.parameter.size()) reject(name, to_string(p.parameter.shape()), describe(t));
     }
     inputs.insert(inputs.end(), {p.parameter, p.grad, p.m, p.v, p.average});
   }

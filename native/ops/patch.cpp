@@ -85,7 +85,8 @@ Tensor assemble(const SessionRef& session, const Tensor& x, const Tensor& prefix
 
 Tensor resize_table(const SessionRef& session, const Tensor& table, int64_t rows, int64_t cols, int64_t out_rows, int64_t out_cols,
                     bool antialias) {
-  for (int64_t n : {rows, cols, out_rows, out_cols}) check_positive(n, "grid");
+  check_grid(rows, cols);
+  check_grid(out_rows, out_cols);
   check_shape(table, "table", {rows * cols, -1});
   check_dtype(table, "table", {DType::Float32});
   Tensor out(DType::Float32, {out_rows * out_cols, table.dim(1)});
@@ -98,7 +99,8 @@ Tensor resize_table(const SessionRef& session, const Tensor& table, int64_t rows
 
 Tensor resize_table_backward(const SessionRef& session, const Tensor& d_out, int64_t rows, int64_t cols, int64_t out_rows, int64_t out_cols,
                              bool antialias) {
-  for (int64_t n : {rows, cols, out_rows, out_cols}) check_positive(n, "grid");
+  check_grid(rows, cols);
+  check_grid(out_rows, out_cols);
   check_shape(d_out, "dOut", {out_rows * out_cols, -1});
   check_dtype(d_out, "dOut", {DType::Float32});
   Tensor out(DType::Float32, {rows * cols, d_out.dim(1)});

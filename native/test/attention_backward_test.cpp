@@ -115,7 +115,7 @@ Doubles doubles(const Array& a) {
   return out;
 }
 
-/// |got - want| / |want| over part q, k or v of [rows, 3 * width]; |got - want| where all of it should be zero.
+/// |got - want| / |want| over part q, k or v of [rows, 3 * width]; the root mean square of got where all should be zero.
 double relative_error(const Sizes& s, const Doubles& got, const Doubles& want, int64_t part) {
   double difference = 0, norm = 0;
   for (size_t i = 0; i < want.size(); ++i) {
@@ -123,7 +123,7 @@ double relative_error(const Sizes& s, const Doubles& got, const Doubles& want, i
     difference += (got[i] - want[i]) * (got[i] - want[i]);
     norm += want[i] * want[i];
   }
-  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+  return std::sqrt(difference / (norm == 0 ? static_cast<double>(s.rows() * s.width()) : norm));
 }
 
 struct Case {

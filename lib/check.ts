@@ -1,0 +1,24 @@
+/** Checks of what users pass, with errors in one form: name, expected, what came. */
+import { UniFlowError } from './errors.js';
+
+/** What a value is, in words. */
+export function describe(value: unknown): string {
+  if (value === null) return 'null';
+  if (typeof value === 'string') return `'${value.slice(0, 80)}'`;
+  if (['number', 'boolean', 'undefined', 'bigint'].includes(typeof value)) return String(value);
+  return typeof value === 'function' ? 'a function' : Object.prototype.toString.call(value).slice(8, -1);
+}
+
+/** An options object, with a signal that is one. */
+export function checkOptions(options: unknown): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options))
+    throw UniFlowError.expected('BAD_INPUT', 'options', 'an object', describe(options));
+  const signal = (options as { signal?: unknown }).signal;
+  if (signal !== undefined && !(typeof signal === 'object' && signal !== null && 'aborted' in signal && 'addEventListener' in signal))
+    throw UniFlowError.expected('BAD_INPUT', 'signal', 'an AbortSignal', describe(signal));
+}
+
+export function checkInteger(name: string, value: unknown, min: number, max: number): void {
+  if (!Number.isInteger(value) || (value as number) < min || (value as number) > max)
+    throw UniFlowError.expected('BAD_INPUT', name, `an integer from ${min} to ${max}`, describe(value));
+}
