@@ -57,8 +57,20 @@ void Environment::settle_completed() {
   pending_ -= static_cast<int64_t>(batch.size());
   if (!batch.empty() && pending_ == 0) napi_unref_threadsafe_function(env_, wake_);
   for (auto& p : batch) {
-    if (p->failure) p->deferred.Reject(to_js(env_, *p->failure).Value());
-    else p->deferred.Resolve(env_.Undefined());
+    // What is thrown here must not reach Node's event loop. It is either an error class that throws, or the
+    // environment is being terminated: then nobody waits any more.
+    try {
+      if (!p->failure) {
+        p->deferred.Resolve(env_.Undefined());
+        continue;
+      }
+      try {
+        p->deferred.Reject(to_js(env_, *p->failure).Value());
+      } catch (const Napi::Error& e) {
+        p->deferred.Reject(e.Value());
+      }
+    } catch (const Napi::Error&) {
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 #include <napi.h>
 
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "native/core/stream.h"
@@ -61,6 +62,12 @@ auto guarded(Napi::Env env, Body&& body) {
     return body();
   } catch (const Error& e) {
     throw to_js(env, e);
+  } catch (const Napi::Error&) {  // JavaScript's own
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw to_js(env, Error(ErrorCode::OutOfMemory, "out of host memory"));
+  } catch (const std::exception& e) {
+    throw to_js(env, Error(ErrorCode::Internal, e.what()));
   }
 }
 

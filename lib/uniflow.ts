@@ -13,7 +13,7 @@ import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
 import { resolveModel } from './io/hub.js';
 import type { ImageSource } from './io/image.js';
-import { batchesOf, checkSize, type Batches, type ImageInput } from './io/input.js';
+import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './io/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
@@ -212,6 +212,8 @@ export class UniFlow {
     options: EncodeOptions = {},
   ): AsyncGenerator<EncodedBatch, void, undefined> {
     checkOptions(options);
+    if (typeof source !== 'object' || source === null || !(Symbol.iterator in source || Symbol.asyncIterator in source))
+      throw UniFlowError.expected('BAD_INPUT', 'source', 'an iterable of images', describe(source));
     const size = checkSize(options.size ?? this.config.imageSize, this.config.patch);
     const grid = this.gridOf(size);
     const batchSize = checkBatchSize(options.batchSize, grid.rows * grid.cols);
@@ -232,7 +234,7 @@ export class UniFlow {
   async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
     checkOptions(options);
     const [batch, patches, channels] = latents?.shape ?? [];
-    if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels)
+    if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels || batch === 0)
       throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${this.config.latentChannels}]`, latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents);
     const grid = this.decodeGrid(options.grid, patches as number);
     const schedule = timeGrid(options.steps ?? this.config.steps, options.schedule);
@@ -241,8 +243,8 @@ export class UniFlow {
     if (output !== 'uint8' && output !== 'float32') throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
     const ids = imageIds(options.imageIds, batch as number);
     const all = [checkFinite(floats(latents, 'latents'), 'latents')];
-    if (options.noise !== undefined) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
     try {
+      if (options.noise !== undefined) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
       const [images] = await runBatches({
         count: batch as number,
         batchSize: checkBatchSize(options.batchSize, patches as number),
@@ -328,14 +330,6 @@ function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
 }
 
-function floats(array: NdArray, name: string): Tensor {
-  const tensor = Tensor.from(array, name);
-  if (tensor.dtype === 'float32') return tensor;
-  const { dtype } = tensor;
-  tensor.dispose();
-  throw UniFlowError.expected('BAD_INPUT', name, 'float32', dtype);
-}
-
 function imageIds(ids: readonly number[] | undefined, batch: number): Uint32Array {
   if (!ids) return new Uint32Array(batch);
   if (!Array.isArray(ids) || ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
@@ -359,16 +353,25 @@ function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 
 }
 
 /** Groups a source, naming what has no id. */
-async function* inBatches(source: Iterable<StreamItem> | AsyncIterable<StreamItem>, size: number): AsyncGenerator<{ id: string; image: ImageSource }[]> {
+async function* inBatches(
+  source: Iterable<StreamItem> | AsyncIterable<StreamItem>,
+  size: number,
+): AsyncGenerator<{ id: string; image: ImageSource }[]> {
   let batch: { id: string; image: ImageSource }[] = [];
   let number = 0;
   for await (const item of source) {
-    const named = typeof item === 'object' && 'image' in item ? item : { id: typeof item === 'string' || item instanceof URL ? String(item) : String(number), image: item };
-    batch.push(named);
-    number++;
+    batch.push(named(item, number++));
     if (batch.length < size) continue;
     yield batch;
     batch = [];
   }
   if (batch.length > 0) yield batch;
+}
+
+/** The id of a path is the path, of anything else its number. */
+function named(item: StreamItem, number: number): { id: string; image: ImageSource } {
+  if (typeof item === 'string' || item instanceof URL) return { id: String(item), image: item };
+  if (item instanceof Uint8Array) return { id: String(number), image: item };
+  if (typeof item === 'object' && item !== null && typeof item.id === 'string' && item.image !== undefined) return item;
+  throw UniFlowError.expected('BAD_INPUT', `item ${number} of the source`, 'an image, or { id, image } with a string as id', describe(item));
 }

@@ -262,7 +262,7 @@ describe('load()', () => {
     ['nothing', undefined, {}, 'BAD_INPUT', 'model'],
     ['a number', 7, {}, 'BAD_INPUT', 'model'],
     ['an empty name', '', {}, 'BAD_INPUT', 'model'],
-    ["dtype 'float16'", golden('uniflow-tiny'), { dtype: 'float16' }, 'BAD_INPUT', 'dtype.*float16'],
+    ["dtype 'float16'", golden('uniflow-tiny'), { dtype: 'float16' }, 'BAD_INPUT', /dtype.*float16/],
     ["device 'tpu'", golden('uniflow-tiny'), { device: 'tpu' }, 'BAD_INPUT', 'device.*tpu'],
     ["device 'cuda:x'", golden('uniflow-tiny'), { device: 'cuda:x' }, 'BAD_INPUT', 'device.*cuda:x'],
     ['null for options', golden('uniflow-tiny'), null, 'BAD_INPUT', 'options'],
@@ -552,8 +552,8 @@ describe('save()', () => {
   });
 
   test('in another dtype', async () => {
-    await refused(() => uniflow.save(join(dir, 'half'), { dtype: 'float16' as never }), 'BAD_INPUT', 'dtype.*float16');
-    await refused(() => encoder.save(join(dir, 'half'), { dtype: 'float16' as never }), 'BAD_INPUT', 'dtype.*float16');
+    await refused(() => uniflow.save(join(dir, 'half'), { dtype: 'float16' as never }), 'BAD_INPUT', /dtype.*float16/);
+    await refused(() => encoder.save(join(dir, 'half'), { dtype: 'float16' as never }), 'BAD_INPUT', /dtype.*float16/);
     await refused(() => uniflow.save(join(dir, 'half'), null as never), 'BAD_INPUT', 'options');
   });
 });
@@ -741,7 +741,7 @@ const survived: [script: string, outcome: RegExp][] = [
   ['raw.tensor([4]).slice(-1, 2)', /^BAD_INPUT slice/],
   ['raw.tensor([]).slice(0, 0)', /^BAD_INPUT slice/],
   ['raw.packed(4, 4).slice(0, 1)', /^BAD_INPUT slice/],
-  ['new native.TensorHandle()', /^TypeError/],
+  ['new native.TensorHandle()', /^BAD_INPUT/],
   ['new native.TensorHandle(native.createToken())', /^(TypeError|BAD_INPUT)/],
   ['const t = raw.tensor([4]); new t.constructor(native.openSafetensors(raw.fixture + "/model.safetensors").handle)', /^(TypeError|BAD_INPUT)/],
   ['raw.tensor([4]).read.call({}, new Float32Array(4))', /Error/],

@@ -59,6 +59,15 @@ function isPixels(images: unknown): images is PixelInput {
   return typeof images === 'object' && images !== null && 'pixels' in images;
 }
 
+/** A float32 array on the device. */
+export function floats(array: NdArray, name: string): Tensor {
+  const tensor = Tensor.from(array, name);
+  const { dtype } = tensor;
+  if (dtype === 'float32') return tensor;
+  tensor.dispose();
+  throw UniFlowError.expected('BAD_INPUT', name, 'float32', dtype);
+}
+
 function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
   const shape = pixels?.shape;
   if (!Array.isArray(shape) || shape.length !== 4 || shape[1] !== 3)
@@ -66,11 +75,7 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
   if (options.size !== undefined)
     throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass pictures to have them resized', { subject: 'size' });
   if (shape[0] === 0) throw UniFlowError.expected('BAD_INPUT', 'pixels', 'at least one image', 'none');
-  const all = Tensor.from(pixels, 'pixels');
-  if (all.dtype !== 'float32') {
-    all.dispose();
-    throw UniFlowError.expected('BAD_INPUT', 'pixels', 'float32', all.dtype);
-  }
+  const all = floats(pixels, 'pixels');
   checkFinite(all, 'pixels');
   return {
     count: shape[0] as number,

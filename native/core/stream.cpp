@@ -40,9 +40,23 @@ void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
 void Stream::close(const std::shared_ptr<Session>& session) {
   session->closed_.store(true);
   std::unique_lock lock(mutex_);
-  for (Entry& e : queue_)
-    if (e.session == session) e.token->cancel();
+  std::deque<Entry> dropped;  // taken out of the queue: they may wait behind much work of other sessions
+  for (auto it = queue_.begin(); it != queue_.end();) {
+    if (it->session == session) {
+      dropped.push_back(std::move(*it));
+      it = queue_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  session->pending_ -= static_cast<int64_t>(dropped.size());
   if (running_ && running_->session == session) running_->token->cancel();
+  lock.unlock();
+  const auto aborted = std::make_shared<const Error>(ErrorCode::Aborted, "the work was aborted");
+  for (Entry& e : dropped)
+    if (e.command.done) e.command.done(aborted);
+  dropped.clear();
+  lock.lock();
   drained_.wait(lock, [&] { return session->pending_ == 0; });
 }
 
@@ -80,12 +94,13 @@ void Stream::loop() {
     lock.unlock();
     if (int want = threads(); want != team) omp_set_num_threads(team = want);
     auto failure = execute(entry);
-    if (entry.command.done) entry.command.done(std::move(failure));
-    auto session = entry.session;
     lock.lock();
     running_ = nullptr;
     lock.unlock();
+    const auto done = std::move(entry.command.done);
+    const auto session = std::move(entry.session);
     entry = {};  // drops the tensors before anyone is told that the command ended
+    if (done) done(std::move(failure));
     lock.lock();
     if (--session->pending_ == 0) drained_.notify_all();
   }

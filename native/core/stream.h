@@ -60,7 +60,7 @@ class Stream {
 
   void enqueue(const std::shared_ptr<Session>& session, Command command);
 
-  /// Cancels everything that the session has queued and returns when its last command has ended.
+  /// Drops everything that the session has queued and returns when the command of it that runs, if any, has ended.
   void close(const std::shared_ptr<Session>& session);
 
   /// Size of the OpenMP team for the commands that follow.
