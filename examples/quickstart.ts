@@ -14,7 +14,9 @@ await writeDctModel(model); // computed weights; with a trained checkpoint, its 
 const uniflow = await UniFlow.load(model);
 
 const begin = performance.now();
-const { images, originals, latents, grid, psnr, ssim, perImage } = await uniflow.reconstruct(photos.map((name) => join(here, 'photos', name)));
+const { images, originals, latents, grid, psnr, ssim, perImage } = await uniflow.reconstruct(
+  photos.map((name) => join(here, 'photos', name)),
+);
 const seconds = (performance.now() - begin) / 1000;
 
 const [, height, width] = originals.shape as [number, number, number];

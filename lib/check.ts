@@ -5,7 +5,7 @@ import { UniFlowError } from './errors.js';
 export function describe(value: unknown): string {
   if (value === null) return 'null';
   if (typeof value === 'string') return `'${value.slice(0, 80)}'`;
-  if (['number', 'boolean', 'undefined', 'bigint'].includes(typeof value)) return String(value);
+  if (typeof value === 'number' || typeof value === 'boolean' || typeof value === 'bigint' || value === undefined) return String(value);
   return typeof value === 'function' ? 'a function' : Object.prototype.toString.call(value).slice(8, -1);
 }
 

@@ -48,10 +48,18 @@ export interface UniFlowConfig {
 /** @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown; `UNSUPPORTED` for another model type. */
 export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig {
   if (json['model_type'] !== 'uniflow')
-    throw UniFlowError.expected('UNSUPPORTED', 'model_type', "'uniflow' (VisionEncoder.load reads plain encoders)", `'${String(json['model_type'])}'`);
+    throw UniFlowError.expected(
+      'UNSUPPORTED',
+      'model_type',
+      "'uniflow' (VisionEncoder.load reads plain encoders)",
+      `'${String(json['model_type'])}'`,
+    );
   const other = json['vision_config'] !== undefined;
   const c = other
-    ? { ...parseConfig(z.object({ ...decoderFields, ...extraFields }), json, 'uniflow'), encoder: parseEncoderConfig(json['vision_config'] as Record<string, unknown>) }
+    ? {
+        ...parseConfig(z.object({ ...decoderFields, ...extraFields }), json, 'uniflow'),
+        encoder: parseEncoderConfig(json['vision_config'] as Record<string, unknown>),
+      }
     : parseInternVit(json);
   const encoder = c.encoder;
   if (c.vit_hidden_size !== undefined && c.vit_hidden_size !== encoder.width)

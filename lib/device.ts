@@ -17,7 +17,9 @@ export function checkDevice(options: DeviceOptions): FloatType {
   if (typeof device !== 'string' || !/^(auto|cpu|cuda(:\d+)?)$/.test(device))
     throw UniFlowError.expected('BAD_INPUT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", `'${device}'`);
   if (device.startsWith('cuda'))
-    throw new UniFlowError('UNSUPPORTED', `device: '${device}' is not available: this build has no CUDA backend; use 'cpu'`, { subject: 'device' });
+    throw new UniFlowError('UNSUPPORTED', `device: '${device}' is not available: this build has no CUDA backend; use 'cpu'`, {
+      subject: 'device',
+    });
   checkFloatType(dtype);
   return dtype;
 }

@@ -1,14 +1,6 @@
 /** What kind of thing went wrong. Stable: compare against it. */
 export type ErrorCode =
-  | 'BAD_INPUT'
-  | 'BAD_CHECKPOINT'
-  | 'UNSUPPORTED'
-  | 'OUT_OF_MEMORY'
-  | 'ABORTED'
-  | 'DISPOSED'
-  | 'NOT_FOUND'
-  | 'NETWORK'
-  | 'INTERNAL';
+  'BAD_INPUT' | 'BAD_CHECKPOINT' | 'UNSUPPORTED' | 'OUT_OF_MEMORY' | 'ABORTED' | 'DISPOSED' | 'NOT_FOUND' | 'NETWORK' | 'INTERNAL';
 
 export interface ErrorDetails {
   /** What was looked at: an argument, a file, a tensor of a checkpoint. */

@@ -1,6 +1,7 @@
 /** Runs batches through the device and gathers what comes out into whole arrays. */
 import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError, throwIfAborted } from './errors.js';
+import { native } from './native.js';
 import { cancellable, tidy, Tensor } from './tensor.js';
 
 /** About this many tokens make a batch: enough rows to keep the matrix products busy, few enough to bound memory. */
@@ -75,8 +76,10 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
           for (const tensor of inputs) tensor.dispose();
         }
       }
-    } finally {
-      await reading; // also after a failure: nothing of this call is under way when it rejects
+      await reading;
+    } catch (error) {
+      await native.synchronize(); // nothing of this call is under way, or in memory, when it rejects
+      throw error;
     }
     return gathered.map((g) => g.array);
   });

@@ -1,5 +1,13 @@
 /** UniFlow visual tokenizer for TypeScript. @packageDocumentation */
-export { UniFlow, type DecodeOptions, type Encoded, type EncodedBatch, type EncodeOptions, type Reconstruction, type StreamItem } from './uniflow.js';
+export {
+  UniFlow,
+  type DecodeOptions,
+  type Encoded,
+  type EncodedBatch,
+  type EncodeOptions,
+  type Reconstruction,
+  type StreamItem,
+} from './uniflow.js';
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
 export { presets, type Preset, type UniFlowConfig } from './config.js';
 export type { EncoderConfig, Family } from './encoder/config.js';
@@ -9,7 +17,18 @@ export type { ImageInput, PixelInput } from './io/input.js';
 export { decodeImage, sideBySide, writeImage, type ImageSource, type RgbImage } from './io/image.js';
 export type { Preprocessing } from './io/preprocess.js';
 export type { HubOptions, HubProgress } from './io/hub.js';
-export { cpuInfo, devices, measurePeak, memoryStats, resetPeakMemory, setThreads, trimMemory, type DeviceInfo, type DeviceOptions, type MemoryStats } from './device.js';
+export {
+  cpuInfo,
+  devices,
+  measurePeak,
+  memoryStats,
+  resetPeakMemory,
+  setThreads,
+  trimMemory,
+  type DeviceInfo,
+  type DeviceOptions,
+  type MemoryStats,
+} from './device.js';
 export * as losses from './losses/index.js';
 export { Trainer, type OptimizerOptions, type StepResult, type TrainerOptions, type TrainingBatch } from './train/trainer.js';
 export { UniFlowError, type ErrorCode, type ErrorDetails } from './errors.js';

@@ -198,12 +198,7 @@ export interface Native {
   attentionBackward(qkv: TensorHandle, out: TensorHandle, dOut: TensorHandle, logSumExp: TensorHandle, heads: number): TensorHandle;
   activation(x: TensorHandle, kind: Activation): TensorHandle;
   activationBackward(x: TensorHandle, dOut: TensorHandle, kind: Activation): TensorHandle;
-  scaleAdd(
-    residual: TensorHandle,
-    branch: TensorHandle,
-    scale: TensorHandle | undefined,
-    gate: TensorHandle | undefined,
-  ): TensorHandle;
+  scaleAdd(residual: TensorHandle, branch: TensorHandle, scale: TensorHandle | undefined, gate: TensorHandle | undefined): TensorHandle;
   scaleAddBackward(
     dOut: TensorHandle,
     branch: TensorHandle,

@@ -42,6 +42,7 @@ export class Tape {
   /** Records what `fn` computes. */
   record<T>(fn: () => T): T {
     const outer = active;
+    // eslint-disable-next-line @typescript-eslint/no-this-alias -- the tape that records is a module variable
     active = this;
     try {
       return fn();
@@ -106,7 +107,11 @@ export function unrecorded<T>(fn: () => T): T {
 }
 
 /** Tells the recording tape, if `inputs` concern it, how to differentiate what made `output`. Returns `output`. */
-export function differentiable(output: Tensor, inputs: readonly (Tensor | undefined)[], backward: (gradient: Tensor) => (Gradient | undefined)[]): Tensor {
+export function differentiable(
+  output: Tensor,
+  inputs: readonly (Tensor | undefined)[],
+  backward: (gradient: Tensor) => (Gradient | undefined)[],
+): Tensor {
   recording(...inputs)?.add({ outputs: [output], inputs, backward: ([gradient]) => backward(gradient as Tensor) });
   return output;
 }

@@ -67,8 +67,7 @@ export class Tensor {
   async read(): Promise<NdArray<Float32Array | Uint8Array | Int32Array>> {
     const shape = this.shape;
     const size = shape.reduce((a, b) => a * b, 1);
-    const data =
-      this.dtype === 'uint8' ? new Uint8Array(size) : this.dtype === 'int32' ? new Int32Array(size) : new Float32Array(size);
+    const data = this.dtype === 'uint8' ? new Uint8Array(size) : this.dtype === 'int32' ? new Int32Array(size) : new Float32Array(size);
     await this.handle.read(data);
     return ndarray(data, shape);
   }

@@ -1,7 +1,15 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
 import { MAX_LAYERS } from './encoder/config.js';
-import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, uniFlowPreprocessing, type Preset, type UniFlowConfig } from './config.js';
+import {
+  parseUniFlowConfig,
+  presets,
+  uniFlowConfig,
+  uniFlowJson,
+  uniFlowPreprocessing,
+  type Preset,
+  type UniFlowConfig,
+} from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
 import { Decoder } from './decoder/decoder.js';
 import { timeGrid, type Schedule } from './decoder/schedule.js';
@@ -108,7 +116,10 @@ export class UniFlow {
     this.normalisation = nativeNormalisation(config);
     this.encoder = encoderSource.within(encoderPrefix(family), () => new Encoder(config.encoder, encoderSource, this.normalisation, dtype));
     this.encoderParameters = [...encoderSource.parameters];
-    this.down = [decoderSource.linear('chal_proj.c_fc', width, width), decoderSource.linear('chal_proj.c_proj', config.latentChannels, width)];
+    this.down = [
+      decoderSource.linear('chal_proj.c_fc', width, width),
+      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width),
+    ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
   }
@@ -132,7 +143,7 @@ export class UniFlow {
 
   /**
    * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
-   * 
+   *
    */
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
     if (!(encoder instanceof VisionEncoder)) throw UniFlowError.expected('BAD_INPUT', 'encoder', 'a VisionEncoder', describe(encoder));
@@ -220,7 +231,10 @@ export class UniFlow {
     let previous: Promise<EncodedBatch> | undefined;
     for await (const items of inBatches(source, batchSize)) {
       throwIfAborted(options.signal);
-      const next = this.encode(items.map((i) => i.image), { ...options, batchSize }).then((encoded) => ({ ids: items.map((i) => i.id), ...encoded }));
+      const next = this.encode(
+        items.map((i) => i.image),
+        { ...options, batchSize },
+      ).then((encoded) => ({ ids: items.map((i) => i.id), ...encoded }));
       next.catch(() => undefined); // awaited below, after the batch before it
       if (previous) yield await previous;
       previous = next;
@@ -235,16 +249,25 @@ export class UniFlow {
     checkOptions(options);
     const [batch, patches, channels] = latents?.shape ?? [];
     if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels || batch === 0)
-      throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${this.config.latentChannels}]`, latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents);
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        'latents',
+        `an ndarray [B, N, ${this.config.latentChannels}]`,
+        latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents,
+      );
     const grid = this.decodeGrid(options.grid, patches as number);
     const schedule = timeGrid(options.steps ?? this.config.steps, options.schedule);
     const { guidance = 1, output = 'uint8', seed = 0 } = options;
     if (!Number.isFinite(guidance)) throw UniFlowError.expected('BAD_INPUT', 'guidance', 'a finite number', String(guidance));
-    if (output !== 'uint8' && output !== 'float32') throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
+    if (output !== 'uint8' && output !== 'float32')
+      throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
     const ids = imageIds(options.imageIds, batch as number);
-    const all = [checkFinite(floats(latents, 'latents'), 'latents')];
+    const noise = options.noise;
+    if (noise !== undefined) checkNoise(noise, [batch as number, patches as number, 3 * this.config.patch ** 2]);
+    const all: Tensor[] = [];
     try {
-      if (options.noise !== undefined) all.push(this.checkNoise(options.noise, [batch as number, patches as number, 3 * this.config.patch ** 2]));
+      all.push(checkFinite(floats(latents, 'latents'), 'latents'));
+      if (noise !== undefined) all.push(checkFinite(floats(noise, 'noise'), 'noise'));
       const [images] = await runBatches({
         count: batch as number,
         batchSize: checkBatchSize(options.batchSize, patches as number),
@@ -261,18 +284,17 @@ export class UniFlow {
     }
   }
 
-  private checkNoise(noise: NdArray, shape: number[]): Tensor {
-    if (!Array.isArray(noise?.shape) || noise.shape.join() !== shape.join())
-      throw UniFlowError.expected('BAD_INPUT', 'noise', `an ndarray [${shape.join(', ')}]`, Array.isArray(noise?.shape) ? `[${noise.shape.join(', ')}]` : describe(noise));
-    return checkFinite(floats(noise, 'noise'), 'noise');
-  }
-
   private decodeGrid(grid: Grid | undefined, patches: number): Grid {
     const own = this.config.decoder.grid;
     const side = Math.sqrt(patches);
     const chosen = grid ?? (own.rows * own.cols === patches ? own : { rows: side, cols: side });
     if (![chosen.rows, chosen.cols].every((n) => Number.isInteger(n) && n > 0) || chosen.rows * chosen.cols !== patches)
-      throw UniFlowError.expected('BAD_INPUT', 'grid', `rows and columns of ${patches} patches (encode() returns them)`, JSON.stringify(grid ?? 'none'));
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        'grid',
+        `rows and columns of ${patches} patches (encode() returns them)`,
+        JSON.stringify(grid ?? 'none'),
+      );
     return { rows: chosen.rows, cols: chosen.cols };
   }
 
@@ -291,7 +313,8 @@ export class UniFlow {
         signal: options.signal,
         load: async (begin, end) => [await batches.load(begin, end), rowsOf(decoded, begin, end)],
         forward: ([before, after]) => {
-          const bytes = (pixels: Tensor): Tensor => (pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation));
+          const bytes = (pixels: Tensor): Tensor =>
+            pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation);
           const original = bytes(before!);
           return [original, imageQuality(original, bytes(after!))];
         },
@@ -330,10 +353,26 @@ function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
 }
 
+function checkNoise(noise: NdArray, shape: number[]): void {
+  const actual = Array.isArray(noise?.shape) ? noise.shape : undefined;
+  if (actual?.join() !== shape.join())
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'noise',
+      `an ndarray [${shape.join(', ')}]`,
+      actual ? `[${actual.join(', ')}]` : describe(noise),
+    );
+}
+
 function imageIds(ids: readonly number[] | undefined, batch: number): Uint32Array {
   if (!ids) return new Uint32Array(batch);
   if (!Array.isArray(ids) || ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
-    throw UniFlowError.expected('BAD_INPUT', 'imageIds', `${batch} integers from 0 to 2^32 - 1`, JSON.stringify(ids)?.slice(0, 80) ?? 'nothing');
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'imageIds',
+      `${batch} integers from 0 to 2^32 - 1`,
+      JSON.stringify(ids)?.slice(0, 80) ?? 'nothing',
+    );
   return Uint32Array.from(ids);
 }
 
@@ -373,5 +412,10 @@ function named(item: StreamItem, number: number): { id: string; image: ImageSour
   if (typeof item === 'string' || item instanceof URL) return { id: String(item), image: item };
   if (item instanceof Uint8Array) return { id: String(number), image: item };
   if (typeof item === 'object' && item !== null && typeof item.id === 'string' && item.image !== undefined) return item;
-  throw UniFlowError.expected('BAD_INPUT', `item ${number} of the source`, 'an image, or { id, image } with a string as id', describe(item));
+  throw UniFlowError.expected(
+    'BAD_INPUT',
+    `item ${number} of the source`,
+    'an image, or { id, image } with a string as id',
+    describe(item),
+  );
 }

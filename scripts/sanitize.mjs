@@ -3,7 +3,9 @@ import { availableParallelism } from 'node:os';
 import { run } from './prepare.mjs';
 
 const folder = 'build-sanitize';
-run('cmake', ['-S', '.', '-B', folder, '-DUNIFLOW_TESTS=ON', '-DUNIFLOW_SANITIZE=address,undefined'], { stdio: ['ignore', 'ignore', 'inherit'] });
+run('cmake', ['-S', '.', '-B', folder, '-DUNIFLOW_TESTS=ON', '-DUNIFLOW_SANITIZE=address,undefined'], {
+  stdio: ['ignore', 'ignore', 'inherit'],
+});
 run('cmake', ['--build', folder, '--parallel', String(availableParallelism())], { stdio: ['ignore', 'ignore', 'inherit'] });
 // oneDNN and OpenMP keep their pools until the process ends: not leaks of ours
 run('ctest', ['--test-dir', folder, '--output-on-failure'], { env: { ...process.env, ASAN_OPTIONS: 'detect_leaks=0' } });

@@ -4,7 +4,12 @@
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 
-const includeDirs = ['/usr/include', '/usr/local/include', '/opt/homebrew/include', ...(process.env.CPATH ?? '').split(':').filter(Boolean)];
+const includeDirs = [
+  '/usr/include',
+  '/usr/local/include',
+  '/opt/homebrew/include',
+  ...(process.env.CPATH ?? '').split(':').filter(Boolean),
+];
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
 const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`));
 
@@ -36,7 +41,10 @@ export function installMissing() {
   if (!root && spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status !== 0) return absent;
   const packages = absent.map((n) => n.apt);
   console.log(`Installing ${packages.join(', ')} (apt-get)`);
-  const apt = (...args) => execFileSync(root ? 'apt-get' : 'sudo', [...(root ? [] : ['apt-get']), '-qq', '-y', ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+  const apt = (...args) =>
+    execFileSync(root ? 'apt-get' : 'sudo', [...(root ? [] : ['apt-get']), '-qq', '-y', ...args], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    });
   apt('update');
   apt('install', ...packages);
   return missing();

@@ -12,10 +12,22 @@ process.stdout.write(native.stdout + native.stderr);
 const [, percent, failedNative, totalNative] = /(\d+)% tests passed, (\d+) tests failed out of (\d+)/.exec(native.stdout) ?? [];
 
 const report = join(tmpdir(), `uniflow-jest-${process.pid}.json`);
-const jest = spawnSync(process.execPath, ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...process.argv.slice(2)], {
-  cwd: root,
-  stdio: ['ignore', 'ignore', 'inherit'],
-});
+const jest = spawnSync(
+  process.execPath,
+  [
+    '--experimental-vm-modules',
+    '--no-warnings',
+    'node_modules/jest/bin/jest.js',
+    '--json',
+    '--outputFile',
+    report,
+    ...process.argv.slice(2),
+  ],
+  {
+    cwd: root,
+    stdio: ['ignore', 'ignore', 'inherit'],
+  },
+);
 const results = JSON.parse(readFileSync(report, 'utf8'));
 rmSync(report);
 

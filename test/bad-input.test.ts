@@ -40,11 +40,16 @@ async function refused(work: () => unknown, code: ErrorCode, about: string | Reg
   return error as UniFlowError;
 }
 
-const pixels = (...shape: number[]): { pixels: NdArray<Float32Array> } => ({ pixels: random(...(shape.length > 0 ? shape : [1, 3, 56, 56])) });
+const pixels = (...shape: number[]): { pixels: NdArray<Float32Array> } => ({
+  pixels: random(...(shape.length > 0 ? shape : [1, 3, 56, 56])),
+});
 const latents = (...shape: number[]): NdArray<Float32Array> => random(...(shape.length > 0 ? shape : [1, 16, 16]));
 function random(...shape: number[]): NdArray<Float32Array> {
   const size = shape.reduce((a, b) => a * b, 1);
-  return ndarray(Float32Array.from({ length: size }, (_, i) => Math.sin(i * i)), shape);
+  return ndarray(
+    Float32Array.from({ length: size }, (_, i) => Math.sin(i * i)),
+    shape,
+  );
 }
 
 // ----- checkpoints ----------------------------------------------------------------------------------------------
@@ -90,11 +95,13 @@ async function checkpoint(change: {
 }
 
 /** Changes what the header says. */
-const said = (change: (header: Header) => void) => (file: Buffer): Buffer => {
-  const { header, data } = parse(file);
-  change(header);
-  return serialize({ header, data });
-};
+const said =
+  (change: (header: Header) => void) =>
+  (file: Buffer): Buffer => {
+    const { header, data } = parse(file);
+    change(header);
+    return serialize({ header, data });
+  };
 
 const qkv = 'encoder.layers.0.attn.qkv.weight';
 
@@ -108,7 +115,11 @@ describe('weights', () => {
     ['a header longer than the file', (file) => Buffer.concat([Buffer.from('ffffffffffffff7f', 'hex'), file.subarray(8)]), /header length/],
     ['a header of no bytes', (file) => Buffer.concat([Buffer.alloc(8), file.subarray(8)]), /header/],
     ['a header that is no JSON', (file) => (file.fill('{', 8, 40), file), /JSON/],
-    ['a header nested without end', () => Buffer.concat([Buffer.from([64, 0, 1, 0, 0, 0, 0, 0]), Buffer.alloc(65600, '{"a":')]), /model\.safetensors/],
+    [
+      'a header nested without end',
+      () => Buffer.concat([Buffer.from([64, 0, 1, 0, 0, 0, 0, 0]), Buffer.alloc(65600, '{"a":')]),
+      /model\.safetensors/,
+    ],
     ['a tensor outside the data', said((h) => (h[qkv]!.data_offsets = [1e12, 1e12 + 49152])), qkv],
     ['offsets in the wrong order', said((h) => h[qkv]!.data_offsets.reverse()), qkv],
     ['two tensors in one place', said((h) => (h[qkv]!.data_offsets = h['encoder.layers.1.attn.qkv.weight']!.data_offsets)), /overlap|hole/],
@@ -181,7 +192,9 @@ describe('weights', () => {
 
   test('one tensor in two shards', async () => {
     const weights = await readFile(join(golden('uniflow-tiny'), 'model.safetensors'));
-    const folder = await checkpoint({ files: { ...index({ a: 'a.safetensors', b: 'b.safetensors' }), 'a.safetensors': weights, 'b.safetensors': weights } });
+    const folder = await checkpoint({
+      files: { ...index({ a: 'a.safetensors', b: 'b.safetensors' }), 'a.safetensors': weights, 'b.safetensors': weights },
+    });
     await refused(() => UniFlow.load(folder), 'BAD_CHECKPOINT', 'several files');
   });
 });
@@ -262,7 +275,7 @@ describe('load()', () => {
     ['nothing', undefined, {}, 'BAD_INPUT', 'model'],
     ['a number', 7, {}, 'BAD_INPUT', 'model'],
     ['an empty name', '', {}, 'BAD_INPUT', 'model'],
-    ["dtype 'float16'", golden('uniflow-tiny'), { dtype: 'float16' }, 'BAD_INPUT', /dtype.*float16/],
+    ["dtype 'float16'", golden('uniflow-tiny'), { dtype: 'float16' }, 'BAD_INPUT', 'dtype.*float16'],
     ["device 'tpu'", golden('uniflow-tiny'), { device: 'tpu' }, 'BAD_INPUT', 'device.*tpu'],
     ["device 'cuda:x'", golden('uniflow-tiny'), { device: 'cuda:x' }, 'BAD_INPUT', 'device.*cuda:x'],
     ['null for options', golden('uniflow-tiny'), null, 'BAD_INPUT', 'options'],
@@ -327,7 +340,11 @@ describe('images', () => {
 
   test('text that is named .jpg, a file of no bytes, half a picture: their names are said', async () => {
     const picture = await readFile(join(golden('preprocess'), 'center_crop_224.png'));
-    for (const [name, content] of [['text.jpg', 'hello'], ['empty.png', ''], ['half.png', picture.subarray(0, picture.length / 2)]] as const) {
+    for (const [name, content] of [
+      ['text.jpg', 'hello'],
+      ['empty.png', ''],
+      ['half.png', picture.subarray(0, picture.length / 2)],
+    ] as const) {
       await writeFile(join(dir, name), content);
       await refused(() => uniflow.encode(join(dir, name)), 'BAD_INPUT', name);
     }
@@ -346,7 +363,12 @@ describe('images', () => {
     head.writeUInt32BE(30_000, 4);
     head.set([1, 0, 0, 0, 0], 8); // one bit a pixel
     const rows = deflateSync(Buffer.alloc(30_000 * (1 + 30_000 / 8)), { level: 1 });
-    const png = Buffer.concat([Buffer.from('\x89PNG\r\n\x1a\n', 'latin1'), chunk('IHDR', head), chunk('IDAT', rows), chunk('IEND', Buffer.alloc(0))]);
+    const png = Buffer.concat([
+      Buffer.from('\x89PNG\r\n\x1a\n', 'latin1'),
+      chunk('IHDR', head),
+      chunk('IDAT', rows),
+      chunk('IEND', Buffer.alloc(0)),
+    ]);
     await refused(() => uniflow.encode(png), 'BAD_INPUT', '30000 x 30000');
   });
 
@@ -403,7 +425,9 @@ describe('pixels', () => {
     const { latents: expected } = await uniflow.encode({ pixels: plain });
     const last = ndarray(new Float32Array(plain.size), [2, 42, 56, 3]).transpose(0, 3, 1, 2);
     const backward = ndarray(new Float32Array(plain.size), [2, 3, 42, 56]).step(1, 1, -1, -1);
-    const inner = ndarray(new Float32Array(3 * 3 * 50 * 60), [3, 3, 50, 60]).lo(1, 0, 4, 2).hi(2, 3, 42, 56);
+    const inner = ndarray(new Float32Array(3 * 3 * 50 * 60), [3, 3, 50, 60])
+      .lo(1, 0, 4, 2)
+      .hi(2, 3, 42, 56);
     for (const view of [last, backward, inner]) {
       for (let b = 0; b < 2; b++)
         for (let c = 0; c < 3; c++) for (let y = 0; y < 42; y++) for (let x = 0; x < 56; x++) view.set(b, c, y, x, plain.get(b, c, y, x));
@@ -695,8 +719,14 @@ const survived: [script: string, outcome: RegExp][] = [
   ['return native.flowIntegrate(raw.head(), raw.tensor([1, 4, 16]), raw.flow({ ids: new Uint32Array() }))', /^BAD_INPUT/],
   ['return native.flowIntegrate(raw.head(), raw.tensor([1, 4, 17]), raw.flow())', /^BAD_INPUT/],
   ['return native.flowIntegrate(raw.head(), raw.tensor([0, 4, 16]), raw.flow({ ids: new Uint32Array() }))', /^(BAD_INPUT|$)/],
-  ['return native.flowIntegrate(raw.head({ output: { weight: raw.tensor([]), bias: undefined } }), raw.tensor([1, 4, 16]), raw.flow())', /^BAD_INPUT/],
-  ['return native.flowIntegrate(raw.head({ blocks: [{ ...raw.block(16), normWeight: raw.tensor([16], Uint8Array) }] }), raw.tensor([1, 4, 16]), raw.flow())', /^BAD_INPUT/],
+  [
+    'return native.flowIntegrate(raw.head({ output: { weight: raw.tensor([]), bias: undefined } }), raw.tensor([1, 4, 16]), raw.flow())',
+    /^BAD_INPUT/,
+  ],
+  [
+    'return native.flowIntegrate(raw.head({ blocks: [{ ...raw.block(16), normWeight: raw.tensor([16], Uint8Array) }] }), raw.tensor([1, 4, 16]), raw.flow())',
+    /^BAD_INPUT/,
+  ],
   ['return native.flowIntegrate(raw.head({ blocks: {} }), raw.tensor([1, 4, 16]), raw.flow())', /^BAD_INPUT blocks/],
   ['return native.flowIntegrate(raw.head({ time1: undefined }), raw.tensor([1, 4, 16]), raw.flow())', /^BAD_INPUT time1/],
 
@@ -708,7 +738,10 @@ const survived: [script: string, outcome: RegExp][] = [
   ['return native.sumRows(raw.tensor([4, 6]), 3)', /^BAD_INPUT/],
   ['return native.padTokens(raw.tensor([1, 4, 8]), 2, 5)', /^BAD_INPUT/],
   ['return native.padTokens(raw.tensor([2048, 1, 1024]), 0, 2 ** 53 - 1)', /^(BAD_INPUT|OUT_OF_MEMORY)/],
-  ['native.linearBackward(raw.tensor([2, 0]), raw.tensor([4, 0]), raw.tensor([2, 4]), true, true, true); await native.synchronize()', /^(BAD_INPUT|$)/],
+  [
+    'native.linearBackward(raw.tensor([2, 0]), raw.tensor([4, 0]), raw.tensor([2, 4]), true, true, true); await native.synchronize()',
+    /^(BAD_INPUT|$)/,
+  ],
   ['native.resizeTableBackward(raw.tensor([0, 8]), 2, 2, 2 ** 32, 2 ** 32, false)', /^BAD_INPUT/],
   ['native.distillation([], [], 1, 0, "adaptive", true)', /^BAD_INPUT/],
   ['native.distillation([raw.tensor([1, 4, 8])], [raw.tensor([1, 5, 8])], 1, 0, "adaptive", true)', /^BAD_INPUT/],
@@ -730,7 +763,10 @@ const survived: [script: string, outcome: RegExp][] = [
        raw.tensor([1]), { beta1: 0.9, beta2: 0.9, eps: 1e-8, ema: 0.9, clip: 1, step: 1 })`,
     /^BAD_INPUT v/,
   ],
-  ['native.qkNormBackward(raw.tensor([1, 1, 3 << 16]), raw.tensor([1, 1, 3 << 16]), raw.tensor([1 << 16], Uint8Array), raw.tensor([1 << 16], Uint8Array), 1e-6)', /^BAD_INPUT qWeight/],
+  [
+    'native.qkNormBackward(raw.tensor([1, 1, 3 << 16]), raw.tensor([1, 1, 3 << 16]), raw.tensor([1 << 16], Uint8Array), raw.tensor([1 << 16], Uint8Array), 1e-6)',
+    /^BAD_INPUT qWeight/,
+  ],
 
   // handles
   ['const t = raw.tensor([4]); t.dispose(); t.dispose(); if (!t.disposed) throw new Error(); t.shape', /^DISPOSED/],
@@ -743,7 +779,10 @@ const survived: [script: string, outcome: RegExp][] = [
   ['raw.packed(4, 4).slice(0, 1)', /^BAD_INPUT slice/],
   ['new native.TensorHandle()', /^BAD_INPUT/],
   ['new native.TensorHandle(native.createToken())', /^(TypeError|BAD_INPUT)/],
-  ['const t = raw.tensor([4]); new t.constructor(native.openSafetensors(raw.fixture + "/model.safetensors").handle)', /^(TypeError|BAD_INPUT)/],
+  [
+    'const t = raw.tensor([4]); new t.constructor(native.openSafetensors(raw.fixture + "/model.safetensors").handle)',
+    /^(TypeError|BAD_INPUT)/,
+  ],
   ['raw.tensor([4]).read.call({}, new Float32Array(4))', /Error/],
   ['Object.setPrototypeOf({}, raw.tensor([4])).shape', /Error/],
   ['native.linear(Object.create(raw.tensor([1, 4])), raw.packed(4, 4), {})', /^BAD_INPUT x/],
@@ -774,32 +813,74 @@ const survived: [script: string, outcome: RegExp][] = [
   ],
 
   // pictures
-  ['await native.resample(new Uint8Array(11), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })', /^BAD_INPUT pixels/],
-  ['await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(11), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })', /^BAD_INPUT into/],
-  ['await native.resample(new Uint8Array(12), -2, -2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })', /^BAD_INPUT width/],
-  ['await native.resample(new Uint8Array(0), 0, 0, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })', /^BAD_INPUT width/],
-  ['await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "tile", edge: 2, filter: "box" })', /^BAD_INPUT mode/],
-  ['await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "sinc" })', /^BAD_INPUT filter/],
-  ['await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "shortest_edge", edge: 1, filter: "box" })', /^BAD_INPUT/],
-  ['await native.resample(new Uint8Array(3 << 20), 1 << 20, 1, new Uint8Array(12), { width: 2, height: 2, mode: "shortest_edge", edge: 1 << 20, filter: "lanczos" })', /^(BAD_INPUT|OUT_OF_MEMORY|$)/],
+  [
+    'await native.resample(new Uint8Array(11), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })',
+    /^BAD_INPUT pixels/,
+  ],
+  [
+    'await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(11), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })',
+    /^BAD_INPUT into/,
+  ],
+  [
+    'await native.resample(new Uint8Array(12), -2, -2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })',
+    /^BAD_INPUT width/,
+  ],
+  [
+    'await native.resample(new Uint8Array(0), 0, 0, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })',
+    /^BAD_INPUT width/,
+  ],
+  [
+    'await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "tile", edge: 2, filter: "box" })',
+    /^BAD_INPUT mode/,
+  ],
+  [
+    'await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "sinc" })',
+    /^BAD_INPUT filter/,
+  ],
+  [
+    'await native.resample(new Uint8Array(12), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "shortest_edge", edge: 1, filter: "box" })',
+    /^BAD_INPUT/,
+  ],
+  [
+    'await native.resample(new Uint8Array(3 << 20), 1 << 20, 1, new Uint8Array(12), { width: 2, height: 2, mode: "shortest_edge", edge: 1 << 20, filter: "lanczos" })',
+    /^(BAD_INPUT|OUT_OF_MEMORY|$)/,
+  ],
 
   // error classes that do not work
   ['native.setErrorClass(123)', /^(BAD_INPUT|TypeError|Error)/],
   ['native.setErrorClass()', /^(BAD_INPUT|TypeError|Error)/],
   ['native.setErrorClass({}); native.linear()', /^(BAD_INPUT|TypeError|Error)/],
   ['native.setErrorClass(() => 0); native.linear()', /Error/],
-  ['native.setErrorClass(() => 0); const t = native.fromHost(Float32Array.of(NaN), [1]); native.checkFinite(t, "t"); await t.read(new Float32Array(1))', /Error|NaN/],
-  ['native.setErrorClass(class { constructor() { throw new Error("no"); } }); const t = native.fromHost(Float32Array.of(NaN), [1]); native.checkFinite(t, "t"); await t.read(new Float32Array(1))', /Error|NaN/],
+  [
+    'native.setErrorClass(() => 0); const t = native.fromHost(Float32Array.of(NaN), [1]); native.checkFinite(t, "t"); await t.read(new Float32Array(1))',
+    /Error|NaN/,
+  ],
+  [
+    'native.setErrorClass(class { constructor() { throw new Error("no"); } }); const t = native.fromHost(Float32Array.of(NaN), [1]); native.checkFinite(t, "t"); await t.read(new Float32Array(1))',
+    /Error|NaN/,
+  ],
 
   // the library: what could end the process or fill the memory
-  ['await lib.UniFlow.random({ ...lib.presets.nano, hidden_size: 1024, vit_hidden_size: 1024, num_attention_heads: 1 }).encode(raw.pixels())', /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED)/],
+  [
+    'await lib.UniFlow.random({ ...lib.presets.nano, hidden_size: 1024, vit_hidden_size: 1024, num_attention_heads: 1 }).encode(raw.pixels())',
+    /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED)/,
+  ],
   ['await lib.UniFlow.random({ ...lib.presets.nano, num_hidden_layers: 1e9 })', /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED|OUT_OF_MEMORY)/],
   ['await lib.UniFlow.random({ ...lib.presets.nano, num_decoder_layers: 1e9 })', /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED|OUT_OF_MEMORY)/],
   ['await lib.UniFlow.random({ ...lib.presets.nano, image_size: 14 * 2 ** 30 })', /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED|OUT_OF_MEMORY)/],
-  ['await lib.UniFlow.random({ ...lib.presets.nano, hidden_size: 2 ** 24, vit_hidden_size: 2 ** 24 })', /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED|OUT_OF_MEMORY)/],
-  ['lib.UniFlow.fromEncoder(await lib.VisionEncoder.load(raw.fixture + "/../dinov2"), { latentChannels: 0 })', /^BAD_INPUT.*latentChannels/],
+  [
+    'await lib.UniFlow.random({ ...lib.presets.nano, hidden_size: 2 ** 24, vit_hidden_size: 2 ** 24 })',
+    /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED|OUT_OF_MEMORY)/,
+  ],
+  [
+    'lib.UniFlow.fromEncoder(await lib.VisionEncoder.load(raw.fixture + "/../dinov2"), { latentChannels: 0 })',
+    /^BAD_INPUT.*latentChannels/,
+  ],
   ['lib.UniFlow.fromEncoder(await lib.VisionEncoder.load(raw.fixture + "/../dinov2"), { globalBlocks: 1e9 })', /^BAD_INPUT.*globalBlocks/],
-  ['const u = await lib.UniFlow.load(raw.fixture); await u.encode(raw.fixture + "/../preprocess/photo.png", { size: 14 * 2 ** 20 })', /^(BAD_INPUT|OUT_OF_MEMORY)/],
+  [
+    'const u = await lib.UniFlow.load(raw.fixture); await u.encode(raw.fixture + "/../preprocess/photo.png", { size: 14 * 2 ** 20 })',
+    /^(BAD_INPUT|OUT_OF_MEMORY)/,
+  ],
 ];
 
 // Slow, some 10 s, and longer with each one that kills the process.

@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import sharp from 'sharp';
+import sharp, { type Sharp } from 'sharp';
 import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import { fileNames } from '../lib/cli/inputs.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
@@ -41,7 +41,7 @@ function start(args: string[], env: NodeJS.ProcessEnv = {}): { child: ChildProce
 const cli = (...args: string[]): Promise<Run> => start(args).ended;
 const json = ({ stdout }: Run): any => JSON.parse(stdout);
 
-function picture(width: number, height: number, color: string): sharp.Sharp {
+function picture(width: number, height: number, color: string): Sharp {
   const circle = `<svg width="${width}" height="${height}"><circle cx="40%" cy="50%" r="30%" fill="white"/></svg>`;
   return sharp({ create: { width, height, channels: 3, background: color } }).composite([{ input: Buffer.from(circle) }]);
 }
@@ -51,7 +51,9 @@ async function makePhotos(): Promise<void> {
   await mkdir(join(photos, 'sub'), { recursive: true });
   await picture(80, 60, '#c04020').png().toFile(join(photos, 'a.png'));
   await picture(60, 90, '#20c040').jpeg().toFile(join(photos, 'c.JPG'));
-  await picture(70, 70, '#2040c0').webp().toFile(join(photos, 'sub', 'a.webp'));
+  await picture(70, 70, '#2040c0')
+    .webp()
+    .toFile(join(photos, 'sub', 'a.webp'));
   const png = await picture(64, 64, '#808000').png().toBuffer();
   await writeFile(join(photos, 'b-truncated.png'), png.subarray(0, png.length / 2));
   await writeFile(join(photos, 'd-text.jpg'), 'not a picture');
@@ -116,7 +118,19 @@ describe('encode, decode, reconstruct', () => {
 
   test('latents of other shapes of pictures know their grid; --json and other formats', async () => {
     const latents = inDir('wide.safetensors');
-    const encoded = await cli('encode', join(photos, 'a.png'), '-m', model, '-o', latents, '--size', '28x70', '--dtype', 'bfloat16', '--json');
+    const encoded = await cli(
+      'encode',
+      join(photos, 'a.png'),
+      '-m',
+      model,
+      '-o',
+      latents,
+      '--size',
+      '28x70',
+      '--dtype',
+      'bfloat16',
+      '--json',
+    );
     expect(json(encoded).shape).toEqual([1, 10, 16]);
     const decoded = json(await cli('decode', latents, '-m', model, '-o', inDir('wide'), '--format', 'webp', '--json'));
     expect(decoded).toMatchObject({ images: 1, files: [inDir('wide', 'a.webp')] });
@@ -129,7 +143,8 @@ describe('encode, decode, reconstruct', () => {
     expect(run.code).toBe(1);
     const lines = run.stdout.trimEnd().split('\n');
     expect(lines).toHaveLength(4);
-    for (const [i, path] of goodPhotos().entries()) expect(lines[i]).toMatch(new RegExp(`^${path}  PSNR \\d+\\.\\d\\d dB  SSIM -?\\d\\.\\d{4}$`));
+    for (const [i, path] of goodPhotos().entries())
+      expect(lines[i]).toMatch(new RegExp(`^${path}  PSNR \\d+\\.\\d\\d dB  SSIM -?\\d\\.\\d{4}$`));
     expect(lines[3]).toMatch(/^mean of 3 pictures {2}PSNR .* \(3 failed\)$/);
     expect(run.stderr).toContain(`uniflow: ${join(photos, 'missing.png')}: expected a file, but got no such file`);
     expect((await readdir(out)).sort()).toEqual(['a-2.png', 'a.png', 'c.png']);
@@ -158,7 +173,18 @@ describe('encode, decode, reconstruct', () => {
   test('Ctrl-C: exit code 130, and nothing left behind', async () => {
     await mkdir(inDir('interrupted'));
     const many = Array.from({ length: 200 }, () => join(photos, 'a.png'));
-    const { child, ended } = start(['encode', ...many, '-m', model, '-o', inDir('interrupted', 'l.safetensors'), '--size', '1120', '--batch', '1']);
+    const { child, ended } = start([
+      'encode',
+      ...many,
+      '-m',
+      model,
+      '-o',
+      inDir('interrupted', 'l.safetensors'),
+      '--size',
+      '1120',
+      '--batch',
+      '1',
+    ]);
     await new Promise<void>((resolve) => child.stderr!.once('data', () => resolve())); // encode: 0/200 images
     await new Promise((resolve) => setTimeout(resolve, 500));
     child.kill('SIGINT');
@@ -183,9 +209,16 @@ describe('init and info', () => {
 
     const before = await readFile(join(made, 'model.safetensors'));
     const refused = await cli('init', made, '--preset', 'nano');
-    expect(refused).toMatchObject({ code: 1, stderr: `uniflow: ${join(made, 'config.json')} is there already; --force overwrites the model\n` });
+    expect(refused).toMatchObject({
+      code: 1,
+      stderr: `uniflow: ${join(made, 'config.json')} is there already; --force overwrites the model\n`,
+    });
     expect(Buffer.compare(before, await readFile(join(made, 'model.safetensors')))).toBe(0);
-    expect(json(await cli('init', made, '--preset', 'nano', '--force', '--json'))).toMatchObject({ preset: 'nano', seed: 0, dtype: 'float32' });
+    expect(json(await cli('init', made, '--preset', 'nano', '--force', '--json'))).toMatchObject({
+      preset: 'nano',
+      seed: 0,
+      dtype: 'float32',
+    });
   });
 
   test('info of a plain encoder', async () => {
@@ -205,7 +238,9 @@ describe('init and info', () => {
 test('doctor: encode works here', async () => {
   const { works, findings } = json(await cli('doctor', '--json'));
   expect(works).toBe(true);
-  expect(findings.map((f: { name: string }) => f.name)).toEqual(expect.arrayContaining(['Node.js', 'native addon', 'kernels', 'threads', 'hub cache', 'self-test']));
+  expect(findings.map((f: { name: string }) => f.name)).toEqual(
+    expect.arrayContaining(['Node.js', 'native addon', 'kernels', 'threads', 'hub cache', 'self-test']),
+  );
 });
 
 describe('usage', () => {
@@ -224,8 +259,16 @@ describe('usage', () => {
     ['an unknown option', ['encode', 'x', '-o', 'x.npy', '--modle', 'm'], "uniflow: unknown option '--modle' (Did you mean --model?)"],
     ['an unknown command', ['encdoe'], "uniflow: unknown command 'encdoe' (Did you mean encode?)"],
     ['no model', ['encode', 'x', '-o', 'x.npy'], 'uniflow init my-model --preset tiny'],
-    ['a file of another kind', ['encode', 'x', '-m', model, '-o', 'x.txt'], "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'"],
-    ['a size between patches', ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '50'], 'uniflow: size: expected positive multiples of the patch size 14'],
+    [
+      'a file of another kind',
+      ['encode', 'x', '-m', model, '-o', 'x.txt'],
+      "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'",
+    ],
+    [
+      'a size between patches',
+      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '50'],
+      'uniflow: size: expected positive multiples of the patch size 14',
+    ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
     ['an unknown preset', ['init', 'x', '--preset', 'huge'], 'Allowed choices are nano, tiny, base, official.'],
   ])('%s is bad usage', async (_, args, message) => {
@@ -246,5 +289,12 @@ describe('usage', () => {
 });
 
 test('file names: the last part of the id, numbered where several share it', () => {
-  expect(fileNames(['a/x.jpg', 'b/X.png', 'x-2.png', 'c/x.gif', '../..', ''], 'png')).toEqual(['x.png', 'X-2.png', 'x-2-2.png', 'x-3.png', '...png', 'image.png']);
+  expect(fileNames(['a/x.jpg', 'b/X.png', 'x-2.png', 'c/x.gif', '../..', ''], 'png')).toEqual([
+    'x.png',
+    'X-2.png',
+    'x-2-2.png',
+    'x-3.png',
+    '...png',
+    'image.png',
+  ]);
 });

@@ -43,12 +43,9 @@ const pixel = (image: RgbImage, x: number, y: number) => {
 
 /** Pixels well inside the four quarters. */
 const corners = (image: RgbImage) =>
-  [0.25, 0.75].flatMap((v) =>
-    [0.25, 0.75].map((u) => pixel(image, Math.floor(u * image.width), Math.floor(v * image.height))),
-  );
+  [0.25, 0.75].flatMap((v) => [0.25, 0.75].map((u) => pixel(image, Math.floor(u * image.width), Math.floor(v * image.height))));
 
-const distance = (a: number[][], b: number[][]) =>
-  Math.max(...a.flat().map((value, i) => Math.abs(value - b.flat()[i]!)));
+const distance = (a: number[][], b: number[][]) => Math.max(...a.flat().map((value, i) => Math.abs(value - b.flat()[i]!)));
 
 async function failure(source: ImageSource, options?: Parameters<typeof decodeImage>[1]): Promise<UniFlowError> {
   const error: unknown = await decodeImage(source, options).then(
@@ -120,12 +117,19 @@ describe('pixels', () => {
     const jpeg = picture().withMetadata({ orientation }).jpeg({ quality: 100, chromaSubsampling: '4:4:4' });
     const image = await decodeImage(await jpeg.toBuffer());
     expect([image.width, image.height]).toEqual(orientation < 5 ? [WIDTH, HEIGHT] : [HEIGHT, WIDTH]);
-    expect(distance(corners(image), order.map((i) => CORNERS[i]!))).toBeLessThanOrEqual(3);
+    expect(
+      distance(
+        corners(image),
+        order.map((i) => CORNERS[i]!),
+      ),
+    ).toBeLessThanOrEqual(3);
   });
 
   test('transparency is laid over white', async () => {
     const data = Buffer.from([255, 0, 0, 255, 255, 0, 0, 0, 0, 0, 0, 128]);
-    const png = await sharp(data, { raw: { width: 3, height: 1, channels: 4 } }).png().toBuffer();
+    const png = await sharp(data, { raw: { width: 3, height: 1, channels: 4 } })
+      .png()
+      .toBuffer();
     const image = await decodeImage(png);
     expect([pixel(image, 0, 0), pixel(image, 1, 0)]).toEqual([
       [255, 0, 0],
@@ -221,7 +225,9 @@ describe('bad input', () => {
 
   test.each(['jpeg', 'png', 'webp', 'tiff', 'gif'] as const)('half of a %s', async (format) => {
     const noise = Buffer.from(Array.from({ length: 64 * 64 * 3 }, (_, i) => (i * i * 31) & 255));
-    const whole = await sharp(noise, { raw: { width: 64, height: 64, channels: 3 } }).toFormat(format).toBuffer();
+    const whole = await sharp(noise, { raw: { width: 64, height: 64, channels: 3 } })
+      .toFormat(format)
+      .toBuffer();
     const error = await failure(whole.subarray(0, whole.length >> 1));
     expect(error.code).toBe('BAD_INPUT');
     // The directory of a TIFF is at its end: without it, nothing says that this is one.
@@ -240,8 +246,7 @@ describe('bad input', () => {
     const error = await failure(pngOf(30000, 30000));
     expect(error.code).toBe('BAD_INPUT');
     expect(error.message).toBe(
-      '<buffer>: expected at most 268402689 pixels (raise the option maxPixels to allow more), ' +
-        'but got 900000000 (30000 x 30000)',
+      '<buffer>: expected at most 268402689 pixels (raise the option maxPixels to allow more), ' + 'but got 900000000 (30000 x 30000)',
     );
     const png = await picture().png().toBuffer();
     expect((await failure(png, { maxPixels: WIDTH * HEIGHT - 1 })).message).toContain('at most 1535 pixels');

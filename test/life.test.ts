@@ -25,14 +25,23 @@ async function finishes(body: string, options?: Options): Promise<unknown[]> {
 }
 
 const pixels = (batch = 1, side = 56, value = 0.1): { pixels: NdArray<Float32Array> } => ({
-  pixels: ndarray(new Float32Array(batch * 3 * side * side).map((_, i) => value * Math.sin(i)), [batch, 3, side, side]),
+  pixels: ndarray(
+    new Float32Array(batch * 3 * side * side).map((_, i) => value * Math.sin(i)),
+    [batch, 3, side, side],
+  ),
 });
 const latents = (batch = 1): NdArray<Float32Array> =>
-  ndarray(new Float32Array(batch * 16 * 16).map((_, i) => Math.cos(i)), [batch, 16, 16]);
+  ndarray(
+    new Float32Array(batch * 16 * 16).map((_, i) => Math.cos(i)),
+    [batch, 16, 16],
+  );
 const floats = (array: NdArray): Float32Array => array.data as unknown as Float32Array;
 
 async function rejection(promise: Promise<unknown>): Promise<UniFlowError> {
-  const reason: unknown = await promise.then(() => undefined, (error: unknown) => error);
+  const reason: unknown = await promise.then(
+    () => undefined,
+    (error: unknown) => error,
+  );
   expect(reason).toBeInstanceOf(UniFlowError);
   return reason as UniFlowError;
 }
@@ -200,12 +209,15 @@ describe('the end of the process', () => {
 
   test('comes by itself when all is done, models not disposed of', async () => {
     expect(
-      await finishes(`
+      await finishes(
+        `
         const { UniFlow } = await library();
         const uniflow = await UniFlow.load(fixture);
         await uniflow.decode((await uniflow.encode(pixels())).latents);
         print('done');
-      `, { timeout: 20_000 }),
+      `,
+        { timeout: 20_000 },
+      ),
     ).toEqual(['done']);
   });
 
@@ -215,17 +227,22 @@ describe('the end of the process', () => {
   });
 
   test('the same with busy worker threads, whose work waits behind it', async () => {
-    const { code, signal, stderr } = await compiled.run(`
+    const { code, signal, stderr } = await compiled.run(
+      `
       const message = ${message};
       await Promise.all(Array.from({ length: 4 }, () => ${inWorker(encodesForEver)}).map(message));
       ${decoding}
       process.exit(7);
-    `, { timeout: 30_000 });
+    `,
+      { timeout: 30_000 },
+    );
     expect({ code, signal, stderr }).toEqual({ code: 7, signal: null, stderr: '' });
   });
 
   test('the same with an uncaught exception: exit code 1 and its message', async () => {
-    const { code, signal, stderr } = await compiled.run(`${decoding} setImmediate(() => { throw new Error('on purpose'); });`, { timeout: 20_000 });
+    const { code, signal, stderr } = await compiled.run(`${decoding} setImmediate(() => { throw new Error('on purpose'); });`, {
+      timeout: 20_000,
+    });
     expect({ code, signal }).toEqual({ code: 1, signal: null });
     expect(stderr).toContain('Error: on purpose');
   });
@@ -262,7 +279,10 @@ describe('memory', () => {
   test('dispose() during an encode: the encode ends well or with DISPOSED, and nothing is left', async () => {
     const before = memoryStats();
     const uniflow = await load();
-    const running = uniflow.encode(pixels(64), { batchSize: 1 }).then(() => 'done', (error: UniFlowError) => error.code);
+    const running = uniflow.encode(pixels(64), { batchSize: 1 }).then(
+      () => 'done',
+      (error: UniFlowError) => error.code,
+    );
     await new Promise(setImmediate);
     await uniflow.dispose();
     expect(['done', 'DISPOSED']).toContain(await running);
@@ -288,7 +308,8 @@ describe('memory', () => {
   });
 
   test('a hundred times load() and dispose() do not grow the process', async () => {
-    const [growth] = await finishes(`
+    const [growth] = await finishes(
+      `
       const { UniFlow, memoryStats, setThreads } = await library();
       setThreads(1);
       const cycle = async () => {
@@ -303,12 +324,15 @@ describe('memory', () => {
       for (let i = 0; i < 100; i++) await cycle();
       if (memoryStats().host.active !== start) throw new Error('native memory is left');
       print(rss() - before);
-    `, { flags: ['--expose-gc'] });
+    `,
+      { flags: ['--expose-gc'] },
+    );
     expect(growth).toBeLessThan(10e6); // the weights are 1.8 MB
   });
 
   test('a thousand encodes do not grow it either, and leave no tensor', async () => {
-    const [growth, stats] = await finishes(`
+    const [growth, stats] = await finishes(
+      `
       const { UniFlow, memoryStats, setThreads } = await library();
       setThreads(1);
       const uniflow = await UniFlow.load(fixture);
@@ -323,7 +347,9 @@ describe('memory', () => {
       const after = memoryStats();
       print(rss() - before.rss);
       print({ handles: after.handles - before.stats.handles, active: after.host.active - before.stats.host.active, pool: after.host.pool - before.stats.host.pool });
-    `, { flags: ['--expose-gc'] });
+    `,
+      { flags: ['--expose-gc'] },
+    );
     expect(growth).toBeLessThan(5e6);
     expect(stats).toEqual({ handles: 0, active: 0, pool: 0 });
   });
@@ -350,7 +376,11 @@ describe('inputs belong to the caller again as soon as the call returns', () => 
   });
 
   test('latents and noise', async () => {
-    const noise = (): NdArray<Float32Array> => ndarray(new Float32Array(2 * 16 * 588).map((_, i) => Math.sin(i)), [2, 16, 588]);
+    const noise = (): NdArray<Float32Array> =>
+      ndarray(
+        new Float32Array(2 * 16 * 588).map((_, i) => Math.sin(i)),
+        [2, 16, 588],
+      );
     const expected = await uniflow.decode(latents(2), { noise: noise() });
     const [z, n] = [latents(2), noise()];
     const changed = uniflow.decode(z, { noise: n, batchSize: 1 });

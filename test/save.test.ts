@@ -42,7 +42,10 @@ const json = async (folder: string, name = 'config.json'): Promise<Record<string
   JSON.parse(await readFile(join(folder, name), 'utf8')) as Record<string, unknown>;
 
 const floats = (...shape: number[]): NdArray<Float32Array> =>
-  ndarray(Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, (_, i) => Math.sin(i * i)), shape);
+  ndarray(
+    Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, (_, i) => Math.sin(i * i)),
+    shape,
+  );
 
 const digest = (data: NodeJS.ArrayBufferView): string => createHash('sha256').update(data).digest('hex');
 const bits = ({ data, shape }: NdArray): string => `${shape.join('x')} ${digest(data as unknown as Float32Array)}`;
@@ -50,7 +53,10 @@ const bits = ({ data, shape }: NdArray): string => `${shape.join('x')} ${digest(
 /** Everything that a tokenizer computes, to compare bit by bit. */
 async function results(uniflow: UniFlow): Promise<Record<string, string[]>> {
   const { patch, encoder, imageSize } = uniflow.config;
-  const { latents, tokens, hiddenStates } = await uniflow.encode({ pixels: floats(2, 3, ...imageSize) }, { tokens: true, hiddenStates: true });
+  const { latents, tokens, hiddenStates } = await uniflow.encode(
+    { pixels: floats(2, 3, ...imageSize) },
+    { tokens: true, hiddenStates: true },
+  );
   expect(hiddenStates).toHaveLength(encoder.layers + 1);
   const rectangle = await uniflow.encode({ pixels: floats(1, 3, 3 * patch, 2 * patch) });
   const images = await uniflow.decode(latents, { steps: 2, guidance: 1.5, output: 'float32' });
@@ -62,7 +68,10 @@ async function results(uniflow: UniFlow): Promise<Record<string, string[]>> {
 }
 
 async function encoderResults(encoder: VisionEncoder): Promise<Record<string, string[]>> {
-  const { hiddenStates, lastHiddenState } = await encoder.encode({ pixels: floats(2, 3, ...encoder.config.imageSize) }, { hiddenStates: true });
+  const { hiddenStates, lastHiddenState } = await encoder.encode(
+    { pixels: floats(2, 3, ...encoder.config.imageSize) },
+    { hiddenStates: true },
+  );
   return { hiddenStates: hiddenStates!.map(bits), last: [bits(lastHiddenState), bits((await encoder.encode(photo)).lastHiddenState)] };
 }
 
@@ -173,7 +182,13 @@ describe('the layout', () => {
 test('an encoder keeps the preprocessing that its folder said', async () => {
   const [source, folder] = [join(dir, 'processor'), join(dir, 'processor-saved')];
   await cp(golden('dinov2'), source, { recursive: true });
-  const processor = { do_resize: true, size: { height: 56, width: 56 }, resample: 2, image_mean: [0.1, 0.2, 0.3], image_std: [0.4, 0.5, 0.6] };
+  const processor = {
+    do_resize: true,
+    size: { height: 56, width: 56 },
+    resample: 2,
+    image_mean: [0.1, 0.2, 0.3],
+    image_std: [0.4, 0.5, 0.6],
+  };
   await writeFile(join(source, 'preprocessor_config.json'), JSON.stringify(processor));
   const encoder = await VisionEncoder.load(source);
   await encoder.save(folder);
@@ -200,8 +215,18 @@ test('a UniFlow on an InternViT keeps the statistics that the encoder had', asyn
 /** The encoder of uniflow-tiny as a checkpoint of its own. */
 async function writeInternVit(folder: string): Promise<void> {
   await mkdir(folder);
-  const { hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, image_size, patch_size } = await json(golden('uniflow-tiny'));
-  const config = { model_type: 'intern_vit_6b', hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, image_size, patch_size };
+  const { hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, image_size, patch_size } = await json(
+    golden('uniflow-tiny'),
+  );
+  const config = {
+    model_type: 'intern_vit_6b',
+    hidden_size,
+    intermediate_size,
+    num_attention_heads,
+    num_hidden_layers,
+    image_size,
+    patch_size,
+  };
   await writeFile(join(folder, 'config.json'), JSON.stringify(config));
   const file = await readFile(join(golden('uniflow-tiny'), 'model.safetensors'));
   const data = file.subarray(8 + Number(file.readBigUInt64LE()));
@@ -242,7 +267,10 @@ describe('saving over what is there', () => {
   test('leaves it as it is when the model goes meanwhile', async () => {
     const { folder, before } = await saved('disposed');
     const next = UniFlow.random('nano', { seed: 2 });
-    const saving = next.save(folder).then(() => 'saved', (error: UniFlowError) => error.code);
+    const saving = next.save(folder).then(
+      () => 'saved',
+      (error: UniFlowError) => error.code,
+    );
     await new Promise(setImmediate);
     await next.dispose();
     expect(await saving).toBe('DISPOSED');

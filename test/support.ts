@@ -35,12 +35,12 @@ export async function readTensors(path: string): Promise<Record<string, NdArray<
 /** ‖a − b‖ / ‖b‖ in float64. */
 export function relativeL2(actual: NdArray, expected: NdArray): number {
   expect(actual.shape).toEqual(expected.shape);
-  const [a, b] = [actual.data, expected.data];
+  const [a, b] = [actual.data, expected.data] as unknown as [Float32Array, Float32Array];
   let difference = 0;
   let norm = 0;
   for (let i = 0; i < a.length; i++) {
-    difference += ((a[i] as number) - (b[i] as number)) ** 2;
-    norm += (b[i] as number) ** 2;
+    difference += (a[i]! - b[i]!) ** 2;
+    norm += b[i]! ** 2;
   }
   return Math.sqrt(difference / norm);
 }

@@ -48,7 +48,11 @@ describe.each(['float32', 'bfloat16'] as const)('uniflow-tiny in %s', (dtype) =>
     const floats = await uniflow.decode(expected['latent']!, { ...options, output: 'float32' });
     expect(bytes.shape).toEqual([2, 56, 56, 3]);
     const { mean, std } = uniflow.config;
-    for (const [b, y, x, c] of [[0, 0, 0, 0], [1, 55, 55, 2], [0, 17, 31, 1]] as const) {
+    for (const [b, y, x, c] of [
+      [0, 0, 0, 0],
+      [1, 55, 55, 2],
+      [0, 17, 31, 1],
+    ] as const) {
       const value = 255 * (floats.get(b, c, y, x) * std[c] + mean[c]);
       expect(bytes.get(b, y, x, c)).toBe(Math.round(Math.min(255, Math.max(0, value))));
     }

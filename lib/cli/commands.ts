@@ -7,7 +7,19 @@ import type { Preset } from '../config.js';
 import type { DecodeCommandOptions } from './decode.js';
 import type { EncodeCommandOptions } from './encode.js';
 import type { InitCommandOptions } from './init.js';
-import { dtypeOption, gridOption, integerFrom, sizeOption, withFolder, withJson, withModel, withRevision, withSampling, type HubModelOptions, type ReportOptions } from './options.js';
+import {
+  dtypeOption,
+  gridOption,
+  integerFrom,
+  sizeOption,
+  withFolder,
+  withJson,
+  withModel,
+  withRevision,
+  withSampling,
+  type HubModelOptions,
+  type ReportOptions,
+} from './options.js';
 import type { ReconstructCommandOptions } from './reconstruct.js';
 
 const PRESETS: Record<Preset, true> = { nano: true, tiny: true, base: true, official: true };
@@ -45,7 +57,10 @@ function addEncode(program: Command, signal: AbortSignal): void {
 }
 
 function addDecode(program: Command, signal: AbortSignal): void {
-  const command = program.command('decode').description('Turn latents back into pictures.').argument('<latents>', 'a file that encode wrote');
+  const command = program
+    .command('decode')
+    .description('Turn latents back into pictures.')
+    .argument('<latents>', 'a file that encode wrote');
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(gridOption())
     .addHelpText(
@@ -74,11 +89,16 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
         'uniflow reconstruct photos/ -m my-model -o compared/ --json > quality.json',
       ),
     )
-    .action(async (inputs: string[], options: ReconstructCommandOptions) => (await import('./reconstruct.js')).reconstruct(inputs, options, signal));
+    .action(async (inputs: string[], options: ReconstructCommandOptions) =>
+      (await import('./reconstruct.js')).reconstruct(inputs, options, signal),
+    );
 }
 
 function addInit(program: Command, signal: AbortSignal): void {
-  const command = program.command('init').description('Make a model folder with random weights.').argument('<folder>', 'where the model goes');
+  const command = program
+    .command('init')
+    .description('Make a model folder with random weights.')
+    .argument('<folder>', 'where the model goes');
   withJson(command)
     .addOption(new Option('--preset <name>', 'size of the model').choices(Object.keys(PRESETS)).makeOptionMandatory())
     .option('--seed <n>', 'of the weights (default: 0)', integerFrom(0))
@@ -86,7 +106,11 @@ function addInit(program: Command, signal: AbortSignal): void {
     .option('--force', 'overwrite a model that is there')
     .addHelpText(
       'after',
-      examples('uniflow init my-model --preset tiny', 'uniflow init my-model --preset base --seed 7 --dtype bfloat16', 'uniflow init my-model --preset nano --force'),
+      examples(
+        'uniflow init my-model --preset tiny',
+        'uniflow init my-model --preset base --seed 7 --dtype bfloat16',
+        'uniflow init my-model --preset nano --force',
+      ),
     )
     .action(async (folder: string, options: InitCommandOptions) => (await import('./init.js')).init(folder, options, signal));
 }

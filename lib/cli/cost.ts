@@ -30,7 +30,10 @@ export function projectionFlops({ grid, width, latentChannels }: DecoderConfig):
 }
 
 /** FLOPs of one picture of the model's own size. */
-export function decoderFlops({ grid, width, hidden, latentChannels, globalBlocks, flowBlocks, patch }: DecoderConfig, steps: number): number {
+export function decoderFlops(
+  { grid, width, hidden, latentChannels, globalBlocks, flowBlocks, patch }: DecoderConfig,
+  steps: number,
+): number {
   const patches = grid.rows * grid.cols;
   const unprojection = linear(patches, latentChannels, width) + linear(patches, width, width);
   const blocks = globalBlocks * transformerFlops(patches, width, hidden, false);

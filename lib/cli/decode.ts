@@ -47,12 +47,14 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
 
 function checkShape(path: string, { shape }: NdArray): [count: number, patches: number] {
   const [count, patches] = shape;
-  if (shape.length !== 3 || !count || !patches) throw UniFlowError.expected('BAD_INPUT', path, 'latents [B, N, Z]', `[${shape.join(', ')}]`);
+  if (shape.length !== 3 || !count || !patches)
+    throw UniFlowError.expected('BAD_INPUT', path, 'latents [B, N, Z]', `[${shape.join(', ')}]`);
   return [count, patches];
 }
 
 function namesFor(path: string, ids: string[] | undefined, count: number, format: string): string[] {
-  if (ids && ids.length !== count) throw UniFlowError.expected('BAD_INPUT', `${path}: ids`, `one for each of ${count} latents`, `${ids.length}`);
+  if (ids && ids.length !== count)
+    throw UniFlowError.expected('BAD_INPUT', `${path}: ids`, `one for each of ${count} latents`, `${ids.length}`);
   const digits = String(count).length;
   return fileNames(ids ?? Array.from({ length: count }, (_, i) => `image-${String(i + 1).padStart(digits, '0')}`), format);
 }

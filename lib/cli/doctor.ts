@@ -21,7 +21,7 @@ const OLDEST_NODE = [20, 17] as const;
 const FORMATS = { jpeg: 'jpeg', png: 'png', webp: 'webp', heif: 'avif', tiff: 'tiff', gif: 'gif' } as const;
 
 export async function doctor(options: ReportOptions): Promise<void> {
-  const checks: [string, () => Promise<Omit<Finding, 'name'>>][] = [
+  const checks: [string, () => Omit<Finding, 'name'> | Promise<Omit<Finding, 'name'>>][] = [
     ['Node.js', node],
     ['system', system],
     ['memory', memory],
@@ -35,7 +35,7 @@ export async function doctor(options: ReportOptions): Promise<void> {
   ];
   const findings: Finding[] = [];
   for (const [name, check] of checks) {
-    const found = await check().catch(failure);
+    const found = await Promise.resolve().then(check).catch(failure);
     const known = !found.ok && findings.find(({ ok, detail }) => !ok && detail === found.detail);
     findings.push(known ? { name, ok: false, detail: `as ${known.name}` } : { name, ...found });
   }
@@ -52,23 +52,29 @@ function failure(error: unknown): Omit<Finding, 'name'> {
 
 function report(findings: readonly Finding[], works: boolean): string {
   const indent = (text: string): string => text.split('\n').join(`\n${' '.repeat(22)}`);
-  const lines = findings.map(({ name, ok, detail, advice }) => `${ok ? '✓' : '✗'} ${name.padEnd(20)}${indent(detail)}${advice ? indent(`\n${advice}`) : ''}`);
+  const lines = findings.map(
+    ({ name, ok, detail, advice }) => `${ok ? '✓' : '✗'} ${name.padEnd(20)}${indent(detail)}${advice ? indent(`\n${advice}`) : ''}`,
+  );
   return `${lines.join('\n')}\n\n${works ? 'Encoding works.' : 'Encoding does not work: see ✗ above.'}\n`;
 }
 
-async function node(): Promise<Omit<Finding, 'name'>> {
+function node(): Omit<Finding, 'name'> {
   const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
   const ok = major > OLDEST_NODE[0] || (major === OLDEST_NODE[0] && minor >= OLDEST_NODE[1]);
-  return { ok, detail: `${process.version}, ABI ${process.versions.modules}`, ...(ok ? {} : { advice: `Install Node.js ${OLDEST_NODE.join('.')} or newer.` }) };
+  return {
+    ok,
+    detail: `${process.version}, ABI ${process.versions.modules}`,
+    ...(ok ? {} : { advice: `Install Node.js ${OLDEST_NODE.join('.')} or newer.` }),
+  };
 }
 
-async function system(): Promise<Omit<Finding, 'name'>> {
+function system(): Omit<Finding, 'name'> {
   const ok = ['linux', 'darwin'].includes(platform());
   const detail = `${platform()} ${release()}, ${arch()}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}`;
   return { ok, detail, ...(ok ? {} : { advice: 'Only Linux and macOS are supported; on Windows, use WSL.' }) };
 }
 
-async function memory(): Promise<Omit<Finding, 'name'>> {
+function memory(): Omit<Finding, 'name'> {
   const gb = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
   const limit = process.constrainedMemory();
   const limited = limit > 0 && limit < totalmem() ? `, of which this process may use ${gb(limit)}` : '';
@@ -91,7 +97,11 @@ async function threads(): Promise<Omit<Finding, 'name'>> {
   const [count, cores] = [cpuInfo().threads, availableParallelism()];
   const detail = `${count}, on ${cores} ${cores === 1 ? 'core' : 'cores'}`;
   if (count <= cores) return { ok: true, detail };
-  return { ok: false, detail, advice: `More threads than cores wait for each other: set OMP_NUM_THREADS=${cores}, or pass --threads ${cores}.` };
+  return {
+    ok: false,
+    detail,
+    advice: `More threads than cores wait for each other: set OMP_NUM_THREADS=${cores}, or pass --threads ${cores}.`,
+  };
 }
 
 async function deviceList(): Promise<Omit<Finding, 'name'>> {
@@ -109,7 +119,11 @@ async function pictures(): Promise<Omit<Finding, 'name'>> {
   const missing = formats.filter(([format]) => !sharp.format[format]?.input.buffer).map(([, name]) => name);
   const detail = `${sharp.versions.sharp ?? 'unknown version'}, libvips ${sharp.versions.vips}`;
   if (missing.length === 0) return { ok: true, detail: `${detail}: ${Object.values(FORMATS).join(', ')}` };
-  return { ok: false, detail: `${detail}: cannot read ${missing.join(', ')}`, advice: 'Install the prebuilt sharp again: npm install --force sharp' };
+  return {
+    ok: false,
+    detail: `${detail}: cannot read ${missing.join(', ')}`,
+    advice: 'Install the prebuilt sharp again: npm install --force sharp',
+  };
 }
 
 /** The cache is made at the first download, so the nearest folder that exists must be writable. */
@@ -147,7 +161,9 @@ async function selfTest(): Promise<Omit<Finding, 'name'>> {
     const data = latents.data as unknown as Float32Array;
     const ok = data.every(Number.isFinite) && data.some((value) => value !== 0);
     const detail = `a random model encoded a picture to latents [${latents.shape.join(', ')}] in ${Math.round(performance.now() - started)} ms`;
-    return ok ? { ok, detail } : { ok, detail: `${detail}, but they are not numbers`, advice: 'This is a bug: please report it with this output.' };
+    return ok
+      ? { ok, detail }
+      : { ok, detail: `${detail}, but they are not numbers`, advice: 'This is a bug: please report it with this output.' };
   } finally {
     await uniflow.dispose();
   }

@@ -35,11 +35,15 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
         ids.push(...paths);
       },
     });
-    if (outcome.images === 0) throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
+    if (outcome.images === 0)
+      throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
     const files = await writeLatents(options.out, spool, { ids, grid, model: options.model as string });
     const shape = spool.shape('latents');
     if (options.json) printJson({ files, shape, grid, ...outcome });
-    else process.stdout.write(`${plural(outcome.images, 'picture')} as latents [${shape.join(', ')}] in ${files.join(', ')}${failures(outcome.failed)}\n`);
+    else
+      process.stdout.write(
+        `${plural(outcome.images, 'picture')} as latents [${shape.join(', ')}] in ${files.join(', ')}${failures(outcome.failed)}\n`,
+      );
   } finally {
     await spool.close();
   }

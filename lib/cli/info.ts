@@ -87,14 +87,27 @@ function table(info: Info): string {
   const [height, width] = e.imageSize;
   const registers = e.registers > 0 ? `, ${e.registers} registers` : '';
   const rows: [string, string][] = [
-    ['picture', `${height}x${width}, patches of ${e.patch}: ${t.rows}x${t.cols} = ${t.patches} tokens${t.prefix > 0 ? `, and ${t.prefix} in front` : ''}`],
-    ['encoder', `${e.family}: ${e.layers} layers, width ${e.width}, ${e.heads} heads, MLP ${e.hidden}${e.gated ? ' gated' : ''}${registers}`],
+    [
+      'picture',
+      `${height}x${width}, patches of ${e.patch}: ${t.rows}x${t.cols} = ${t.patches} tokens${t.prefix > 0 ? `, and ${t.prefix} in front` : ''}`,
+    ],
+    [
+      'encoder',
+      `${e.family}: ${e.layers} layers, width ${e.width}, ${e.heads} heads, MLP ${e.hidden}${e.gated ? ' gated' : ''}${registers}`,
+    ],
   ];
   if (latents) rows.push(['latents', `[${latents.shape.join(', ')}] per picture, ${withPrefix(latents.bytes, 'B')} in float32`]);
-  if (d) rows.push(['decoder', `${plural(d.globalBlocks, 'global block')} and ${plural(d.flowBlocks, 'flow block')}, width ${d.width}; steps by default: ${d.steps}`]);
+  if (d)
+    rows.push([
+      'decoder',
+      `${plural(d.globalBlocks, 'global block')} and ${plural(d.flowBlocks, 'flow block')}, width ${d.width}; steps by default: ${d.steps}`,
+    ]);
   rows.push(['parameters', withPrefix(parameters.total, '')]);
   if (d) rows.push(...Object.entries(parameters.parts).map(([part, n]): [string, string] => [`  ${part}`, withPrefix(n, '')]));
-  rows.push(['weights', `${withPrefix(weightBytes.float32, 'B')} in float32, ${withPrefix(weightBytes.bfloat16, 'B')} in bfloat16${storedAs(info)}`]);
+  rows.push([
+    'weights',
+    `${withPrefix(weightBytes.float32, 'B')} in float32, ${withPrefix(weightBytes.bfloat16, 'B')} in bfloat16${storedAs(info)}`,
+  ]);
   rows.push(['encoding', `${withPrefix(flops.encode, 'FLOP')} per picture`]);
   if (flops.decode !== undefined) rows.push(['decoding', `${withPrefix(flops.decode, 'FLOP')} per picture in one step`]);
   rows.push(['preprocessing', `${MODES[p.mode]}, ${p.filter}; mean ${p.mean.join(' ')}, std ${p.std.join(' ')}`]);

@@ -11,7 +11,22 @@ const FAILED = 1;
 const BAD_USAGE = 2;
 
 /** What the library calls the values of options: bad ones are bad usage. */
-const OPTIONS = new Set(['model', 'out', 'size', 'batchSize', 'device', 'dtype', 'steps', 'schedule', 'guidance', 'seed', 'grid', 'preset', 'revision', 'threads']);
+const OPTIONS = new Set([
+  'model',
+  'out',
+  'size',
+  'batchSize',
+  'device',
+  'dtype',
+  'steps',
+  'schedule',
+  'guidance',
+  'seed',
+  'grid',
+  'preset',
+  'revision',
+  'threads',
+]);
 
 /** The first signal ends the work cleanly; a second one ends the process, whatever it does. */
 function interruption(): { signal: AbortSignal; exitCode: () => number | undefined } {

@@ -42,7 +42,8 @@ export interface FolderOptions {
 export function integerFrom(least: number): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!/^\d+$/.test(text) || value < least || !Number.isSafeInteger(value)) throw new InvalidArgumentError(`It must be a whole number from ${least}.`);
+    if (!/^\d+$/.test(text) || value < least || !Number.isSafeInteger(value))
+      throw new InvalidArgumentError(`It must be a whole number from ${least}.`);
     return value;
   };
 }
@@ -79,9 +80,10 @@ function grid(text: string): Grid {
 // ----- groups ---------------------------------------------------------------------------------------------------
 
 export const dtypeOption = (description: string): Option => new Option('--dtype <type>', description).choices(['float32', 'bfloat16']);
-export const gridOption = (): Option => new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
+export const gridOption = (): Option =>
+  new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
 export const sizeOption = (): Option =>
-  new Option('--size <N|HxW>', 'height and width that pictures are brought to (default: the model\'s own)').argParser(size);
+  new Option('--size <N|HxW>', "height and width that pictures are brought to (default: the model's own)").argParser(size);
 
 export function withJson(command: Command): Command {
   return command.option('--json', 'print one JSON object instead of text, and no progress');

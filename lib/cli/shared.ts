@@ -93,7 +93,9 @@ export async function overPictures<R>(run: PictureRun<R>): Promise<Outcome> {
     const batches = [...slices(files.length, batchSize)].map(([begin, end]) => files.slice(begin, end));
     let tried = 0;
     let images = 0;
-    for await (const { result, good, broken } of ahead(batches, (batch) => withoutBroken(batch, signal, (paths) => run.work(uniflow, paths, batchSize)))) {
+    for await (const { result, good, broken } of ahead(batches, (batch) =>
+      withoutBroken(batch, signal, (paths) => run.work(uniflow, paths, batchSize)),
+    )) {
       broken.forEach(report);
       failed.push(...broken);
       if (result !== undefined) await run.finish(result, good, progress);

@@ -9,7 +9,8 @@ export function timeGrid(steps: number, schedule: Schedule = 'linear'): { time: 
   if (!Number.isInteger(steps) || steps < 1 || steps > 10_000)
     throw UniFlowError.expected('BAD_INPUT', 'steps', 'an integer from 1 to 10000', String(steps));
   const power = schedule === 'linear' ? 1 : Number(/^pow_(\d+(?:\.\d+)?|\.\d+)$/.exec(String(schedule))?.[1]);
-  if (!(power > 1e-3 && power < 1e3)) throw UniFlowError.expected('BAD_INPUT', 'schedule', "'linear' or 'pow_P' with P from 0.001 to 1000", `'${String(schedule)}'`);
+  if (!(power > 1e-3 && power < 1e3))
+    throw UniFlowError.expected('BAD_INPUT', 'schedule', "'linear' or 'pow_P' with P from 0.001 to 1000", `'${String(schedule)}'`);
   const t = Array.from({ length: steps + 1 }, (_, k) => 1 - ((steps - k) / steps) ** (1 / power));
   return {
     time: Float32Array.from(t.slice(0, -1)),

@@ -36,7 +36,11 @@ export interface EncoderConfig {
 }
 
 export const MAX_LAYERS = 1024;
-const positive = z.number().int().positive().max(1 << 20);
+const positive = z
+  .number()
+  .int()
+  .positive()
+  .max(1 << 20);
 const layers = positive.max(MAX_LAYERS);
 const size = z.union([positive, z.tuple([positive, positive])]);
 const activations = {
@@ -115,7 +119,12 @@ function base(family: Family, c: CommonFields, hidden: number, eps: number): Enc
   if (imageSize.some((n) => n % patch !== 0))
     throw UniFlowError.expected('BAD_CHECKPOINT', 'image_size', `a multiple of patch_size ${patch}`, imageSize.join('x'));
   if (c.hidden_size % c.num_attention_heads !== 0)
-    throw UniFlowError.expected('BAD_CHECKPOINT', 'hidden_size', `a multiple of num_attention_heads ${c.num_attention_heads}`, `${c.hidden_size}`);
+    throw UniFlowError.expected(
+      'BAD_CHECKPOINT',
+      'hidden_size',
+      `a multiple of num_attention_heads ${c.num_attention_heads}`,
+      `${c.hidden_size}`,
+    );
   return {
     family,
     width: c.hidden_size,
@@ -254,7 +263,10 @@ function contrastive(family: 'clip' | 'siglip', config: Record<string, unknown>)
       image_size: size.default(224),
       patch_size: size.default(clip ? 32 : 16),
       intermediate_size: positive.default(3072),
-      layer_norm_eps: z.number().positive().default(clip ? 1e-5 : 1e-6),
+      layer_norm_eps: z
+        .number()
+        .positive()
+        .default(clip ? 1e-5 : 1e-6),
       hidden_act: common.hidden_act.removeDefault().default(clip ? 'quick_gelu' : 'gelu_pytorch_tanh'),
     }),
     config,

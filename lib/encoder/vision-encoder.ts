@@ -98,7 +98,10 @@ export class VisionEncoder {
   /** Writes the encoder as a Hugging Face folder. */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
-    const json = { 'config.json': { ...this.configJson, dtype: checked.dtype }, 'preprocessor_config.json': processorConfig(this.preprocessing) };
+    const json = {
+      'config.json': { ...this.configJson, dtype: checked.dtype },
+      'preprocessor_config.json': processorConfig(this.preprocessing),
+    };
     await saveCheckpoint(dir, json, this.parameters, checked);
   }
 
@@ -117,7 +120,12 @@ export class VisionEncoder {
 function encoderJson(config: Record<string, unknown>): Record<string, unknown> {
   const inner = config['vision_config'];
   if (!inner || typeof inner !== 'object') return config;
-  const towers: Record<string, string> = { clip: 'clip_vision_model', siglip: 'siglip_vision_model', internvl: 'internvl_vision', internvl_chat: 'intern_vit_6b' };
+  const towers: Record<string, string> = {
+    clip: 'clip_vision_model',
+    siglip: 'siglip_vision_model',
+    internvl: 'internvl_vision',
+    internvl_chat: 'intern_vit_6b',
+  };
   return { model_type: towers[String(config['model_type'])], ...inner };
 }
 
@@ -135,4 +143,3 @@ async function readPreprocessing(dir: string, config: EncoderConfig): Promise<Pr
   const there = await stat(path).then(Boolean, () => false);
   return there ? applyProcessorConfig(base, await readJson(path), path) : base;
 }
-

@@ -123,7 +123,8 @@ export class ArrayFile {
   async read(name: string): Promise<NdArray<Float32Array>> {
     const stored = this.file.tensors[name];
     if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, `${this.names.length} others`);
-    if (!['F32', 'F16', 'BF16'].includes(stored.dtype)) throw UniFlowError.expected('BAD_INPUT', `${this.path}: ${name}`, 'F32, F16 or BF16', stored.dtype);
+    if (!['F32', 'F16', 'BF16'].includes(stored.dtype))
+      throw UniFlowError.expected('BAD_INPUT', `${this.path}: ${name}`, 'F32, F16 or BF16', stored.dtype);
     const tensor = native.loadParameter([{ file: this.file.handle, name }], stored.shape, 'float32', false);
     const data = new Float32Array(stored.shape.reduce((a, b) => a * b, 1));
     try {

@@ -29,8 +29,7 @@ export class Checkpoint {
     for (const name of await weightFiles(dir)) {
       const file = native.openSafetensors(join(dir, name));
       for (const [key, { dtype, shape }] of Object.entries(file.tensors)) {
-        if (tensors.has(key))
-          throw new UniFlowError('BAD_CHECKPOINT', `${dir}: the tensor ${key} is in several files`, { subject: key });
+        if (tensors.has(key)) throw new UniFlowError('BAD_CHECKPOINT', `${dir}: the tensor ${key} is in several files`, { subject: key });
         tensors.set(key, { file: file.handle, dtype, shape });
       }
     }

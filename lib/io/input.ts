@@ -90,6 +90,11 @@ const MAX_EDGE = 16384;
 export function checkSize(size: number | readonly [number, number], patch: number): readonly [number, number] {
   const both = typeof size === 'number' ? ([size, size] as const) : size;
   if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n <= 0 || n % patch !== 0 || n > MAX_EDGE))
-    throw UniFlowError.expected('BAD_INPUT', 'size', `positive multiples of the patch size ${patch}, up to ${MAX_EDGE}`, JSON.stringify(size));
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'size',
+      `positive multiples of the patch size ${patch}, up to ${MAX_EDGE}`,
+      JSON.stringify(size),
+    );
   return both;
 }

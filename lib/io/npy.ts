@@ -27,7 +27,10 @@ export function npyHeader(type: NpyType, shape: readonly number[]): Buffer {
  */
 export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint8Array>> {
   const bytes = await readFile(path).catch((cause: NodeJS.ErrnoException) => {
-    throw new UniFlowError(cause.code === 'ENOENT' ? 'NOT_FOUND' : 'BAD_INPUT', `${path}: cannot be read: ${cause.message}`, { subject: path, cause });
+    throw new UniFlowError(cause.code === 'ENOENT' ? 'NOT_FOUND' : 'BAD_INPUT', `${path}: cannot be read: ${cause.message}`, {
+      subject: path,
+      cause,
+    });
   });
   const { type, shape, begin } = parseHeader(path, bytes);
   const size = shape.reduce((a, b) => a * b, 1);
@@ -48,5 +51,12 @@ function parseHeader(path: string, bytes: Buffer): { type: NpyType; shape: numbe
   const dimensions = /'shape': \(([\d, ]*)\)/.exec(text)?.[1];
   if (!(type in BYTES) || dimensions === undefined || !/'fortran_order': False/.test(text))
     throw UniFlowError.expected('BAD_INPUT', path, "float32 ('<f4') or uint8 ('|u1') in C order", text.trim());
-  return { type: type as NpyType, shape: dimensions.split(',').filter((d) => d.trim() !== '').map(Number), begin };
+  return {
+    type: type as NpyType,
+    shape: dimensions
+      .split(',')
+      .filter((d) => d.trim() !== '')
+      .map(Number),
+    begin,
+  };
 }

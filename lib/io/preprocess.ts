@@ -64,7 +64,11 @@ const processor = z.object({
 export function applyProcessorConfig(base: Preprocessing, json: Record<string, unknown>, subject: string): Preprocessing {
   const parsed = processor.safeParse(json);
   if (!parsed.success)
-    throw new UniFlowError('BAD_CHECKPOINT', `${subject}: ${parsed.error.issues.map((i) => `${i.path.join('.')}: ${i.message}`).join('; ')}`, { subject });
+    throw new UniFlowError(
+      'BAD_CHECKPOINT',
+      `${subject}: ${parsed.error.issues.map((i) => `${i.path.join('.')}: ${i.message}`).join('; ')}`,
+      { subject },
+    );
   const c = parsed.data;
   if (Math.abs(c.rescale_factor * 255 - 1) > 1e-6)
     throw UniFlowError.expected('UNSUPPORTED', `${subject} rescale_factor`, '1/255', `${c.rescale_factor}`);
@@ -74,7 +78,12 @@ export function applyProcessorConfig(base: Preprocessing, json: Record<string, u
   const std = c.do_normalize ? (c.image_std ?? base.std) : ([1, 1, 1] as Triple);
   const shortest = typeof c.size === 'number' ? c.size : c.size && 'shortest_edge' in c.size ? c.size.shortest_edge : undefined;
   if (c.do_center_crop && shortest) {
-    const crop = typeof c.crop_size === 'number' ? c.crop_size : c.crop_size && 'height' in c.crop_size ? Math.max(c.crop_size.height, c.crop_size.width) : shortest;
+    const crop =
+      typeof c.crop_size === 'number'
+        ? c.crop_size
+        : c.crop_size && 'height' in c.crop_size
+          ? Math.max(c.crop_size.height, c.crop_size.width)
+          : shortest;
     return { ...base, mode: 'shortest_edge', edgeRatio: Math.max(1, shortest / crop), filter, mean, std };
   }
   return { ...base, mode: c.size === undefined ? base.mode : 'stretch', filter, mean, std };
@@ -88,7 +97,14 @@ export function processorConfig(p: Preprocessing): Record<string, unknown> {
   if (p.mode === 'cover') return { do_resize: true, resample, ...statistics };
   if (p.mode === 'stretch') return { do_resize: true, size: { height, width }, resample, do_center_crop: false, ...statistics };
   const crop = Math.max(height, width);
-  return { do_resize: true, size: { shortest_edge: Math.round(crop * p.edgeRatio) }, resample, do_center_crop: true, crop_size: { height, width }, ...statistics };
+  return {
+    do_resize: true,
+    size: { shortest_edge: Math.round(crop * p.edgeRatio) },
+    resample,
+    do_center_crop: true,
+    crop_size: { height, width },
+    ...statistics,
+  };
 }
 
 export function nativeNormalisation(p: { mean: Triple; std: Triple }): NativeNormalisation {

@@ -49,14 +49,26 @@ export function distillationLoss(
 export async function distillation(
   student: readonly NdArray[],
   teacher: readonly NdArray[],
-  { beta = DEFAULT_BETA, grads = false, skip = 0, weights = 'adaptive' }: { beta?: number; grads?: boolean; skip?: number; weights?: LayerWeights } = {},
+  {
+    beta = DEFAULT_BETA,
+    grads = false,
+    skip = 0,
+    weights = 'adaptive',
+  }: { beta?: number; grads?: boolean; skip?: number; weights?: LayerWeights } = {},
 ): Promise<{ loss: number; alpha: number[]; weight: number[]; grads?: NdArray[] }> {
   if (!Number.isFinite(beta)) throw UniFlowError.expected('BAD_INPUT', 'beta', 'a finite number', String(beta));
   const tensors: Tensor[] = [];
   const upload = (stack: readonly NdArray[]): Tensor[] => stack.map((a) => (tensors.push(Tensor.from(a)), tensors.at(-1) as Tensor));
   try {
     const [s, t] = [upload(student), upload(teacher)];
-    const d = native.distillation(s.map((x) => x.handle), t.map((x) => x.handle), beta, skip, weights, grads);
+    const d = native.distillation(
+      s.map((x) => x.handle),
+      t.map((x) => x.handle),
+      beta,
+      skip,
+      weights,
+      grads,
+    );
     const scaled = d.grads.map((g, i) => native.add(undefined, g, d.weight, i, 1));
     tensors.push(...[d.loss, d.alpha, d.weight, ...d.grads, ...scaled].map((handle) => new Tensor(handle)));
     const numbers = async (handle: typeof d.loss): Promise<number[]> => [...((await new Tensor(handle).read()).data as Float32Array)];

@@ -103,7 +103,12 @@ export class Trainer {
     const encoder = teacher.encoder;
     const { width, layers, patch } = this.uniflow.config.encoder;
     if (encoder.config.width !== width || encoder.config.layers !== layers || encoder.config.patch !== patch)
-      throw UniFlowError.expected('BAD_INPUT', 'teacher', `${layers} layers of width ${width} and patch ${patch}`, `${encoder.config.layers} of ${encoder.config.width} and ${encoder.config.patch}`);
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        'teacher',
+        `${layers} layers of width ${width} and patch ${patch}`,
+        `${encoder.config.layers} of ${encoder.config.width} and ${encoder.config.patch}`,
+      );
     return encoder;
   }
 
@@ -169,7 +174,14 @@ export class Trainer {
     const [rows, width] = [condition.dim(0) * condition.dim(1), condition.dim(2)];
     const values = 3 * this.uniflow.config.patch ** 2;
     const data = unfold(pixels, this.uniflow.config.patch, this.uniflow.normalisation, 'float32').reshape([rows, values]);
-    const flow = flowLoss(decoder.head, data, noise.reshape([rows, values]), time.reshape([rows]), reshape(condition, [rows, width]), dtype);
+    const flow = flowLoss(
+      decoder.head,
+      data,
+      noise.reshape([rows, values]),
+      time.reshape([rows]),
+      reshape(condition, [rows, width]),
+      dtype,
+    );
     return { flow, distillation };
   }
 
@@ -178,14 +190,30 @@ export class Trainer {
     const values = await Promise.all(tensors.map(async (t) => [...((await t.read()).data as Float32Array)])).finally(() => {
       for (const t of tensors) t.dispose();
     });
-    const [[flowLoss], [gradNorm], [distilled = 0] = [], alpha = [], weight = []] = values as [[number], [number], [number]?, number[]?, number[]?];
+    const [[flowLoss], [gradNorm], [distilled = 0] = [], alpha = [], weight = []] = values as [
+      [number],
+      [number],
+      [number]?,
+      number[]?,
+      number[]?,
+    ];
     const { lambdaFlow = 1, lambdaDistillation = 1, maxSkipped = 10 } = this.options;
     const skipped = !Number.isFinite(gradNorm);
     this.skippedInARow = skipped ? this.skippedInARow + 1 : 0;
     if (!skipped) this.steps++;
     if (this.skippedInARow >= maxSkipped)
-      throw new UniFlowError('INTERNAL', `${maxSkipped} steps in a row had a gradient that is not finite: lower the learning rate`, { subject: 'gradient' });
-    return { loss: lambdaFlow * flowLoss + lambdaDistillation * distilled, flow: flowLoss, distillation: distilled, alpha, weight, gradNorm, skipped };
+      throw new UniFlowError('INTERNAL', `${maxSkipped} steps in a row had a gradient that is not finite: lower the learning rate`, {
+        subject: 'gradient',
+      });
+    return {
+      loss: lambdaFlow * flowLoss + lambdaDistillation * distilled,
+      flow: flowLoss,
+      distillation: distilled,
+      alpha,
+      weight,
+      gradNorm,
+      skipped,
+    };
   }
 
   /** Gradients of the last step before clipping, by checkpoint name. */

@@ -12,6 +12,7 @@
 namespace uniflow {
 namespace {
 
+constexpr int64_t kMost = int64_t{1} << 46;  // no machine has more, and sums of sizes stay far from overflow
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kMapFrom = 256 << 10;      // blocks this large are mapped, so that freeing returns them at once
 constexpr int64_t kHugeFrom = 4 << 20;       // and from here asked for in huge pages: fewer TLB misses in GEMMs
@@ -60,6 +61,7 @@ void* Allocator::take_from_pool(int64_t capacity) {
 
 void* Allocator::allocate(int64_t bytes, Placement placement) {
   const bool pooled = placement == Placement::Pooled;
+  if (bytes < 0 || bytes > kMost) throw Error(ErrorCode::OutOfMemory, "out of host memory: asked for " + std::to_string(bytes) + " bytes");
   const int64_t capacity = pooled ? size_class(bytes) : round_up(std::max<int64_t>(bytes, 1), bytes >= kMapFrom ? kPageBytes : 64);
   std::lock_guard lock(mutex_);
   void* block = pooled ? take_from_pool(capacity) : nullptr;

@@ -1,5 +1,7 @@
 #include "native/cpu/linear.h"
 
+#include <omp.h>
+
 #include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
@@ -35,7 +37,8 @@ dnnl::matmul::primitive_desc describe(const memory::desc& x, const memory::desc&
 
 struct DnnlPacking : Packing {
   int64_t out, in;
-  DType compute;      // of the product, and of the packed weight
+  DType compute;      // of the product, and of the weight unless:
+  bool plain_bfloat16 = false;  // a plain bfloat16 weight on a machine whose products are float32
   memory::desc desc;  // [in, out], blocked
 };
 
@@ -76,6 +79,8 @@ struct Key {
   Activation activation;
   bool bias, scale, residual;
   int64_t backward_out = 0, backward_in = 0;  // of the backward products, which have no packing
+  bool weight_gradient = false;
+  int threads = omp_get_max_threads();  // a primitive keeps the team that it was built for
   bool operator==(const Key&) const = default;
 };
 
@@ -83,7 +88,8 @@ struct KeyHash {
   size_t operator()(const Key& k) const {
     size_t h = std::hash<const void*>()(k.packing);
     for (size_t v : {static_cast<size_t>(k.rows), static_cast<size_t>(k.x), static_cast<size_t>(k.out), static_cast<size_t>(k.activation),
-                     size_t{k.bias}, size_t{k.scale}, size_t{k.residual}, static_cast<size_t>(k.backward_out), static_cast<size_t>(k.backward_in)})
+                     size_t{k.bias}, size_t{k.scale}, size_t{k.residual}, static_cast<size_t>(k.backward_out), static_cast<size_t>(k.backward_in),
+                     size_t{k.weight_gradient}, static_cast<size_t>(k.threads)})
       h = h * 1000003 + v;
     return h;
   }
@@ -137,7 +143,7 @@ void run(const LinearArgs& a, const DnnlPacking& p) {
 void weight_gradient(const LinearBackwardArgs& a) {
   const memory::desc x = matrix(a.rows, a.in, a.dtype), d = matrix(a.rows, a.out, a.dtype), w = matrix(a.out, a.in, DType::Float32);
   const memory::desc bias({a.out}, memory::data_type::f32, tag::a), hint = matrix(a.out, a.in, a.dtype);
-  const Key key{nullptr, a.rows, a.dtype, DType::Float32, Activation::None, a.d_bias != nullptr, false, false, a.out, a.in};
+  const Key key{nullptr, a.rows, a.dtype, DType::Float32, Activation::None, a.d_bias != nullptr, false, false, a.out, a.in, true};
   auto make = [&]() -> dnnl::primitive {
     using forward = dnnl::inner_product_forward;
     using backward = dnnl::inner_product_backward_weights;
@@ -165,7 +171,13 @@ void run_converted(const LinearArgs& a, const DnnlPacking& p) {
     return v;
   };
   LinearArgs wide = a;
-  std::vector<float> x, residual, out;
+  std::vector<float> x, residual, out, weight;
+  std::shared_ptr<const Packing> plain;
+  if (p.plain_bfloat16) {
+    weight = widen(a.weight, p.out * p.in);
+    plain = plain_packing(p.out, p.in, DType::Float32);
+    wide.weight = weight.data();
+  }
   if (a.x_dtype == DType::BFloat16) {
     x = widen(a.x, a.rows * p.in);
     wide.x = x.data();
@@ -177,7 +189,7 @@ void run_converted(const LinearArgs& a, const DnnlPacking& p) {
     wide.out = out.data();
     wide.out_dtype = DType::Float32;
   }
-  run(wide, p);
+  run(wide, plain ? dnnl_packing(*plain) : p);
   if (!out.empty()) k.cast(out.data(), DType::Float32, a.out, DType::BFloat16, a.rows * p.out);
 }
 
@@ -211,6 +223,7 @@ std::shared_ptr<const Packing> intern(int64_t out, int64_t in, DType dtype, cons
   p->in = in;
   p->compute = dtype == DType::BFloat16 && native_bfloat16() ? DType::BFloat16 : DType::Float32;
   p->desc = layout(p->compute);
+  p->plain_bfloat16 = p->compute == DType::Float32 && p->desc == matrix(in, out, DType::BFloat16, tag::ba);
   return slot = p;
 }
 
@@ -264,6 +277,8 @@ void linear(const LinearArgs& a) {
 }
 
 void linear_backward(const LinearBackwardArgs& a) {
+  if (a.dtype == DType::BFloat16 && !native_bfloat16())
+    throw Error(ErrorCode::Unsupported, "training in bfloat16 needs a processor with bfloat16 products: train in float32 here");
   try {
     if (a.d_x) {  // d_out [M, N] times the weight as it lies, [N, K]
       const Key key{nullptr, a.rows, a.dtype, a.dtype, Activation::None, false, false, false, a.out, a.in};

@@ -35,7 +35,7 @@ struct LinearArgs {
   DType x_dtype, out_dtype;
   const float* bias = nullptr;      // [out]
   const float* scale = nullptr;     // [out]
-  const void* residual = nullptr;   // [rows, out], of out_dtype; may be out
+  const void* residual = nullptr;   // [rows, out], of out_dtype; not out itself
   Activation activation = Activation::None;
 };
 

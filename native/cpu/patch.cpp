@@ -61,7 +61,7 @@ void unfold_all(const UnfoldArgs& a) {
   });
 }
 
-uint8_t to_byte(float v) { return static_cast<uint8_t>(std::min(std::max(v, 0.0f), 255.0f) + 0.5f); }
+uint8_t to_byte(float v) { return static_cast<uint8_t>(std::min(std::max(0.0f, v), 255.0f) + 0.5f); }
 
 template <class T>
 void assemble_all(const AssembleArgs& a) {
