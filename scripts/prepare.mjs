@@ -22,7 +22,8 @@ export function prepare({ tests = false } = {}) {
     console.error(`\n${advice(absent)}\n`);
     process.exit(1);
   }
-  if (age('node_modules/.package-lock.json') < age('package-lock.json')) run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund']);
+  if (age('node_modules/.package-lock.json') < age('package-lock.json'))
+    run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
   run(process.execPath, ['scripts/install.mjs', ...(tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
   run('npx', ['tsc', '-p', 'tsconfig.json']);
 }
