@@ -22,8 +22,9 @@ export function prepare({ tests = false } = {}) {
     console.error(`\n${advice(absent)}\n`);
     process.exit(1);
   }
+  // not `npm ci`: it refuses a lock file when some other platform's optional package is missing in the registry
   if (age('node_modules/.package-lock.json') < age('package-lock.json'))
-    run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
+    run('npm', ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
   run(process.execPath, ['scripts/install.mjs', ...(tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
   run('npx', ['tsc', '-p', 'tsconfig.json']);
 }
