@@ -23,8 +23,12 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
       throw to_js(info.Env(), Error(ErrorCode::BadInput, "TensorHandle", "to be made by an operation", "new"));
     tensor = *info[0].As<Napi::External<Tensor>>().Data();
     info.This().As<Napi::Object>().TypeTag(&kTensorTag);
-    accounted_ = tensor.buffer()->bytes;
-    Napi::MemoryManagement::AdjustExternalMemory(info.Env(), accounted_);
+    // V8 hears of weights only: activations come and go by the gigabyte within a call, and telling it of each would make it
+    // collect garbage, for tens of milliseconds, that tidy() has already disposed of.
+    if (tensor.buffer()->placement == Placement::Persistent) {
+      accounted_ = tensor.buffer()->bytes;
+      Napi::MemoryManagement::AdjustExternalMemory(info.Env(), accounted_);
+    }
     ++handles;
   }
   ~TensorHandle() override {
@@ -47,7 +51,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
     if (!tensor) return;
     tensor = {};
     --handles;
-    Napi::MemoryManagement::AdjustExternalMemory(env, -accounted_);
+    if (accounted_) Napi::MemoryManagement::AdjustExternalMemory(env, -accounted_);
   }
 
   const Tensor& live() const {
