@@ -2,7 +2,11 @@
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { join } from 'node:path';
-import { UniFlow } from '../lib/index.js';
+import { nativeFlowHead, velocity } from '../lib/decoder/flow.js';
+import { Tensor, tidy, UniFlow } from '../lib/index.js';
+import { native } from '../lib/native.js';
+import { cast } from '../lib/ops.js';
+import { tensorOf } from '../lib/tensor.js';
 import { golden, readTensors, relativeL2, tolerances } from './support.js';
 
 const expected: Record<string, NdArray<Float32Array>> = {};
@@ -30,6 +34,24 @@ describe.each(['float32', 'bfloat16'] as const)('uniflow-tiny in %s', (dtype) =>
     const out = await uniflow.encode({ pixels: expected['pixels_rect']! }, { hiddenStates: true });
     expect(out.grid).toEqual({ rows: 6, cols: 5 });
     expect(relativeL2(out.hiddenStates!.at(-1)!, expected['hidden_rect.last']!)).toBeLessThan(tolerances[dtype]);
+  });
+
+  test('decode: the condition of each patch, and the velocity field, fused and as single operations', async () => {
+    const read = async (make: () => Tensor): Promise<NdArray> => {
+      const tensor = tidy(make);
+      return tensor.read().finally(() => tensor.dispose());
+    };
+    const flat = (name: string): Tensor => Tensor.from(ndarray(expected[name]!.data, [32, expected[name]!.shape[2]!]));
+    const { decoder } = uniflow;
+    const condition = await read(() => decoder.condition(cast(Tensor.from(expected['latent']!), dtype), { rows: 4, cols: 4 }));
+    expect(relativeL2(condition, expected['condition']!)).toBeLessThan(tolerances[dtype]);
+    const inputs = (): [Tensor, Tensor, Tensor] => [flat('noise'), Tensor.from(expected['time']!), cast(flat('condition'), dtype)];
+    const fused = await read(() => {
+      const [x, t, c] = inputs();
+      return tensorOf(native.flowVelocity(nativeFlowHead(decoder.head), x.handle, t.handle, c.handle));
+    });
+    const single = await read(() => velocity(decoder.head, ...inputs(), dtype));
+    for (const v of [fused, single]) expect(relativeL2(v, expected['velocity']!)).toBeLessThan(tolerances[dtype]);
   });
 
   test.each([
