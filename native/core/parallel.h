@@ -20,4 +20,11 @@ inline void parallel_for(int64_t n, Body&& body, bool dynamic = false) {
   }
 }
 
+/// Calls body(begin, end) on the team for chunks of [0, n) that are the same whatever the number of threads.
+template <class Body>
+inline void parallel_chunks(int64_t n, Body&& body) {
+  constexpr int64_t kChunk = 1 << 14;
+  parallel_for((n + kChunk - 1) / kChunk, [&](int64_t i) { body(i * kChunk, (i + 1) * kChunk < n ? (i + 1) * kChunk : n); });
+}
+
 }  // namespace uniflow

@@ -9,14 +9,6 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;
-
-/// body(begin, end) over [0, n) in chunks on the team.
-template <class Body>
-void parallel_chunks(int64_t n, Body&& body) {
-  parallel_for((n + kChunk - 1) / kChunk, [&](int64_t i) { body(i * kChunk, (i + 1) * kChunk < n ? (i + 1) * kChunk : n); });
-}
-
 vf silu(vf x) { return x / (1.0f + exp(-x)); }
 
 template <class X, class Y>

@@ -13,13 +13,6 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;
-
-template <class Body>
-void parallel_chunks(int64_t n, Body&& body) {
-  parallel_for((n + kChunk - 1) / kChunk, [&](int64_t i) { body(i * kChunk, (i + 1) * kChunk < n ? (i + 1) * kChunk : n); });
-}
-
 template <class T>
 void activation_as(Activation kind, const void* x, void* out, int64_t n) {
   const T* in = static_cast<const T*>(x);
