@@ -1,4 +1,4 @@
-/// The operations that only training uses: backward passes, losses, the optimizer.
+/// The operations that only training and evaluation use: backward passes, losses, the optimizer, statistics.
 #include "bindings/convert.h"
 #include "bindings/env.h"
 #include "bindings/ops.h"
@@ -9,6 +9,7 @@
 #include "native/ops/optimizer.h"
 #include "native/ops/patch.h"
 #include "native/ops/residual.h"
+#include "native/ops/statistics.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -145,6 +146,10 @@ void define_losses(Napi::Object exports) {
     const auto loss = ops::mean_squared_error(s, tensor(i[0], "value"), tensor(i[1], "target"));
     return wrap_all(i.Env(), {{"loss", loss.loss}, {"grad", loss.grad}});
   });
+  define(exports, "crossEntropy", [](const auto& s, const Info& i) {
+    const auto loss = ops::cross_entropy(s, tensor(i[0], "logits"), tensor(i[1], "labels"));
+    return wrap_all(i.Env(), {{"loss", loss.loss}, {"grad", loss.grad}, {"correct", loss.correct}});
+  });
 }
 
 std::vector<ops::OptimizedParameter> optimized(Napi::Value v) {
@@ -170,6 +175,17 @@ void define_optimizer(Napi::Object exports) {
   });
 }
 
+void define_statistics(Napi::Object exports) {
+  define(exports, "topK", [](const auto& s, const Info& i) {
+    const auto top = ops::top_k(s, tensor(i[0], "scores"), integer(i[1], "k"));
+    return wrap_all(i.Env(), {{"values", top.values}, {"indices", top.indices}});
+  });
+  define(exports, "covariance", [](const auto& s, const Info& i) {
+    const auto c = ops::covariance(s, tensor(i[0], "x"));
+    return wrap_all(i.Env(), {{"mean", c.mean}, {"covariance", c.covariance}});
+  });
+}
+
 }  // namespace
 
 void define_training(Napi::Object exports) {
@@ -177,6 +193,7 @@ void define_training(Napi::Object exports) {
   define_shaping(exports);
   define_losses(exports);
   define_optimizer(exports);
+  define_statistics(exports);
 }
 
 }  // namespace uniflow::bindings

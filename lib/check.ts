@@ -22,3 +22,8 @@ export function checkInteger(name: string, value: unknown, min: number, max: num
   if (!Number.isInteger(value) || (value as number) < min || (value as number) > max)
     throw UniFlowError.expected('BAD_INPUT', name, `an integer from ${min} to ${max}`, describe(value));
 }
+
+export function checkNumber(name: string, value: unknown, min: number, max: number): void {
+  if (typeof value !== 'number' || Number.isNaN(value) || value < min || value > max)
+    throw UniFlowError.expected('BAD_INPUT', name, `a number from ${min}${max === Infinity ? ' on' : ` to ${max}`}`, describe(value));
+}

@@ -31,7 +31,16 @@ export {
 } from './device.js';
 export * as losses from './losses/index.js';
 export { Trainer, type OptimizerOptions, type StepResult, type TrainerOptions, type TrainingBatch } from './train/trainer.js';
+export { resume, train, type TrainOptions, type TrainResult } from './train/train.js';
+export type { TrainConfig } from './train/config.js';
+export { regimes, type Regime } from './train/regimes.js';
+export { AdamW, type AdamWOptions, type ParameterGroup } from './train/optimizer.js';
+export type { TimeSampling } from './train/schedule.js';
+export { openDataset, subset, type Dataset, type Sample } from './data/dataset.js';
+export { batches, type Batch, type LoaderOptions } from './data/loader.js';
+export { embeddedModel } from './package.js';
 export { UniFlowError, type ErrorCode, type ErrorDetails } from './errors.js';
 export * as ops from './ops.js';
+export { Tape } from './tape.js';
 export { Tensor, tidy } from './tensor.js';
 export type { Activation, DType, FloatType } from './native.js';

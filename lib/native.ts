@@ -1,9 +1,9 @@
 /** The typed face of the addon: nothing but what `bindings/` exports, and where it is loaded from. */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { UniFlowError } from './errors.js';
+import { packageRoot } from './package.js';
 
 export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32';
 export type FloatType = 'float32' | 'bfloat16';
@@ -171,6 +171,8 @@ export interface Native {
   noise(seed: number, ids: Uint32Array, patches: number, width: number): TensorHandle;
   /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */
   uniform(seed: number, ids: Uint32Array, patches: number): TensorHandle;
+  /** sigmoid(mean + std * normal), [ids.length, patches], a function of (seed, id, patch). */
+  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
   linearBackward(
@@ -224,6 +226,12 @@ export interface Native {
   ): { loss: TensorHandle; alpha: TensorHandle; weight: TensorHandle; grads: TensorHandle[] };
   interpolate(data: TensorHandle, noise: TensorHandle, t: TensorHandle): { noisy: TensorHandle; target: TensorHandle };
   meanSquaredError(value: TensorHandle, target: TensorHandle): { loss: TensorHandle; grad: TensorHandle };
+  /** Mean over the rows, its gradient in the logits' dtype, and the number of rows whose label is the largest: [M,C], int32 [M]. */
+  crossEntropy(logits: TensorHandle, labels: TensorHandle): { loss: TensorHandle; grad: TensorHandle; correct: TensorHandle };
+  /** The k largest of each row, descending: [M,N] → float32 and int32 [M,k]. */
+  topK(scores: TensorHandle, k: number): { values: TensorHandle; indices: TensorHandle };
+  /** Of the columns, divisor N − 1: [N,D] → [D], [D,D]. */
+  covariance(x: TensorHandle): { mean: TensorHandle; covariance: TensorHandle };
   /** Sinusoids of 1000 t, cosines first: [M] → [M, 256]. */
   timeWaves(t: TensorHandle): TensorHandle;
   globalNorm(grads: TensorHandle[]): TensorHandle;
@@ -254,11 +262,8 @@ export interface Native {
   measurePeak(into: Float64Array): Promise<void>;
 }
 
-/** The package's folder, from `lib/` (tests) as from `dist/`. */
-const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-
 function load(): Native {
-  const path = join(root, 'build', 'Release', 'uniflow.node');
+  const path = join(packageRoot, 'build', 'Release', 'uniflow.node');
   try {
     const native = createRequire(import.meta.url)(path) as Native;
     native.setErrorClass(UniFlowError);

@@ -17,6 +17,8 @@ export interface Part {
 export interface Parameter {
   tensor: Tensor;
   parts: readonly Part[];
+  /** Weight of a linear layer: stored and computed with in the model's dtype, and what weight decay shrinks. */
+  matrix: boolean;
 }
 
 /** Makes parameters by name and remembers them. */
@@ -41,10 +43,10 @@ export abstract class ParameterSource {
     }
   }
 
-  private add(parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor {
+  private add(parts: readonly Part[], shape: readonly number[], matrix: boolean, init: Init): Tensor {
     const named = parts.map((part) => ({ ...part, name: this.prefix + part.name }));
-    const tensor = this.make(named, shape, packed, init);
-    this.parameters.push({ tensor, parts: named });
+    const tensor = this.make(named, shape, matrix, init);
+    this.parameters.push({ tensor, parts: named, matrix });
     return tensor;
   }
 

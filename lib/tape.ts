@@ -6,12 +6,12 @@
 import { native } from './native.js';
 import { tensorOf, type Tensor } from './tensor.js';
 
-/** A gradient still to be multiplied, by an element of a vector on the device: the sum that takes it in does that too. */
+/** A gradient still to be multiplied, also by an element of a vector on the device: the sum that takes it in does that too. */
 export interface ScaledGradient {
   gradient: Tensor;
-  factor: Tensor;
-  index: number;
   scale: number;
+  factor?: Tensor;
+  index?: number;
 }
 
 type Gradient = Tensor | ScaledGradient;
@@ -83,11 +83,9 @@ export class Tape {
 
 /** sum + gradient, in one pass. */
 function accumulate(sum: Tensor | undefined, gradient: Gradient): Tensor {
-  if ('factor' in gradient) {
-    const { gradient: g, factor, index, scale } = gradient;
-    return tensorOf(native.add(sum?.handle, g.handle, factor.handle, index, scale));
-  }
-  return sum ? tensorOf(native.add(sum.handle, gradient.handle, undefined, 0, 1)) : gradient;
+  const { gradient: g, factor, index = 0, scale } = 'gradient' in gradient ? gradient : { gradient, scale: 1 };
+  if (!sum && !factor && scale === 1) return g;
+  return tensorOf(native.add(sum?.handle, g.handle, factor?.handle, index, scale));
 }
 
 /** The tape that must know of an operation on `inputs`, if any. */
@@ -114,4 +112,10 @@ export function differentiable(
 ): Tensor {
   recording(...inputs)?.add({ outputs: [output], inputs, backward: ([gradient]) => backward(gradient as Tensor) });
   return output;
+}
+
+/** Tells the recording tape of a loss whose gradient with respect to `value` is known already. Returns `loss`. */
+export function withGradient(loss: Tensor, value: Tensor, gradient: Tensor): Tensor {
+  recording(value)?.add({ outputs: [loss], inputs: [value], backward: (_, scale) => [{ gradient, scale }] });
+  return loss;
 }

@@ -24,6 +24,7 @@ import type { ImageSource } from './io/image.js';
 import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './io/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
+import { embeddedModel } from './package.js';
 import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { Tensor, type Grid } from './tensor.js';
@@ -129,9 +130,10 @@ export class UniFlow {
 
   /**
    * Loads a UniFlow checkpoint from a folder, or from the Hugging Face hub by `owner/name`.
+   * @param model default: {@link embeddedModel}, a small tokenizer for photographs.
    * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit between config.json and the tensors.
    */
-  static async load(model: string, options: LoadOptions = {}): Promise<UniFlow> {
+  static async load(model: string = embeddedModel, options: LoadOptions = {}): Promise<UniFlow> {
     const dtype = checkDevice(options);
     const checkpoint = await Checkpoint.open(await resolveModel(model, options));
     const config = parseUniFlowConfig(checkpoint.config);

@@ -17,7 +17,7 @@ export function run(command, args, options = {}) {
 }
 
 export function prepare({ tests = false } = {}) {
-  const absent = installMissing();
+  const absent = installMissing({ tests });
   if (absent.length > 0) {
     console.error(`\n${advice(absent)}\n`);
     process.exit(1);

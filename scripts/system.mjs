@@ -1,5 +1,5 @@
 /**
- * What the build needs from the system, and how to get it. Plain Node: it runs before anything is installed.
+ * What the build and the tests need from the system, and how to get it. Plain Node: it runs before anything is installed.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -21,31 +21,30 @@ const needs = [
   { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
   { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
 ];
+const needsOfTests = [{ what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') }];
 
-export const missing = () => needs.filter((n) => !n.there());
+export const missing = ({ tests = false } = {}) => [...needs, ...(tests ? needsOfTests : [])].filter((n) => !n.there());
 
 /** One message that names what is missing and the command that installs it. */
 export function advice(absent) {
   const names = (manager) => absent.map((n) => n[manager]).join(' ');
-  return `uniflow-tokenizer needs ${absent.map((n) => n.what).join(', ')} to build its native addon. Install with:
+  return `uniflow-tokenizer needs ${absent.map((n) => n.what).join(', ')}. Install with:
   Debian/Ubuntu:  sudo apt-get install -y ${names('apt')}
   Fedora:         sudo dnf install -y ${names('dnf')}
   macOS:          brew install ${names('brew')}`;
 }
 
 /** Installs what is missing where that is allowed (Debian as root, or with sudo that asks nothing); returns what still is. */
-export function installMissing() {
-  const absent = missing();
+export function installMissing(options) {
+  const absent = missing(options);
   if (absent.length === 0 || !has('apt-get')) return absent;
   const root = process.getuid?.() === 0;
   if (!root && spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status !== 0) return absent;
   const packages = absent.map((n) => n.apt);
   console.log(`Installing ${packages.join(', ')} (apt-get)`);
-  const apt = (...args) =>
-    execFileSync(root ? 'apt-get' : 'sudo', [...(root ? [] : ['apt-get']), '-qq', '-y', ...args], {
-      stdio: ['ignore', 'ignore', 'inherit'],
-    });
-  apt('update');
-  apt('install', ...packages);
-  return missing();
+  const apt = ['env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-qq', '-y'];
+  const [command, ...fixed] = root ? apt : ['sudo', ...apt];
+  for (const args of [['update'], ['install', '--no-install-recommends', ...packages]])
+    execFileSync(command, [...fixed, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+  return missing(options);
 }

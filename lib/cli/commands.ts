@@ -7,10 +7,12 @@ import type { Preset } from '../config.js';
 import type { DecodeCommandOptions } from './decode.js';
 import type { EncodeCommandOptions } from './encode.js';
 import type { InitCommandOptions } from './init.js';
+import type { Regime } from '../train/regimes.js';
 import {
   dtypeOption,
   gridOption,
   integerFrom,
+  number,
   sizeOption,
   withFolder,
   withJson,
@@ -21,6 +23,9 @@ import {
   type ReportOptions,
 } from './options.js';
 import type { ReconstructCommandOptions } from './reconstruct.js';
+import type { TrainCommandOptions } from './train.js';
+
+const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
 
 const PRESETS: Record<Preset, true> = { nano: true, tiny: true, base: true, official: true };
 
@@ -30,6 +35,7 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
   addDecode(program, signal);
   addReconstruct(program, signal);
+  addTrain(program, signal);
   addInit(program, signal);
   addInfo(program, signal);
   addDoctor(program);
@@ -48,7 +54,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
     .addHelpText(
       'after',
       examples(
-        'uniflow encode photos/ --model my-model --out latents.safetensors',
+        'uniflow encode photos/ --out latents.safetensors',
         'uniflow encode cat.jpg dog.png -m my-model -o latents.npy --tokens',
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
       ),
@@ -66,7 +72,7 @@ function addDecode(program: Command, signal: AbortSignal): void {
     .addHelpText(
       'after',
       examples(
-        'uniflow decode latents.safetensors --model my-model --out pictures/',
+        'uniflow decode latents.safetensors --out pictures/',
         'uniflow decode latents.npy -m my-model -o pictures/ --steps 4 --schedule pow_0.25',
         'uniflow decode latents.npy -m my-model -o pictures/ --grid 16x32 --format webp --seed 7',
       ),
@@ -84,7 +90,7 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
     .addHelpText(
       'after',
       examples(
-        'uniflow reconstruct photos/ --model my-model --out compared/',
+        'uniflow reconstruct photos/ --out compared/',
         'uniflow reconstruct cat.jpg -m my-model -o compared/ --steps 4',
         'uniflow reconstruct photos/ -m my-model -o compared/ --json > quality.json',
       ),
@@ -92,6 +98,48 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
     .action(async (inputs: string[], options: ReconstructCommandOptions) =>
       (await import('./reconstruct.js')).reconstruct(inputs, options, signal),
     );
+}
+
+function addTrain(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('train')
+    .description('Make a tokenizer of a vision encoder: fine-tune it near itself, and train the pixel flow decoder on top.');
+  withJson(command)
+    .option('-o, --out <folder>', 'the folder of the run: settings, log, state, model/, report.html')
+    .option('--resume <folder>', 'go on with a run that was stopped; the result is the same to the bit')
+    .option('--config <file>', 'settings as JSON (train.json of a run is one); options given here win')
+    .option('--encoder <model>', 'vision encoder to start from, and the teacher: folder, or name on the hub')
+    .option('--model <model>', 'UniFlow model to go on from; its encoder is the teacher')
+    .option('--init <preset>', 'start with random weights, of this size; takes --regime finetune')
+    .option('-d, --data <path>', 'pictures: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar')
+    .option('--validation <path>', 'pictures to measure PSNR and SSIM on')
+    .addOption(new Option('--regime <name>', 'what happens to the encoder (default: adaptive)').choices(Object.keys(REGIMES)))
+    .option('--steps <n>', 'optimizer steps', integerFrom(1))
+    .option('--batch <n>', 'pictures a step (default: 16)', integerFrom(1))
+    .option('--accumulate <n>', 'parts that a batch is computed in, to save memory (default: 1)', integerFrom(1))
+    .option('--recompute', 'compute activations again for the gradient, to save memory')
+    .option('--size <n>', "height and width (default: the model's own)", integerFrom(1))
+    .option('--lr <x>', 'learning rate (default: 1e-4)', number)
+    .option('--encoder-lr <x>', 'of the encoder (default: --lr)', number)
+    .option('--warmup <n>', 'steps in which the learning rate rises (default: 100)', integerFrom(0))
+    .option('--beta <x>', 'how strongly misaligned layers are held (default: 2)', number)
+    .option('--lambda-distillation <x>', 'weight of the distillation loss (default: 1)', number)
+    .option('--ema <x>', "weight of the old value in the weights' moving average (default: 0.999)", number)
+    .addOption(dtypeOption('numbers to compute with; the master weights are float32 (default: bfloat16)'))
+    .option('--seed <n>', 'of weights, order, crops, noise and times (default: 0)', integerFrom(0))
+    .option('--validate-every <n>', 'steps between two validations (default: 500)', integerFrom(1))
+    .option('--checkpoint-every <n>', 'steps between two checkpoints (default: 500)', integerFrom(1))
+    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow train --encoder facebook/dinov2-base --data photos/ --validation held-out/ --steps 20000 --out run',
+        'uniflow train --resume run',
+        'uniflow train --config run/train.json --regime uniform --out run-uniform',
+        'uniflow train --init tiny --regime finetune --data train.tar --steps 5000 --lr 1e-3 --out run-new',
+      ) + '\nCtrl-C stops after the step under way, with a checkpoint. The less common settings have no option: see --config.\n',
+    )
+    .action(async (options: TrainCommandOptions) => (await import('./train.js')).trainCommand(options, signal));
 }
 
 function addInit(program: Command, signal: AbortSignal): void {
@@ -119,10 +167,10 @@ function addInfo(program: Command, signal: AbortSignal): void {
   const command = program
     .command('info')
     .description('Say what a model is: sizes, parameters, operations, preprocessing.')
-    .argument('<model>', 'folder of a UniFlow model or of a vision encoder, or its name on the hub');
+    .argument('[model]', 'folder of a UniFlow model or of a vision encoder, or its name on the hub (default: the one that comes along)');
   withJson(withRevision(command))
     .addHelpText('after', examples('uniflow info my-model', 'uniflow info facebook/dinov2-base', 'uniflow info my-model --json'))
-    .action(async (model: string, options: HubModelOptions) => (await import('./info.js')).info(model, options, signal));
+    .action(async (model: string | undefined, options: HubModelOptions) => (await import('./info.js')).info(model, options, signal));
 }
 
 function addDoctor(program: Command): void {

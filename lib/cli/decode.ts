@@ -4,7 +4,7 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { writeImage, type RgbImage } from '../io/image.js';
+import { picturesOf, writeImage } from '../io/image.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';
@@ -63,12 +63,4 @@ function rowsOf(array: NdArray, begin: number, end: number): NdArray {
   const [, ...rest] = array.shape;
   const row = rest.reduce((a, b) => a * b, 1);
   return ndarray((array.data as unknown as Float32Array).subarray(begin * row, end * row), [end - begin, ...rest]);
-}
-
-/** The pictures of [B,H,W,3] bytes. */
-export function picturesOf(images: NdArray): RgbImage[] {
-  const [count, height, width] = images.shape as [number, number, number, number];
-  const bytes = height * width * 3;
-  const data = images.data as unknown as Uint8Array;
-  return Array.from({ length: count }, (_, i) => ({ data: data.subarray(i * bytes, (i + 1) * bytes), width, height }));
 }

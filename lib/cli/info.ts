@@ -5,6 +5,7 @@ import type { EncoderConfig } from '../encoder/config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { Checkpoint, readJson } from '../io/checkpoint.js';
 import { resolveModel } from '../io/hub.js';
+import { embeddedModel } from '../package.js';
 import type { Preprocessing } from '../io/preprocess.js';
 import { countByPart, decoderFlops, encoderFlops, projectionFlops, tokensOf, withPrefix } from './cost.js';
 import type { HubModelOptions } from './options.js';
@@ -29,7 +30,7 @@ interface Info {
   preprocessing: Preprocessing;
 }
 
-export async function info(model: string, options: HubModelOptions, signal: AbortSignal): Promise<void> {
+export async function info(model: string = embeddedModel, options: HubModelOptions, signal: AbortSignal): Promise<void> {
   const { revision } = options;
   const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
   const config = await readJson(join(folder, 'config.json'));

@@ -55,9 +55,10 @@ function buildProgram(signal: AbortSignal): Command {
       'after',
       `
 Examples:
-  $ uniflow init my-model --preset tiny
-  $ uniflow encode photos/ --model my-model --out latents.safetensors
-  $ uniflow decode latents.safetensors --model my-model --out pictures/
+  $ uniflow reconstruct photos/ --out compared/
+  $ uniflow encode photos/ --out latents.safetensors
+  $ uniflow decode latents.safetensors --out pictures/
+  $ uniflow train --encoder facebook/dinov2-base --data photos/ --steps 20000 --out run
 
 Exit codes: 0 done, 1 failed (also where only some pictures did), 2 bad usage, 130 interrupted.
 `,

@@ -48,7 +48,7 @@ export function integerFrom(least: number): (text: string) => number {
   };
 }
 
-function number(text: string): number {
+export function number(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('It must be a number.');
   return value;
@@ -93,9 +93,9 @@ export function withRevision(command: Command): Command {
   return command.option('--revision <name>', 'branch, tag or commit of a model on the hub (default: main)');
 }
 
-/** A model and how to run it. It is not a mandatory option of commander's, because there is more to say where it is missing. */
+/** A model and how to run it. */
 export function withModel(command: Command): Command {
-  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (owner/name)');
+  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (default: the small one that comes along)');
   return withRevision(command)
     .addOption(dtypeOption('numbers to compute with (default: float32)'))
     .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))

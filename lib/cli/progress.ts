@@ -13,6 +13,8 @@ export interface Amount {
 export class Progress {
   private done = 0;
   private total = 0;
+  private before = 0;
+  private detail = '';
   private readonly started = performance.now();
   private readonly bars: MultiBar | undefined;
   private bar: SingleBar | undefined;
@@ -39,16 +41,20 @@ export class Progress {
     }
   }
 
-  start(total: number): this {
+  /** @param before so many were done earlier, and do not count for the rate. */
+  start(total: number, before = 0): this {
     this.total = total;
-    this.bar = this.bars?.create(total, 0);
+    this.before = before;
+    this.done = before;
+    this.bar = this.bars?.create(total, before);
     if (this.timer) this.line(`${this.label}: ${this.count()}`);
     return this;
   }
 
-  /** `done` of the total are done. */
-  update(done: number): void {
+  /** `done` of the total are done; `detail` says more, beside them. */
+  update(done: number, detail = ''): void {
     this.done = done;
+    this.detail = detail;
     this.bar?.update(done);
   }
 
@@ -74,10 +80,11 @@ export class Progress {
   }
 
   private state(): string {
-    if (this.done === 0) return this.count();
+    if (this.done === this.before) return this.count();
     const { unit, scale = 1 } = this.amount;
-    const rate = this.done / Math.max(1e-3, (performance.now() - this.started) / 1000);
-    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s, ${duration((this.total - this.done) / rate)} left`;
+    const rate = (this.done - this.before) / Math.max(1e-3, (performance.now() - this.started) / 1000);
+    const left = duration((this.total - this.done) / rate);
+    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s, ${left} left${this.detail && `, ${this.detail}`}`;
   }
 
   private count(): string {

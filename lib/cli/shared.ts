@@ -10,14 +10,10 @@ import { expandInputs, type Failure } from './inputs.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { Progress } from './progress.js';
 
-const NO_MODEL = `the option --model is missing: the folder of a UniFlow model, or its name on the Hugging Face hub (owner/name). \
-To try things out, make one with random weights: uniflow init my-model --preset tiny`;
-
 export async function loadModel(options: ModelOptions, signal: AbortSignal): Promise<UniFlow> {
-  if (options.model === undefined) throw new UniFlowError('BAD_INPUT', NO_MODEL, { subject: 'model' });
   if (options.threads !== undefined) setThreads(options.threads);
   return downloading(options.json === true, (onProgress) =>
-    UniFlow.load(options.model as string, { dtype: options.dtype, revision: options.revision, onProgress, signal }),
+    UniFlow.load(options.model, { dtype: options.dtype, revision: options.revision, onProgress, signal }),
   );
 }
 

@@ -4,7 +4,7 @@ import { basename, join } from 'node:path';
 import { checkOptions, describe } from '../check.js';
 import { checkFloatType } from '../device.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import { native, type FileHandle, type FloatType, type ParameterPart } from '../native.js';
+import { native, type FileHandle, type FloatType, type ParameterPart, type TensorHandle } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 import { replaceFiles, safetensorsHeader, type Replacement } from './files.js';
@@ -173,8 +173,7 @@ export async function saveCheckpoint(
   }
 }
 
-/** Matrices are packed, and stored in the model's dtype; the rest stays float32. */
-const storedType = ({ tensor }: Parameter, dtype: FloatType): FloatType => (tensor.packed ? dtype : 'float32');
+const storedType = ({ matrix }: Parameter, dtype: FloatType): FloatType => (matrix ? dtype : 'float32');
 const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
 async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType, signal?: AbortSignal): Promise<void> {
@@ -193,7 +192,7 @@ async function writeSafetensors(file: File, parameters: readonly Parameter[], dt
   for (const parameter of parameters) {
     throwIfAborted(signal);
     const type = storedType(parameter, dtype);
-    const bytes = await valueBytes(parameter.tensor, type);
+    const bytes = await valueBytes(parameter.tensor.handle, type);
     let at = 0;
     for (const { shape, absent } of parameter.parts) {
       const size = elements(shape) * STORED[type].bytes;
@@ -203,8 +202,9 @@ async function writeSafetensors(file: File, parameters: readonly Parameter[], dt
   }
 }
 
-async function valueBytes(tensor: Tensor, dtype: FloatType): Promise<Uint8Array> {
-  const bytes = native.parameterBytes(tensor.handle, dtype);
+/** A tensor's values as a file stores them, in C order. */
+export async function valueBytes(tensor: TensorHandle, dtype: FloatType): Promise<Uint8Array> {
+  const bytes = native.parameterBytes(tensor, dtype);
   const out = new Uint8Array(bytes.shape[0] as number);
   await bytes.read(out);
   bytes.dispose();

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { NdArray } from 'ndarray';
 import sharp, { type Metadata, type Sharp } from 'sharp';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 
@@ -198,4 +199,12 @@ export function sideBySide(images: readonly RgbImage[], gap = 8): RgbImage {
     left += image.width + gap;
   }
   return { data, width, height };
+}
+
+/** The pictures of [B,H,W,3] bytes. */
+export function picturesOf(images: NdArray): RgbImage[] {
+  const [count, height, width] = images.shape as [number, number, number, number];
+  const bytes = height * width * 3;
+  const data = images.data as unknown as Uint8Array;
+  return Array.from({ length: count }, (_, i) => ({ data: data.subarray(i * bytes, (i + 1) * bytes), width, height }));
 }

@@ -7,7 +7,7 @@ import { Tensor } from '../tensor.js';
 import type { ImageSource } from './image.js';
 import { loadPixels, type Preprocessing } from './preprocess.js';
 
-/** Normalised pixels [B,3,H,W], float32. */
+/** Pixels at the size to compute with: normalised float32 [B,3,H,W], or uint8 [B,H,W,3]. */
 export interface PixelInput {
   pixels: NdArray;
 }
@@ -70,16 +70,22 @@ export function floats(array: NdArray, name: string): Tensor {
 
 function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
   const shape = pixels?.shape;
-  if (!Array.isArray(shape) || shape.length !== 4 || shape[1] !== 3)
-    throw UniFlowError.expected('BAD_INPUT', 'pixels', 'an ndarray [B, 3, H, W]', shape ? `[${shape.join(', ')}]` : typeof pixels);
+  const bytes = Object.prototype.toString.call(pixels?.data) === '[object Uint8Array]';
+  if (!Array.isArray(shape) || shape.length !== 4 || shape[bytes ? 3 : 1] !== 3)
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'pixels',
+      bytes ? 'an ndarray [B, H, W, 3]' : 'an ndarray [B, 3, H, W]',
+      shape ? `[${shape.join(', ')}]` : typeof pixels,
+    );
   if (options.size !== undefined)
     throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass pictures to have them resized', { subject: 'size' });
   if (shape[0] === 0) throw UniFlowError.expected('BAD_INPUT', 'pixels', 'at least one image', 'none');
-  const all = floats(pixels, 'pixels');
-  checkFinite(all, 'pixels');
+  const all = bytes ? Tensor.from(pixels, 'pixels') : checkFinite(floats(pixels, 'pixels'), 'pixels');
+  const [height, width] = (bytes ? shape.slice(1, 3) : shape.slice(2)) as [number, number];
   return {
     count: shape[0] as number,
-    size: [shape[2] as number, shape[3] as number],
+    size: [height, width],
     load: (begin, end) => all.slice(begin, end),
     dispose: () => all.dispose(),
   };

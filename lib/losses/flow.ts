@@ -4,7 +4,7 @@
  */
 import { velocity, type FlowHead } from '../decoder/flow.js';
 import { native, type FloatType } from '../native.js';
-import { recording } from '../tape.js';
+import { withGradient } from '../tape.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 
 /**
@@ -19,12 +19,6 @@ export function flowLoss(head: FlowHead, data: Tensor, noise: Tensor, time: Tens
 
 /** Mean of (value − target)² over all elements, [1]. */
 function meanSquaredError(value: Tensor, target: Tensor): Tensor {
-  const result = native.meanSquaredError(value.handle, target.handle);
-  const [loss, gradient] = [tensorOf(result.loss), tensorOf(result.grad)];
-  recording(value)?.add({
-    outputs: [loss],
-    inputs: [value],
-    backward: (_, scale) => [scale === 1 ? gradient : tensorOf(native.add(undefined, gradient.handle, undefined, 0, scale))],
-  });
-  return loss;
+  const { loss, grad } = native.meanSquaredError(value.handle, target.handle);
+  return withGradient(tensorOf(loss), value, tensorOf(grad));
 }

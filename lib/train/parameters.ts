@@ -1,12 +1,12 @@
-/** The parameters that training moves: float32 masters, what the kernels compute with, and the optimizer's state. */
+/** A parameter that training moves: its float32 master, what the kernels compute with, and the optimizer's state. */
 import type { NdArray } from 'ndarray';
 import ndarray from 'ndarray';
 import { native, type FloatType, type NativeOptimizedParameter, type TensorHandle } from '../native.js';
-import type { Parameter } from '../parameters.js';
+import type { Parameter, Part } from '../parameters.js';
 import { Tensor } from '../tensor.js';
 
-/** Learning rate and decay of a part of the model. */
-export interface Group {
+/** Learning rate and decay of a parameter. */
+export interface Rates {
   lr: number;
   weightDecay: number;
 }
@@ -19,26 +19,37 @@ export class TrainedParameter {
   readonly master: Tensor;
   private readonly m: Tensor;
   private readonly v: Tensor;
-  readonly average: Tensor | undefined;
-  readonly matrix: boolean;
+  private readonly average: Tensor | undefined;
 
   constructor(
     readonly parameter: Parameter,
-    readonly group: Group,
+    private readonly rates: Rates,
     private readonly dtype: FloatType,
     averaged: boolean,
   ) {
     const { tensor } = parameter;
-    this.matrix = tensor.packed;
     this.master = new Tensor(native.copyParameter(tensor.handle, 'float32'));
     const zeros = (): Tensor => new Tensor(native.constantParameter(tensor.shape, 0));
     [this.m, this.v] = [zeros(), zeros()];
     this.average = averaged ? new Tensor(native.copyParameter(tensor.handle, 'float32')) : undefined;
-    tensor.assign(this.copied ? native.copyParameter(tensor.handle, dtype) : this.master.handle.share());
+    this.useCurrent();
   }
 
+  /** Whether the model computes with a copy in another dtype. */
   private get copied(): boolean {
-    return this.matrix && this.dtype !== 'float32';
+    return this.parameter.matrix && this.dtype !== 'float32';
+  }
+
+  private use(value: Tensor): void {
+    this.parameter.tensor.assign(this.copied ? native.copyParameter(value.handle, this.dtype) : value.handle.share());
+  }
+
+  useCurrent(): void {
+    this.use(this.master);
+  }
+
+  useAverage(): void {
+    if (this.average) this.use(this.average);
   }
 
   /** For one AdamW step with this gradient. */
@@ -50,16 +61,32 @@ export class TrainedParameter {
       v: this.v.handle,
       average: this.average?.handle,
       compute: this.copied ? this.parameter.tensor.handle : undefined,
-      lr: this.group.lr * lrScale,
-      weightDecay: this.matrix ? this.group.weightDecay : 0,
+      lr: this.rates.lr * lrScale,
+      weightDecay: this.rates.weightDecay,
     };
+  }
+
+  /** The checkpoint's names of what a step changes: the parameter's first part, and what it is of it. */
+  private get stateTensors(): [string, Tensor][] {
+    const { name } = this.parameter.parts[0] as Part;
+    const all = { master: this.master, m: this.m, v: this.v, average: this.average };
+    return Object.entries(all).flatMap(([kind, tensor]) => (tensor ? [[`${name}.${kind}`, tensor]] : []));
+  }
+
+  state(): [string, TensorHandle][] {
+    return this.stateTensors.map(([name, tensor]) => [name, tensor.handle]);
+  }
+
+  restore(read: (name: string, shape: readonly number[]) => TensorHandle): void {
+    for (const [name, tensor] of this.stateTensors) tensor.assign(read(name, tensor.shape));
+    this.useCurrent();
   }
 
   /** Gives the model its parameter back, as inference reads it fastest. */
   finish(averaged: boolean): void {
     const value = averaged && this.average ? this.average : this.master;
-    const { tensor } = this.parameter;
-    tensor.assign(this.matrix ? native.packLinear(value.handle, this.dtype) : native.copyParameter(value.handle, 'float32'));
+    const { tensor, matrix } = this.parameter;
+    tensor.assign(matrix ? native.packLinear(value.handle, this.dtype) : native.copyParameter(value.handle, 'float32'));
   }
 
   dispose(): void {

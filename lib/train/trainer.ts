@@ -1,32 +1,25 @@
 /** Training: L = λ_flow L_flow + λ_dist L_dist over the whole tokenizer, one queued step at a time. */
 import type { NdArray } from 'ndarray';
+import { checkInteger, checkNumber } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { Encoder } from '../encoder/encoder.js';
-import { VisionEncoder } from '../encoder/vision-encoder.js';
+import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { DEFAULT_BETA, distillationLoss } from '../losses/distillation.js';
 import { flowLoss } from '../losses/flow.js';
-import { native, type LayerWeights } from '../native.js';
+import { native, type LayerWeights, type TensorHandle } from '../native.js';
 import { reshape, unfold } from '../ops.js';
 import { Tape, unrecorded } from '../tape.js';
-import { keep, Tensor, tidy } from '../tensor.js';
+import { Tensor, tensorOf, tidy } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
-import { byName, TrainedParameter } from './parameters.js';
+import { AdamW, type AdamWOptions } from './optimizer.js';
+import { byName } from './parameters.js';
+import { drawTimes, type TimeSampling } from './schedule.js';
 
-export interface OptimizerOptions {
+export interface OptimizerOptions extends AdamWOptions {
   /** Default 1e-4. */
   lr?: number;
   /** Of the encoder. Default: `lr`. */
   encoderLr?: number;
-  /** Default [0.9, 0.95]. */
-  betas?: readonly [number, number];
-  /** Default 1e-8. */
-  eps?: number;
-  /** Decoupled, on matrices only. Default 0.05. */
-  weightDecay?: number;
-  /** Largest global gradient norm; 0: no clipping. Default 1. */
-  clipNorm?: number;
-  /** Weight of the old value in the moving average of the parameters; 0: none is kept. Default 0. */
-  ema?: number;
 }
 
 export interface TrainerOptions {
@@ -43,6 +36,12 @@ export interface TrainerOptions {
   layerWeights?: LayerWeights;
   /** Trains the decoder and the projections only. Default false. */
   freezeEncoder?: boolean;
+  /** How times that are not given are drawn. Default 'uniform'. */
+  time?: TimeSampling;
+  /** Parts that a batch is computed in, one after the other, to save memory; it must divide the batch. Default 1. */
+  accumulate?: number;
+  /** Keeps each block's input only and computes the rest again for the gradient: less memory, a third more work. Default false. */
+  recompute?: boolean;
   /** Of noise and times that are not given. Default 0. */
   seed?: number;
   /** After so many steps in a row with a gradient that is not finite, step() throws. Default 10. */
@@ -54,7 +53,7 @@ export interface TrainingBatch {
   pixels: NdArray;
   /** float32 [B,N,P]; default: drawn. */
   noise?: NdArray;
-  /** float32 [B,N] in [0, 1]; default: uniform, one for each patch. */
+  /** float32 [B,N] in [0, 1]; default: drawn, one for each patch. */
   time?: NdArray;
 }
 
@@ -71,29 +70,41 @@ export interface StepResult {
   skipped: boolean;
 }
 
-const DEFAULTS = { lr: 1e-4, betas: [0.9, 0.95], eps: 1e-8, weightDecay: 0.05, clipNorm: 1, ema: 0 } as const;
+/** Where a training is: with the tensors of {@link Trainer.state}, all that the next step depends on. */
+export interface TrainerPosition {
+  /** Calls of step(): what noise and times are drawn for. */
+  iteration: number;
+  /** Those that changed something. */
+  steps: number;
+  skippedInARow: number;
+}
+
+interface Inputs {
+  pixels: Tensor;
+  noise: Tensor; // [B,N,P]
+  time: Tensor; // [B,N]
+}
+
+/** Losses of one part of a batch, each [1] or [L]. */
+type Losses = ReturnType<Trainer['losses']>;
 
 export class Trainer {
-  private readonly trained: TrainedParameter[];
+  private readonly optimizer: AdamW;
   private readonly teacher: Encoder | undefined;
-  private readonly optimizer: Required<OptimizerOptions>;
-  private readonly options: TrainerOptions;
-  private gradientsOfLastStep: Tensor[] = [];
-  private steps = 0;
-  private skippedInARow = 0;
+  private position: TrainerPosition = { iteration: 0, steps: 0, skippedInARow: 0 };
 
   constructor(
     private readonly uniflow: UniFlow,
-    options: TrainerOptions,
+    private readonly options: TrainerOptions,
   ) {
-    this.options = options;
-    this.optimizer = { ...DEFAULTS, encoderLr: options.optimizer?.lr ?? DEFAULTS.lr, ...options.optimizer };
+    const { lr = 1e-4, encoderLr = lr, ...adamw } = options.optimizer ?? {};
+    checkNumber('beta', options.beta ?? DEFAULT_BETA, -Infinity, Infinity);
+    checkInteger('accumulate', options.accumulate ?? 1, 1, 65536);
     this.teacher = this.checkTeacher(options);
-    const { encoderLr, lr, weightDecay, ema } = this.optimizer;
     const ofEncoder = new Set(uniflow.encoderParameters);
-    this.trained = uniflow.parameters
-      .filter((p) => !(options.freezeEncoder && ofEncoder.has(p)))
-      .map((p) => new TrainedParameter(p, { lr: ofEncoder.has(p) ? encoderLr : lr, weightDecay }, uniflow.dtype, ema > 0));
+    const decoder = { parameters: uniflow.parameters.filter((p) => !ofEncoder.has(p)), lr };
+    const encoder = { parameters: uniflow.encoderParameters, lr: encoderLr };
+    this.optimizer = new AdamW(options.freezeEncoder ? [decoder] : [encoder, decoder], adamw, uniflow.dtype);
     uniflow.encoder.invalidate();
   }
 
@@ -114,53 +125,64 @@ export class Trainer {
 
   /** One step of AdamW on one batch. `lrScale` multiplies every learning rate: the schedule's part. */
   async step(batch: TrainingBatch, { lrScale = 1 } = {}): Promise<StepResult> {
-    for (const g of this.gradientsOfLastStep) g.dispose();
     const inputs = this.inputsOf(batch);
     const queued = tidy(() => this.queueStep(inputs, lrScale));
-    for (const t of Object.values(inputs)) t.dispose();
+    for (const t of Object.values(inputs)) (t as Tensor).dispose();
     this.uniflow.encoder.invalidate();
     return this.resultOf(queued);
   }
 
-  /** Pixels, data patches [M,P], noise [M,P], times [M] on the device. */
-  private inputsOf({ pixels, noise, time }: TrainingBatch): { pixels: Tensor; noise: Tensor; time: Tensor } {
+  private inputsOf({ pixels, noise, time }: TrainingBatch): Inputs {
     const uploaded = Tensor.from(pixels);
     const { rows, cols } = this.uniflow.encoder.gridOf(uploaded);
     const [batch, patches, values] = [uploaded.dim(0), rows * cols, 3 * this.uniflow.config.patch ** 2];
-    const { seed = 0 } = this.options;
-    const ids = Uint32Array.from({ length: batch }, (_, i) => this.steps * batch + i);
+    const { seed = 0, accumulate = 1, time: sampling = 'uniform' } = this.options;
+    if (batch % accumulate !== 0)
+      throw UniFlowError.expected('BAD_INPUT', 'pixels', `a multiple of ${accumulate} images (accumulate)`, String(batch));
+    const ids = Uint32Array.from({ length: batch }, (_, i) => this.position.iteration * batch + i);
     const upload = (array: NdArray, name: string, shape: number[]): Tensor => {
       if (array.size !== shape.reduce((a, b) => a * b, 1))
         throw UniFlowError.expected('BAD_INPUT', name, `an ndarray [${shape.join(', ')}]`, `[${array.shape.join(', ')}]`);
-      return Tensor.from(array);
+      return Tensor.from({ data: array.data as Float32Array, shape });
     };
     return {
       pixels: uploaded,
       noise: noise ? upload(noise, 'noise', [batch, patches, values]) : new Tensor(native.noise(seed, ids, patches, values)),
-      time: time ? upload(time, 'time', [batch, patches]) : new Tensor(native.uniform(seed + 1, ids, patches)),
+      time: time ? upload(time, 'time', [batch, patches]) : new Tensor(drawTimes(sampling, seed + 1, ids, patches)),
     };
   }
 
-  private queueStep({ pixels, noise, time }: { pixels: Tensor; noise: Tensor; time: Tensor }, lrScale: number) {
+  private queueStep(inputs: Inputs, lrScale: number): { losses: Losses[]; norm: Tensor } {
+    const parts = this.options.accumulate ?? 1;
+    const size = inputs.pixels.dim(0) / parts;
+    const losses: Losses[] = [];
+    const sum = new Map<Tensor, Tensor>();
+    for (let begin = 0; begin < parts * size; begin += size) {
+      const slice = (t: Tensor): Tensor => t.slice(begin, begin + size);
+      const part = tidy(() => this.differentiate(slice(inputs.pixels), slice(inputs.noise), slice(inputs.time), 1 / parts));
+      losses.push(part.losses);
+      for (const { of, gradient } of part.gradients) {
+        const before = sum.get(of);
+        sum.set(of, before ? tensorOf(native.add(before.handle, gradient.handle, undefined, 0, 1)) : gradient);
+        before?.dispose();
+      }
+    }
+    return { losses, norm: this.optimizer.step(sum, this.position.steps + 1, lrScale) };
+  }
+
+  /** Losses of images, and the gradients of their sum times `share`. */
+  private differentiate(pixels: Tensor, noise: Tensor, time: Tensor, share: number) {
     const { lambdaFlow = 1, lambdaDistillation = 1 } = this.options;
-    const tape = new Tape(this.trained.map((t) => t.parameter.tensor));
-    const { flow, distillation } = tape.record(() => this.losses(pixels, noise, time));
+    const tape = new Tape(this.optimizer.tensors);
+    const losses = tape.record(() => this.losses(pixels, noise, time));
     const found = tape.backward([
-      { loss: flow, scale: lambdaFlow },
-      ...(distillation ? [{ loss: distillation.loss, scale: lambdaDistillation }] : []),
+      { loss: losses.flow, scale: share * lambdaFlow },
+      ...(losses.distillation ? [{ loss: losses.distillation.loss, scale: share * lambdaDistillation }] : []),
     ]);
-    const updates = this.trained.flatMap((t) => {
-      const grad = found.get(t.parameter.tensor);
-      return grad ? [t.update(grad, lrScale)] : [];
-    });
-    this.gradientsOfLastStep = this.trained.map((t) => {
-      const grad = found.get(t.parameter.tensor);
-      return grad ? keep(grad) : new Tensor(native.constantParameter(t.master.shape, 0));
-    });
-    const norm = new Tensor(native.globalNorm(updates.map((u) => u.grad)));
-    const { betas, eps, clipNorm, ema } = this.optimizer;
-    native.adamw(updates, norm.handle, { beta1: betas[0], beta2: betas[1], eps, ema, clip: clipNorm, step: this.steps + 1 });
-    return { flow, distillation, norm };
+    return {
+      losses,
+      gradients: this.optimizer.tensors.flatMap((of) => (found.has(of) ? [{ of, gradient: found.get(of) as Tensor }] : [])),
+    };
   }
 
   private losses(pixels: Tensor, noise: Tensor, time: Tensor) {
@@ -185,58 +207,83 @@ export class Trainer {
     return { flow, distillation };
   }
 
-  private async resultOf({ flow, distillation, norm }: ReturnType<Trainer['queueStep']>): Promise<StepResult> {
-    const tensors = [flow, norm, ...(distillation ? [distillation.loss, distillation.alpha, distillation.weight] : [])];
-    const values = await Promise.all(tensors.map(async (t) => [...((await t.read()).data as Float32Array)])).finally(() => {
-      for (const t of tensors) t.dispose();
-    });
-    const [[flowLoss], [gradNorm], [distilled = 0] = [], alpha = [], weight = []] = values as [
-      [number],
-      [number],
-      [number]?,
-      number[]?,
-      number[]?,
-    ];
-    const { lambdaFlow = 1, lambdaDistillation = 1, maxSkipped = 10 } = this.options;
+  private async resultOf({ losses, norm }: { losses: Losses[]; norm: Tensor }): Promise<StepResult> {
+    const read = async (tensors: Tensor[]): Promise<number[]> => meanOf(await Promise.all(tensors.map(numbers)));
+    const distilled = losses.flatMap((l) => (l.distillation ? [l.distillation] : []));
+    const [[flow = 0], [distillation = 0], alpha, weight, [gradNorm = 0]] = await Promise.all([
+      read(losses.map((l) => l.flow)),
+      read(distilled.map((d) => d.loss)),
+      read(distilled.map((d) => d.alpha)),
+      read(distilled.map((d) => d.weight)),
+      numbers(norm),
+    ]);
+    const { lambdaFlow = 1, lambdaDistillation = 1 } = this.options;
     const skipped = !Number.isFinite(gradNorm);
-    this.skippedInARow = skipped ? this.skippedInARow + 1 : 0;
-    if (!skipped) this.steps++;
-    if (this.skippedInARow >= maxSkipped)
+    this.count(skipped);
+    return { loss: lambdaFlow * flow + lambdaDistillation * distillation, flow, distillation, alpha, weight, gradNorm, skipped };
+  }
+
+  private count(skipped: boolean): void {
+    const { iteration, steps, skippedInARow } = this.position;
+    this.position = { iteration: iteration + 1, steps: steps + (skipped ? 0 : 1), skippedInARow: skipped ? skippedInARow + 1 : 0 };
+    const { maxSkipped = 10 } = this.options;
+    if (this.position.skippedInARow >= maxSkipped)
       throw new UniFlowError('INTERNAL', `${maxSkipped} steps in a row had a gradient that is not finite: lower the learning rate`, {
         subject: 'gradient',
       });
-    return {
-      loss: lambdaFlow * flowLoss + lambdaDistillation * distilled,
-      flow: flowLoss,
-      distillation: distilled,
-      alpha,
-      weight,
-      gradNorm,
-      skipped,
-    };
   }
 
   /** Gradients of the last step before clipping, by checkpoint name. */
   async gradients(): Promise<Map<string, NdArray>> {
-    const all = await Promise.all(this.trained.map((t, i) => byName(t.parameter, (this.gradientsOfLastStep[i] as Tensor).handle)));
-    return new Map(all.flat());
+    const read = this.optimizer.entries.flatMap(({ trained, gradient }) => (gradient ? [byName(trained.parameter, gradient.handle)] : []));
+    return new Map((await Promise.all(read)).flat());
   }
 
   /** Current values of the trained parameters, by checkpoint name. */
   async parameters(): Promise<Map<string, NdArray>> {
-    const all = await Promise.all(this.trained.map((t) => byName(t.parameter, t.master.handle)));
+    const all = await Promise.all(this.optimizer.entries.map(({ trained }) => byName(trained.parameter, trained.master.handle)));
     return new Map(all.flat());
   }
 
-  /** Ends the training: the model is as loaded models are again, with the new weights or their moving average. */
-  async finish({ average = this.optimizer.ema > 0 } = {}): Promise<void> {
-    for (const t of this.trained) t.finish(average);
-    this.uniflow.encoder.invalidate();
-    this.dispose();
-    await native.synchronize();
+  /** @internal The tensors that the next step depends on, and where the training is. */
+  state(): { tensors: Map<string, TensorHandle>; position: TrainerPosition } {
+    return { tensors: this.optimizer.state(), position: { ...this.position } };
   }
 
-  private dispose(): void {
-    for (const t of [...this.trained, ...this.gradientsOfLastStep]) t.dispose();
+  /** @internal Goes on where {@link state} was taken, to the same bits. */
+  restore(read: (name: string, shape: readonly number[]) => TensorHandle, position: TrainerPosition): void {
+    this.optimizer.restore(read);
+    this.position = { ...position };
+    this.uniflow.encoder.invalidate();
   }
+
+  /** Runs `work` on the model with the weights that finish() would give it. No step may be under way. */
+  async evaluating<T>(work: () => Promise<T>): Promise<T> {
+    this.uniflow.encoder.invalidate();
+    try {
+      return await this.optimizer.withAverage(work);
+    } finally {
+      this.uniflow.encoder.invalidate();
+    }
+  }
+
+  /** Ends the training: the model is as loaded models are again, with the new weights or their moving average. */
+  async finish({ average = this.optimizer.averaged } = {}): Promise<void> {
+    this.optimizer.finish({ average });
+    this.uniflow.encoder.invalidate();
+    await native.synchronize();
+  }
+}
+
+async function numbers(tensor: Tensor): Promise<number[]> {
+  try {
+    return [...((await tensor.read()).data as Float32Array)];
+  } finally {
+    tensor.dispose();
+  }
+}
+
+/** Element by element. */
+function meanOf(lists: number[][]): number[] {
+  return (lists[0] ?? []).map((_, i) => lists.reduce((sum, list) => sum + (list[i] as number), 0) / lists.length);
 }

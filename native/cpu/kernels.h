@@ -171,6 +171,17 @@ struct DistillationArgs {
   int64_t skip;  // tokens in front that are not compared: class and registers
 };
 
+/// Cross-entropy with natural logarithms, mean over the rows: loss, its gradient, and how many rows have their label as the
+/// (first) largest logit.
+struct CrossEntropyArgs {
+  const void* logits;     // [rows, classes]
+  const int32_t* labels;  // [rows]
+  void* grad;             // [rows, classes]
+  DType dtype;            // of logits and grad
+  int64_t rows, classes;
+  float *loss, *correct;
+};
+
 /// AdamW on one tensor; the arithmetic is torch.optim.AdamW's.
 struct AdamWArgs {
   float* parameter;
@@ -216,6 +227,8 @@ struct Kernels {
   void (*column_sum)(const void* x, float* out, DType dtype, int64_t rows, int64_t width);
   void (*norm_backward)(const NormBackwardArgs&);
   float (*distillation)(const DistillationArgs&);
+  /// Returns how many labels are no class; where there is one, the results mean nothing.
+  int64_t (*cross_entropy)(const CrossEntropyArgs&);
   /// Sum of squares in float64, the same whatever the number of threads.
   double (*sum_of_squares)(const float* x, int64_t n);
   void (*adamw)(const AdamWArgs&);
@@ -224,6 +237,10 @@ struct Kernels {
   /// noisy = t * data + (1 - t) * noise, target = data - noise; t one per row.
   void (*interpolate)(const float* data, const float* noise, const float* t, float* noisy, float* target, int64_t rows, int64_t width);
   int64_t (*count_non_finite)(const float* x, int64_t n);
+  /// The k largest of each row of scores [rows, n], descending; of equal ones the lowest index first, NaN last.
+  void (*top_k)(const float* scores, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices);
+  /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
+  void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
   /// The yardsticks of every benchmark, measured with the current team, best of a few: multiply-adds in registers, in
   /// FLOP/s, and a copy from memory to memory, in bytes (read + written) per second.
   double (*fma_peak)(DType dtype);

@@ -29,11 +29,14 @@ void add(const void*, const void*, const float*, float, void*, DType, int64_t);
 void column_sum(const void*, float*, DType, int64_t, int64_t);
 void norm_backward(const NormBackwardArgs&);
 float distillation(const DistillationArgs&);
+int64_t cross_entropy(const CrossEntropyArgs&);
 double sum_of_squares(const float*, int64_t);
 void adamw(const AdamWArgs&);
 double mean_squared_error(const float*, const float*, float*, int64_t);
 void interpolate(const float*, const float*, const float*, float*, float*, int64_t, int64_t);
 int64_t count_non_finite(const float*, int64_t);
+void top_k(const float*, int64_t, int64_t, int64_t, float*, int32_t*);
+void covariance(const float*, int64_t, int64_t, float*, float*);
 double fma_peak(DType);
 double copy_rate(void*, const void*, int64_t);
 
@@ -41,6 +44,7 @@ extern const Kernels table;
 const Kernels table = {UNIFLOW_STRING(UNIFLOW_ISA), attention, attention_backward, norm, unfold, fold, assemble, resize_table, resize_table_backward, rope, noise, cast, swiglu,
                        silu_sum, euler,
                        activation, activation_backward, scale_add, scale_add_backward, swiglu_backward, add, column_sum, norm_backward,
-                       distillation, sum_of_squares, adamw, mean_squared_error, interpolate, count_non_finite, fma_peak, copy_rate};
+                       distillation, cross_entropy, sum_of_squares, adamw, mean_squared_error, interpolate, count_non_finite, top_k, covariance,
+                       fma_peak, copy_rate};
 
 }  // namespace uniflow::cpu::UNIFLOW_ISA

@@ -1,5 +1,7 @@
 #include "native/ops/flow.h"
 
+#include <cmath>
+
 #include "native/core/philox.h"
 #include "native/cpu/flow.h"
 #include "native/cpu/kernels.h"
@@ -103,17 +105,30 @@ Tensor time_waves(const SessionRef& session, const Tensor& t) {
   return out;
 }
 
-Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches) {
+namespace {
+
+/// [ids, patches] of what `draw` makes of the Philox block of (seed, id, patch).
+template <class Draw>
+Tensor drawn(const SessionRef& session, const char* op, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, Draw draw) {
   check_positive(patches, "patches");
   const int64_t batch = static_cast<int64_t>(ids.size());
   Tensor out(DType::Float32, {batch, patches});
-  Stream::cpu().enqueue(session, {"uniform", {}, {out}, [=](const CancelToken&) {
-    for (int64_t i = 0; i < batch * patches; ++i) {
-      const auto block = philox({0, static_cast<uint32_t>(i % patches), ids[static_cast<size_t>(i / patches)], 2}, seed);
-      out.data<float>()[i] = philox_uniform(block[0]);
-    }
+  Stream::cpu().enqueue(session, {op, {}, {out}, [=](const CancelToken&) {
+    for (int64_t i = 0; i < batch * patches; ++i)
+      out.data<float>()[i] = draw(philox({0, static_cast<uint32_t>(i % patches), ids[static_cast<size_t>(i / patches)], 2}, seed));
   }});
   return out;
+}
+
+}  // namespace
+
+Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches) {
+  return drawn(session, "uniform", seed, ids, patches, [](const auto& block) { return philox_uniform(block[0]); });
+}
+
+Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std) {
+  return drawn(session, "logitNormal", seed, ids, patches,
+               [=](const auto& block) { return 1.0f / (1.0f + std::exp(-(mean + std * philox_normal(block)[0]))); });
 }
 
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width) {

@@ -95,4 +95,21 @@ Loss mean_squared_error(const SessionRef& session, const Tensor& value, const Te
   return out;
 }
 
+CrossEntropy cross_entropy(const SessionRef& session, const Tensor& logits, const Tensor& labels) {
+  check_shape(logits, "logits", {-1, -1});
+  check_floating(logits, "logits");
+  const int64_t rows = logits.dim(0), classes = logits.dim(1);
+  if (rows < 1 || classes < 1) reject("logits", "at least one row and a class", describe(logits));
+  check_shape(labels, "labels", {rows});
+  check_dtype(labels, "labels", {DType::Int32});
+  CrossEntropy out{Tensor(DType::Float32, {1}), Tensor(logits.dtype(), logits.shape()), Tensor(DType::Float32, {1})};
+  Stream::cpu().enqueue(session, {"crossEntropy", {logits, labels}, {out.loss, out.grad, out.correct}, [=](const CancelToken&) {
+    const int64_t bad = cpu::kernels().cross_entropy({.logits = logits.data(), .labels = labels.data<int32_t>(), .grad = out.grad.data(),
+                                                      .dtype = logits.dtype(), .rows = rows, .classes = classes,
+                                                      .loss = out.loss.data<float>(), .correct = out.correct.data<float>()});
+    if (bad) reject("labels", "classes 0 to " + std::to_string(classes - 1), std::to_string(bad) + " of " + std::to_string(rows) + " outside");
+  }});
+  return out;
+}
+
 }  // namespace uniflow::ops

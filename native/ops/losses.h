@@ -36,4 +36,15 @@ struct Loss {
 };
 Loss mean_squared_error(const SessionRef& session, const Tensor& value, const Tensor& target);
 
+/// Cross-entropy of rows of logits with one label each: mean of -log softmax(logits)[label], natural logarithm.
+/// Bytes: logits read once, gradient written once.
+struct CrossEntropy {
+  Tensor loss;     // [1] float32
+  Tensor grad;     // of the mean; shaped and typed as the logits
+  Tensor correct;  // [1] float32: rows whose label is the largest logit; of equal ones the lowest index is
+};
+
+/// logits [M, C] float32 or bfloat16, labels [M] int32. A label outside of 0 to C-1 fails the results when they are computed.
+CrossEntropy cross_entropy(const SessionRef& session, const Tensor& logits, const Tensor& labels);
+
 }  // namespace uniflow::ops

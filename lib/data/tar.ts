@@ -1,0 +1,76 @@
+/** Where the files in a tar archive lie, so that each can be read on its own. Headers are parsed by node-tar. */
+import { open, type FileHandle } from 'node:fs/promises';
+import { Header, Pax, type HeaderData } from 'tar';
+import { throwIfAborted, UniFlowError } from '../errors.js';
+import { unreadable } from './files.js';
+
+/** A file in an archive; offset and size in bytes. */
+export interface TarEntry {
+  name: string;
+  offset: number;
+  size: number;
+}
+
+const BLOCK = 512;
+/** Longer descriptions of a file than this are no descriptions. */
+const MAX_EXTENSION = 2 ** 20;
+
+/** Reads the headers only. */
+export async function indexTar(path: string, signal: AbortSignal | undefined): Promise<TarEntry[]> {
+  return withFile(path, async (file) => {
+    const { size: end } = await file.stat();
+    const entries: TarEntry[] = [];
+    let global: HeaderData = {};
+    let next: HeaderData = {}; // what blocks before a file say about it
+    for (let at = 0; ;) {
+      throwIfAborted(signal);
+      const header = parseHeader(path, at, await readExactly(file, path, at, BLOCK), next, global);
+      if (header.nullBlock) return entries;
+      const [offset, size] = [at + BLOCK, header.size ?? 0];
+      if (offset + size > end) throw UniFlowError.expected('BAD_INPUT', path, `${offset + size} bytes or more`, `${end}: it is incomplete`);
+      at = offset + Math.ceil(size / BLOCK) * BLOCK;
+      const text = async (): Promise<string> => {
+        if (size > MAX_EXTENSION)
+          throw UniFlowError.expected('BAD_INPUT', path, `an extension of at most ${MAX_EXTENSION} bytes`, `${size}`);
+        return (await readExactly(file, path, offset, size)).toString();
+      };
+      if (header.type === 'ExtendedHeader') next = Pax.parse(await text(), next);
+      else if (header.type === 'GlobalExtendedHeader') global = Pax.parse(await text(), global, true);
+      else if (header.type === 'NextFileHasLongPath') next = { ...next, path: (await text()).replace(/\0.*$/s, '') };
+      else if (header.type !== 'NextFileHasLongLinkpath') {
+        if (FILES.includes(header.type)) entries.push({ name: header.path ?? '', offset, size });
+        next = {};
+      }
+    }
+  });
+}
+
+const FILES: readonly string[] = ['File', 'OldFile', 'ContiguousFile'];
+
+function parseHeader(path: string, at: number, block: Buffer, next: HeaderData, global: HeaderData): Header {
+  const header = new Header(block, 0, next, global);
+  if (!header.nullBlock && !header.cksumValid) throw UniFlowError.expected('BAD_INPUT', path, `a tar header at byte ${at}`, 'other bytes');
+  return header;
+}
+
+/** The bytes of an entry. */
+export function readEntry(path: string, { offset, size }: TarEntry): Promise<Buffer> {
+  return withFile(path, (file) => readExactly(file, path, offset, size));
+}
+
+async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
+  const file = await open(path).catch((cause: unknown) => {
+    throw unreadable(path, cause);
+  });
+  try {
+    return await use(file);
+  } finally {
+    await file.close();
+  }
+}
+
+async function readExactly(file: FileHandle, path: string, offset: number, size: number): Promise<Buffer> {
+  const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(size), 0, size, offset);
+  if (bytesRead === size) return buffer;
+  throw UniFlowError.expected('BAD_INPUT', path, `${size} bytes at byte ${offset}`, `${bytesRead}: it is incomplete`);
+}

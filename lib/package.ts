@@ -1,0 +1,12 @@
+/** Where this package is, and what it ships. */
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** The package's folder, from `lib/` (tests) as from `dist/`. */
+export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+/**
+ * The folder of the tokenizer that comes with the package: a small one for colour photographs, trained from photographs in Debian's wallpaper
+ * packages (models/default/README.md). It reconstructs; having had no pretrained teacher, it does not understand.
+ */
+export const embeddedModel = join(packageRoot, 'models', 'default');

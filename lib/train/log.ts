@@ -1,0 +1,131 @@
+/** The log of a training run: one JSON object a line, appended at once. */
+import { appendFileSync } from 'node:fs';
+import { open, writeFile, type FileHandle } from 'node:fs/promises';
+import { checkInteger, checkOptions, describe } from '../check.js';
+import { UniFlowError } from '../errors.js';
+import { replaceFile } from '../io/files.js';
+
+/** What happened in a run. `loss`, `flow`, `distillation`, `gradNorm` and the rest may be NaN or infinite. */
+export type LogEntry =
+  | {
+      event: 'start';
+      time: string;
+      config: Record<string, unknown>;
+      model: { parameters: number; trained: number };
+      data: { path: string; images: number; hash?: string };
+      machine: { cpu: string; threads: number; kernels: string; node: string };
+    }
+  | { event: 'resume'; time: string; step: number }
+  | {
+      event: 'step';
+      step: number;
+      epoch: number;
+      loss: number;
+      flow: number;
+      distillation: number;
+      /** Misalignment and weight of each layer, shallow to deep; empty without distillation. */
+      alpha: number[];
+      weight: number[];
+      gradNorm: number;
+      lr: number;
+      imagesPerSecond: number;
+      skipped: boolean;
+    }
+  | { event: 'validation'; step: number; psnr: number; ssim: number; flow?: number; distillation?: number }
+  | { event: 'checkpoint'; step: number; path: string }
+  | { event: 'end'; time: string; step: number; reason: 'done' | 'interrupted' | 'early-stop' | 'failed'; message?: string };
+
+/** The entries of one kind of event. */
+export type LogEntryOf<Event extends LogEntry['event']> = Extract<LogEntry, { event: Event }>;
+
+const EVENTS: readonly string[] = ['start', 'resume', 'step', 'validation', 'checkpoint', 'end'] satisfies LogEntry['event'][];
+
+export interface RunLogOptions {
+  /**
+   * For a run that goes on from its checkpoint of this step: what the log has of later steps is dropped, so that none appears twice.
+   * Default: a new log, and a file that is there already is refused.
+   */
+  keepThrough?: number;
+}
+
+/** Appends to the log of a run. */
+export class RunLog {
+  private constructor(private readonly file: FileHandle) {}
+
+  /** @throws {UniFlowError} `BAD_INPUT` for a file that cannot be written, is there already (without `keepThrough`), or is no log. */
+  static async open(path: string, options: RunLogOptions = {}): Promise<RunLog> {
+    checkOptions(options);
+    const { keepThrough } = options;
+    if (keepThrough !== undefined) {
+      checkInteger('keepThrough', keepThrough, 0, Number.MAX_SAFE_INTEGER);
+      await dropBeyond(path, keepThrough);
+    }
+    const file = await open(path, keepThrough === undefined ? 'ax' : 'a').catch((error: NodeJS.ErrnoException) => {
+      const reason = error.code === 'EEXIST' ? 'is there already: resume that run, or choose another folder' : error.message;
+      throw new UniFlowError('BAD_INPUT', `${path}: ${reason}`, { subject: path, cause: error });
+    });
+    return new RunLog(file);
+  }
+
+  /** The line is with the system when this returns: a killed process loses none. */
+  write(entry: LogEntry): void {
+    appendFileSync(this.file.fd, lineOf(entry));
+  }
+
+  /** Makes the log durable. */
+  async close(): Promise<void> {
+    await this.file.sync();
+    await this.file.close();
+  }
+}
+
+async function dropBeyond(path: string, step: number): Promise<void> {
+  const entries = await readLog(path).catch((error: unknown) => {
+    if (error instanceof UniFlowError && error.code === 'NOT_FOUND') return [];
+    throw error;
+  });
+  const kept = entries.filter((entry) => !('step' in entry) || entry.step <= step);
+  await replaceFile(path, (file) => writeFile(file, kept.map(lineOf).values()));
+}
+
+/**
+ * The entries of a log. A last line that was cut short, by a kill or a full disk, is left out.
+ *
+ * @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` naming the line that is no entry.
+ */
+export async function readLog(path: string): Promise<LogEntry[]> {
+  const file = await open(path).catch((error: NodeJS.ErrnoException) => {
+    throw error.code === 'ENOENT'
+      ? UniFlowError.expected('NOT_FOUND', path, 'the log of a run', 'no such file', error)
+      : new UniFlowError('BAD_INPUT', `${path}: cannot be read: ${error.message}`, { subject: path, cause: error });
+  });
+  const entries: LogEntry[] = [];
+  let torn: UniFlowError | undefined;
+  let number = 0;
+  for await (const line of file.readLines()) {
+    if (torn) throw torn; // it was not the last line
+    number++;
+    const entry = parseLine(line);
+    if (entry) entries.push(entry);
+    else torn = UniFlowError.expected('BAD_INPUT', `${path}:${number}`, 'an entry of a training log', describe(line));
+  }
+  return entries;
+}
+
+// JSON has no NaN and no Infinity: a log has their names in quotes.
+const NON_FINITE = new Map<unknown, number>([NaN, Infinity, -Infinity].map((value) => [String(value), value]));
+
+function lineOf(entry: LogEntry): string {
+  const json = JSON.stringify(entry, (_, value: unknown) => (typeof value === 'number' && !Number.isFinite(value) ? String(value) : value));
+  return `${json}\n`;
+}
+
+function parseLine(line: string): LogEntry | undefined {
+  try {
+    const value: unknown = JSON.parse(line, (_, part: unknown) => NON_FINITE.get(part) ?? part);
+    const known = typeof value === 'object' && value !== null && 'event' in value && EVENTS.includes(value.event as string);
+    return known ? (value as LogEntry) : undefined;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,127 @@
+/** The report of a training run: one HTML file with everything in it, for any browser. */
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import sharp from 'sharp';
+import { replaceFile } from '../io/files.js';
+import type { RgbImage } from '../io/image.js';
+import type { LogEntry } from './log.js';
+import { chartsOf, movingAverage } from './report-charts.js';
+import { reportPage, type Fact, type Picture } from './report-page.js';
+
+/** A picture, and what the model made of it in so many Euler steps. */
+export interface ReportRow {
+  original: RgbImage;
+  /** `psnr` in dB. */
+  reconstructions: { steps: number; image: RgbImage; psnr: number }[];
+}
+
+export interface Report {
+  title: string;
+  log: readonly LogEntry[];
+  rows: readonly ReportRow[];
+}
+
+/** In pixels, at most: twice what the page shows, for dense screens. */
+const PICTURE_SIZE = 448;
+
+/** Writes the report of a run as one HTML file that asks for nothing outside itself. It appears complete or not at all. */
+export async function writeReport(path: string, { title, log, rows }: Report): Promise<void> {
+  const { resolve } = createRequire(import.meta.url);
+  const [script, style] = await Promise.all([
+    readFile(resolve('uplot/dist/uPlot.iife.min.js'), 'utf8'),
+    readFile(resolve('uplot/dist/uPlot.min.css'), 'utf8'),
+  ]);
+  const pictures = await Promise.all(rows.map(picturesOf));
+  const page = reportPage({ title, facts: factsOf(log), config: configOf(log), charts: chartsOf(log), pictures, plot: { script, style } });
+  await replaceFile(path, (file) => file.writeFile(page));
+}
+
+async function picturesOf({ original, reconstructions }: ReportRow): Promise<Picture[]> {
+  const cells = [
+    { image: original, caption: 'Original' },
+    ...reconstructions.map(({ steps, image, psnr }) => ({ image, caption: `${count(steps, 'step')} · ${psnr.toFixed(2)} dB` })),
+  ];
+  return Promise.all(cells.map(async ({ image, caption }) => ({ caption, url: await dataUrl(image) })));
+}
+
+async function dataUrl({ data, width, height }: RgbImage): Promise<string> {
+  const webp = await sharp(data, { raw: { width, height, channels: 3 } })
+    .resize({ width: PICTURE_SIZE, height: PICTURE_SIZE, fit: 'inside', withoutEnlargement: true })
+    .webp({ quality: 92 })
+    .toBuffer();
+  return `data:image/webp;base64,${webp.toString('base64')}`;
+}
+
+function configOf(log: readonly LogEntry[]): Fact[] {
+  const config = log.find((entry) => entry.event === 'start')?.config ?? {};
+  return Object.entries(config).map(([name, value]) => [name, typeof value === 'string' ? value : (JSON.stringify(value) ?? 'undefined')]);
+}
+
+/** What the run was and how it ended. */
+function factsOf(log: readonly LogEntry[]): Fact[] {
+  const start = log.find((entry) => entry.event === 'start');
+  const facts: (Fact | undefined)[] = [
+    start && ['Model', `${compact(start.model.parameters)} parameters, ${compact(start.model.trained)} trained`],
+    start && ['Data', `${start.data.path}, ${count(start.data.images, 'image')}${start.data.hash ? `, ${start.data.hash}` : ''}`],
+    start && 'regime' in start.config ? ['Regime', String(start.config['regime'])] : undefined,
+    stepsFact(log),
+    start && ['Time', `${start.time.replace(/T(\d\d:\d\d).*Z$/, ' $1 UTC')}, ${durationOf(log)}`],
+    start && [
+      'Machine',
+      `${start.machine.cpu}, ${count(start.machine.threads, 'thread')}, ${start.machine.kernels} kernels, Node ${start.machine.node}`,
+    ],
+    endFact(log),
+    lossFact(log),
+    validationFact(log),
+  ];
+  return facts.filter((fact) => fact !== undefined);
+}
+
+function stepsFact(log: readonly LogEntry[]): Fact | undefined {
+  const steps = log.filter((entry) => entry.event === 'step');
+  const last = steps.at(-1);
+  const skipped = steps.filter((s) => s.skipped).length;
+  return last && ['Steps', `${last.step.toLocaleString('en')}, in epoch ${last.epoch}${skipped > 0 ? `, ${skipped} skipped` : ''}`];
+}
+
+function endFact(log: readonly LogEntry[]): Fact | undefined {
+  if (log.length === 0) return undefined;
+  const last = log.at(-1)!;
+  if (last.event !== 'end') return ['End', 'none in the log: the run goes on, or was killed'];
+  return ['End', `${last.reason}${last.message ? `: ${last.message}` : ''}`];
+}
+
+function lossFact(log: readonly LogEntry[]): Fact | undefined {
+  const steps = log.filter((entry) => entry.event === 'step');
+  const last = (term: 'loss' | 'flow' | 'distillation'): string => digits(movingAverage(steps.map((s) => s[term])).at(-1)!);
+  return steps.length > 0
+    ? ['Final loss', `${last('loss')} (flow ${last('flow')}, distillation ${last('distillation')}; moving averages)`]
+    : undefined;
+}
+
+function validationFact(log: readonly LogEntry[]): Fact | undefined {
+  const last = log.findLast((entry) => entry.event === 'validation');
+  return last && ['Validation', `PSNR ${last.psnr.toFixed(2)} dB, SSIM ${last.ssim.toFixed(4)} at step ${last.step}`];
+}
+
+/** The time that the process was up: pauses between sessions do not count, and of a session that was killed nothing is known. */
+function durationOf(log: readonly LogEntry[]): string {
+  let [total, began, killed] = [0, NaN, false];
+  for (const entry of log) {
+    if (entry.event === 'end') {
+      if (!Number.isNaN(began)) total += Date.parse(entry.time) - began;
+      began = NaN;
+    } else if (entry.event === 'start' || entry.event === 'resume') {
+      killed ||= !Number.isNaN(began);
+      began = Date.parse(entry.time);
+    }
+  }
+  killed ||= !Number.isNaN(began);
+  const minutes = Math.round(total / 60_000);
+  const text = total < 60_000 ? `${Math.round(total / 1000)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return killed ? `at least ${text}` : text;
+}
+
+const digits = (value: number): string => String(Number(value.toPrecision(4)));
+const compact = (value: number): string => value.toLocaleString('en', { notation: 'compact', maximumSignificantDigits: 4 });
+const count = (n: number, noun: string): string => `${n.toLocaleString('en')} ${noun}${n === 1 ? '' : 's'}`;

@@ -1,0 +1,57 @@
+/** What a stopped training goes on from: every float32 tensor of the optimizer and the position, in one safetensors file. */
+import { UniFlowError } from '../errors.js';
+import { valueBytes } from '../io/checkpoint.js';
+import { replaceFile, safetensorsHeader } from '../io/files.js';
+import { native, type TensorHandle } from '../native.js';
+import type { Trainer, TrainerPosition } from './trainer.js';
+
+const FORMAT = 'uniflow-training-1';
+
+/**
+ * Writes the trainer's state; the file appears complete and durable, or the one that was there stays.
+ * @param pins what must be the same when the training goes on.
+ * @throws UniFlowError `BAD_INPUT` where it cannot be written (a full disk, no permission).
+ */
+export async function saveState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<void> {
+  const { tensors, position } = trainer.state();
+  const metadata = { format: FORMAT, position: JSON.stringify(position), pins: JSON.stringify(pins) };
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let offset = 0;
+  for (const [name, { shape }] of tensors) {
+    const bytes = 4 * shape.reduce((a, b) => a * b, 1);
+    header[name] = { dtype: 'F32', shape, data_offsets: [offset, (offset += bytes)] };
+  }
+  try {
+    await replaceFile(path, async (file) => {
+      await file.writeFile(safetensorsHeader(header));
+      for (const tensor of tensors.values()) await file.writeFile(await valueBytes(tensor, 'float32'));
+    });
+  } catch (cause) {
+    throw new UniFlowError('BAD_INPUT', `${path} cannot be written: ${(cause as Error).message}`, { subject: path, cause });
+  }
+}
+
+/** @throws UniFlowError `BAD_CHECKPOINT` where the file is none of {@link saveState}'s, or of another model, or the pins differ. */
+export async function loadState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<TrainerPosition> {
+  const { handle: file, metadata, tensors } = native.openSafetensors(path);
+  if (metadata['format'] !== FORMAT)
+    throw UniFlowError.expected('BAD_CHECKPOINT', path, `the state of a training (${FORMAT})`, metadata['format'] ?? 'another file');
+  const position = JSON.parse(metadata['position'] as string) as TrainerPosition;
+  const actual = JSON.stringify(pins);
+  if (actual !== metadata['pins']) throw UniFlowError.expected('BAD_CHECKPOINT', path, `a training on ${metadata['pins']}`, actual);
+  const wanted = trainer.state().tensors;
+  const misfits = [...wanted].filter(([name, { shape }]) => tensors[name]?.shape.join() !== shape.join()).map(([name]) => name);
+  const unknown = Object.keys(tensors).filter((name) => !wanted.has(name));
+  if (misfits.length + unknown.length > 0)
+    throw new UniFlowError(
+      'BAD_CHECKPOINT',
+      `${path} is of another model or of other settings: ${[...misfits, ...unknown].slice(0, 5).join(', ')}`,
+      {
+        subject: path,
+      },
+    );
+  const read = (name: string, shape: readonly number[]): TensorHandle => native.loadParameter([{ file, name }], shape, 'float32', false);
+  trainer.restore(read, position);
+  await native.synchronize([...trainer.state().tensors.values()]);
+  return position;
+}

@@ -1,0 +1,244 @@
+/**
+ * A training run: data in, a tokenizer out, in a folder of its own.
+ *
+ *   train.json              the settings, defaults included
+ *   log.jsonl               what happened, a line an event
+ *   state.safetensors       what the run goes on from after a stop: bit for bit as if it had not stopped
+ *   model/                  the tokenizer (moving average of the weights), loadable at any time
+ *   report.html             curves, layers, pictures
+ */
+import type { NdArray } from 'ndarray';
+import { mkdir, readFile } from 'node:fs/promises';
+import { cpus } from 'node:os';
+import { join } from 'node:path';
+import { batches } from '../data/loader.js';
+import { openDataset, type Dataset } from '../data/dataset.js';
+import { cpuInfo } from '../device.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { UniFlowError } from '../errors.js';
+import { replaceFile } from '../io/files.js';
+import { picturesOf, type RgbImage } from '../io/image.js';
+import { UniFlow } from '../uniflow.js';
+import { parseTrainConfig, type FullTrainConfig, type TrainConfig } from './config.js';
+import { readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
+import { regimes } from './regimes.js';
+import { writeReport, type ReportRow } from './report.js';
+import { learningRate } from './schedule.js';
+import { loadState, saveState } from './state.js';
+import { Trainer, type StepResult } from './trainer.js';
+
+export interface TrainOptions {
+  /** Stops the run after the step under way, with a checkpoint. */
+  signal?: AbortSignal | undefined;
+  /** After every step, with the number of steps done so far. */
+  onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
+  onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
+}
+
+export interface TrainResult {
+  /** Folder of the tokenizer. */
+  model: string;
+  report: string;
+  steps: number;
+  /** The last validation. */
+  validation: LogEntryOf<'validation'> | undefined;
+  /** Whether all steps were done; otherwise a signal came. */
+  done: boolean;
+}
+
+/** Pictures in the report, and the numbers of Euler steps that it shows. */
+const SHOWN = 6;
+const SHOWN_STEPS = [1, 2, 4, 10] as const;
+
+/**
+ * Trains in `folder`, which must not hold a run yet.
+ * @throws UniFlowError `BAD_INPUT` for settings that do not fit; `INTERNAL` where the gradient stays non-finite: the state of the last
+ * checkpoint is kept.
+ */
+export async function train(folder: string, config: TrainConfig, options: TrainOptions = {}): Promise<TrainResult> {
+  const settings = parseTrainConfig(config);
+  await mkdir(folder, { recursive: true });
+  const log = await RunLog.open(join(folder, 'log.jsonl'));
+  await replaceFile(join(folder, 'train.json'), (file) => file.writeFile(JSON.stringify(settings, null, 2) + '\n'));
+  return new Run(folder, settings, options).run(log, false);
+}
+
+/** Goes on with a run that was stopped, however that was. The weights become those of a run that was not. */
+export async function resume(folder: string, options: TrainOptions = {}): Promise<TrainResult> {
+  const path = join(folder, 'train.json');
+  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
+    throw UniFlowError.expected('NOT_FOUND', path, 'the folder of a training run', 'no such file', cause);
+  });
+  return new Run(folder, parseTrainConfig(JSON.parse(text)), options).run(undefined, true);
+}
+
+class Run {
+  private readonly path: { log: string; state: string; model: string; report: string };
+
+  constructor(
+    folder: string,
+    private readonly settings: FullTrainConfig,
+    private readonly options: TrainOptions,
+  ) {
+    const [log, state, model, report] = ['log.jsonl', 'state.safetensors', 'model', 'report.html'].map((name) => join(folder, name));
+    this.path = { log: log!, state: state!, model: model!, report: report! };
+  }
+
+  async run(fresh: RunLog | undefined, resumed: boolean): Promise<TrainResult> {
+    const { settings } = this;
+    const data = await openDataset(settings.data);
+    const { uniflow, teacher } = await startOf(settings);
+    const held = await this.validationPixels(uniflow);
+    const trainer = trainerOf(settings, uniflow, teacher);
+    // Data that has changed would not be met in the order in which the run began.
+    const pins = { images: data.length };
+    const begin = resumed ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
+    const log = fresh ?? (await RunLog.open(this.path.log, { keepThrough: begin }));
+    log.write(resumed ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data));
+    let step = begin;
+    let validation: LogEntryOf<'validation'> | undefined;
+    const checkpoint = async (): Promise<void> => {
+      await saveState(this.path.state, trainer, pins);
+      await trainer.evaluating(() => uniflow.save(this.path.model));
+      log.write({ event: 'checkpoint', step, path: this.path.state });
+    };
+    const validate = async (): Promise<void> => {
+      if (!held) return;
+      const { psnr, ssim } = await trainer.evaluating(() => uniflow.reconstruct({ pixels: held }));
+      validation = { event: 'validation', step, psnr, ssim };
+      log.write(validation);
+      this.options.onValidation?.(validation);
+    };
+    try {
+      if (!resumed) await checkpoint(); // from here on, a kill leaves something to go on from
+      for await (const entry of this.steps(trainer, data, uniflow, begin)) {
+        step = entry.step;
+        log.write(entry);
+        this.options.onStep?.(entry);
+        const last = step === settings.steps || this.options.signal?.aborted === true;
+        if (last || step % settings.validateEvery === 0) await validate();
+        if (last || step % settings.checkpointEvery === 0) await checkpoint();
+        if (last) break;
+      }
+      const done = step >= settings.steps;
+      log.write({ event: 'end', time: now(), step, reason: done ? 'done' : 'interrupted' });
+      await trainer.finish();
+      await this.report(uniflow, held);
+      return { model: this.path.model, report: this.path.report, steps: step, validation, done };
+    } catch (error) {
+      log.write({ event: 'end', time: now(), step, reason: 'failed', message: (error as Error).message });
+      throw error;
+    } finally {
+      await log.close();
+      await data.close();
+      await uniflow.dispose();
+      await teacher?.dispose();
+    }
+  }
+
+  /** One entry of the log for each step, from step `begin` on. */
+  private async *steps(trainer: Trainer, data: Dataset, uniflow: UniFlow, begin: number): AsyncGenerator<LogEntryOf<'step'>> {
+    const { settings } = this;
+    const loader = batches(data, {
+      batchSize: settings.batch,
+      size: settings.size ?? uniflow.config.imageSize,
+      seed: settings.seed,
+      shuffle: true,
+      crop: 'random',
+      scale: settings.scale,
+      flip: settings.flip,
+      from: begin,
+    });
+    let last = performance.now();
+    let step = begin;
+    if (step >= settings.steps) return;
+    for await (const batch of loader) {
+      const lrScale = learningRate(step, { steps: settings.steps, warmup: settings.warmup, floor: settings.lrFloor });
+      const result: StepResult = await trainer.step({ pixels: batch.pixels }, { lrScale });
+      const seconds = (performance.now() - last) / 1000;
+      last = performance.now();
+      step++;
+      yield { event: 'step', step, epoch: batch.epoch, ...result, lr: settings.lr * lrScale, imagesPerSecond: settings.batch / seconds };
+      if (step >= settings.steps) return;
+    }
+  }
+
+  private async validationPixels(uniflow: UniFlow): Promise<NdArray<Uint8Array> | undefined> {
+    const { validation, validationImages, size = uniflow.config.imageSize } = this.settings;
+    if (validation === undefined) return undefined;
+    const data = await openDataset(validation);
+    try {
+      const batchSize = Math.min(validationImages, data.length);
+      const first = await batches(data, { batchSize, size, crop: 'center', epochs: 1, prefetch: 0 }).next();
+      return first.value?.pixels;
+    } finally {
+      await data.close();
+    }
+  }
+
+  private startEntry(uniflow: UniFlow, data: Dataset): LogEntry {
+    const { settings } = this;
+    const count = (parameters: UniFlow['parameters']): number =>
+      parameters.reduce((sum, { tensor }) => sum + tensor.shape.reduce((a, b) => a * b, 1), 0);
+    const parameters = count(uniflow.parameters);
+    const frozen = settings.regime === 'frozen' ? count(uniflow.encoderParameters) : 0;
+    const { threads, kernels } = cpuInfo();
+    return {
+      event: 'start',
+      time: now(),
+      config: settings,
+      model: { parameters, trained: parameters - frozen },
+      data: { path: settings.data, images: data.length },
+      machine: { cpu: cpus()[0]?.model ?? 'unknown', threads, kernels, node: process.version },
+    };
+  }
+
+  private async report(uniflow: UniFlow, held: NdArray<Uint8Array> | undefined): Promise<void> {
+    const rows = held ? await rowsOf(uniflow, first(held, SHOWN)) : [];
+    await writeReport(this.path.report, { title: 'UniFlow training', log: await readLog(this.path.log), rows });
+  }
+}
+
+/** The model at step 0, and its teacher: a second copy, as the first one changes. */
+async function startOf(settings: FullTrainConfig): Promise<{ uniflow: UniFlow; teacher: VisionEncoder | UniFlow | undefined }> {
+  const { encoder, model, init, dtype, seed, latentChannels, globalBlocks, flowBlocks } = settings;
+  const distilled = !('lambdaDistillation' in regimes[settings.regime]);
+  if (encoder !== undefined) {
+    const own = await VisionEncoder.load(encoder, { dtype });
+    const uniflow = UniFlow.fromEncoder(own, { latentChannels, globalBlocks, flowBlocks, seed });
+    await own.dispose(); // the tokenizer holds the weights now
+    return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { dtype }) : undefined };
+  }
+  if (model !== undefined)
+    return { uniflow: await UniFlow.load(model, { dtype }), teacher: distilled ? await UniFlow.load(model, { dtype }) : undefined };
+  return { uniflow: UniFlow.random(init as NonNullable<typeof init>, { dtype, seed }), teacher: undefined };
+}
+
+function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionEncoder | UniFlow | undefined): Trainer {
+  const { lr, encoderLr = lr, betas, weightDecay, clipNorm, ema } = settings;
+  const { lambdaFlow, lambdaDistillation, beta, time, accumulate, recompute, seed, maxSkipped } = settings;
+  return new Trainer(uniflow, {
+    ...(teacher ? { teacher } : {}),
+    optimizer: { lr, encoderLr, betas, weightDecay, clipNorm, ema },
+    ...{ lambdaFlow, lambdaDistillation, beta, time, accumulate, recompute, seed, maxSkipped },
+    ...regimes[settings.regime],
+  });
+}
+
+/** Pictures beside what is left of them after more and more Euler steps. */
+async function rowsOf(uniflow: UniFlow, pixels: NdArray<Uint8Array>): Promise<ReportRow[]> {
+  const rows: ReportRow[] = picturesOf(pixels).map((original) => ({ original, reconstructions: [] }));
+  for (const steps of SHOWN_STEPS) {
+    const { images, perImage } = await uniflow.reconstruct({ pixels }, { steps });
+    picturesOf(images).forEach((image: RgbImage, i) => {
+      (rows[i] as ReportRow).reconstructions.push({ steps, image, psnr: perImage.psnr[i] as number });
+    });
+  }
+  return rows;
+}
+
+function first(pixels: NdArray<Uint8Array>, count: number): NdArray<Uint8Array> {
+  return pixels.hi(Math.min(count, pixels.shape[0] as number));
+}
+
+const now = (): string => new Date().toISOString();
