@@ -74,20 +74,36 @@ export function flowCost({ patches, width: d, patch, blocks, steps, guided, dtyp
   };
 }
 
+/** Pictures to the encoder's last layer. */
+function encoderFlops({ encoder: { width, layers, hidden, imageSize }, patch }: UniFlowConfig): number {
+  const patches = (imageSize[0] / patch) * (imageSize[1] / patch);
+  return 2 * patches * 3 * patch * patch * width + layers * blockFlops(patches + 1, width, hidden);
+}
+
 /** Pictures to latents. */
-export function encodeCost({ encoder, latentChannels, patch }: UniFlowConfig, images: number): Cost {
-  const { width, layers, hidden } = encoder;
+export function encodeCost(config: UniFlowConfig, images: number): { flops: number } {
+  const { encoder, latentChannels, patch } = config;
   const patches = (encoder.imageSize[0] / patch) * (encoder.imageSize[1] / patch);
-  const embedding = 2 * patches * 3 * patch * patch * width;
-  const projection = 2 * patches * width * (width + latentChannels);
-  return { flops: images * (embedding + layers * blockFlops(patches + 1, width, hidden) + projection) };
+  const projection = 2 * patches * encoder.width * (encoder.width + latentChannels);
+  return { flops: images * (encoderFlops(config) + projection) };
 }
 
 /** Latents to pictures, without guidance. */
-export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number, dtype: FloatType): Cost {
+export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number, dtype: FloatType): { flops: number } {
   const { width, latentChannels, globalBlocks, flowBlocks, hidden, patch, grid } = decoder;
   const patches = grid.rows * grid.cols;
   const projection = 2 * patches * width * (latentChannels + width);
   const flow = flowCost({ patches, width, patch, blocks: flowBlocks, steps, guided: false, dtype });
   return { flops: images * (projection + globalBlocks * blockFlops(patches, width, hidden) + flow.flops) };
+}
+
+/**
+ * A step of training: student and decoder forward, twice as much backward (a product for the gradient of each operand), and the
+ * teacher's forward pass. Each patch has its own time, so that its embedding counts per patch here.
+ */
+export function trainingCost(config: UniFlowConfig, images: number): { flops: number } {
+  const { width, grid } = config.decoder;
+  const times = 2 * images * grid.rows * grid.cols * width * (256 + width);
+  const forward = encodeCost(config, images).flops + decodeCost(config, images, 1, 'float32').flops + times;
+  return { flops: 3 * forward + images * encoderFlops(config) };
 }

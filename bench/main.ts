@@ -17,8 +17,9 @@ import { rows as random } from './random.js';
 import { rows as resample } from './resample.js';
 import { machineLines, peakLine, tableHead, tableRow } from './table.js';
 import { rows as tokenizer } from './tokenizer.js';
+import { rows as training } from './training.js';
 
-const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, data, tokenizer];
+const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, data, tokenizer, training];
 
 /** Peaks that differ by more between the beginning and the end mean that something else ran. */
 const MAX_DRIFT = 0.1;

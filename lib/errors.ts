@@ -47,3 +47,9 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
 export function aborted(signal: AbortSignal): UniFlowError {
   return new UniFlowError('ABORTED', 'the work was aborted', { cause: signal.reason });
 }
+
+/** Why something failed, for a place that names it already: the message without the name in front. */
+export function reasonOf(error: unknown, name: string): string {
+  const message = error instanceof Error ? error.message : String(error);
+  return message.startsWith(`${name}: `) ? message.slice(name.length + 2) : message;
+}

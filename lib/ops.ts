@@ -41,9 +41,9 @@ export function linear(x: Tensor, layer: Linear, { activation, scale, residual }
 function affine(x: Tensor, { weight, bias }: Linear): Tensor {
   const y = tensorOf(native.linear(x.handle, weight.handle, { bias: bias?.handle }));
   const tape = recording(x, weight, bias);
-  const [wantX, wantWeight] = [tape?.watches(x) ?? false, tape?.watches(weight) ?? false];
+  const [wantX, wantWeight, wantBias] = [x, weight, bias].map((input) => tape?.watches(input) ?? false) as [boolean, boolean, boolean];
   return differentiable(y, [x, weight, bias], (d) => {
-    const g = native.linearBackward(x.handle, weight.handle, d.handle, wantX, wantWeight, bias !== undefined);
+    const g = native.linearBackward(x.handle, weight.handle, d.handle, wantX, wantWeight, wantBias);
     return [g.x, g.weight, g.bias].map((handle) => handle && tensorOf(handle));
   });
 }

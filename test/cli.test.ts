@@ -1,11 +1,9 @@
 /** The command line, as a user runs it: in a process of its own, on real files. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import type { NdArray } from 'ndarray';
-import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import sharp, { type Sharp } from 'sharp';
 import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import { fileNames } from '../lib/cli/inputs.js';
@@ -13,33 +11,15 @@ import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { decodeImage, UniFlow } from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
 import { readNpy } from '../lib/io/npy.js';
-import { golden, relativeL2, tolerances } from './support.js';
+import { golden, relativeL2, root, startCommand, tolerances, type CommandRun } from './support.js';
 
-const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const model = golden('uniflow-tiny');
 let dir: string;
 let photos: string;
 const inDir = (...parts: string[]): string => join(dir, ...parts);
 
-interface Run {
-  code: number | null;
-  stdout: string;
-  stderr: string;
-}
-
-function start(args: string[], env: NodeJS.ProcessEnv = {}): { child: ChildProcess; ended: Promise<Run> } {
-  const child = spawn(process.execPath, ['--import', 'tsx', join('lib', 'cli', 'main.ts'), ...args], {
-    cwd: root,
-    env: { ...process.env, UNIFLOW_DEBUG: '', NODE_OPTIONS: '', ...env },
-  });
-  const run: Run = { code: null, stdout: '', stderr: '' };
-  child.stdout.on('data', (text) => (run.stdout += String(text)));
-  child.stderr.on('data', (text) => (run.stderr += String(text)));
-  return { child, ended: new Promise((resolve) => child.on('close', (code) => resolve({ ...run, code }))) };
-}
-
-const cli = (...args: string[]): Promise<Run> => start(args).ended;
-const json = ({ stdout }: Run): any => JSON.parse(stdout);
+const cli = (...args: string[]): Promise<CommandRun> => startCommand(args).ended;
+const json = ({ stdout }: CommandRun): any => JSON.parse(stdout);
 
 function picture(width: number, height: number, color: string): Sharp {
   const circle = `<svg width="${width}" height="${height}"><circle cx="40%" cy="50%" r="30%" fill="white"/></svg>`;
@@ -173,7 +153,7 @@ describe('encode, decode, reconstruct', () => {
   test('Ctrl-C: exit code 130, and nothing left behind', async () => {
     await mkdir(inDir('interrupted'));
     const many = Array.from({ length: 200 }, () => join(photos, 'a.png'));
-    const { child, ended } = start([
+    const { child, ended } = startCommand([
       'encode',
       ...many,
       '-m',
@@ -284,7 +264,7 @@ describe('usage', () => {
     expect(brief.code).toBe(1);
     expect(brief.stderr).toMatch(/^uniflow: .*missing\.npy.*\n$/);
     expect((await cli(...args, '--verbose')).stderr).toMatch(/\n {4}at /);
-    expect((await start(args, { UNIFLOW_DEBUG: '1' }).ended).stderr).toMatch(/\n {4}at /);
+    expect((await startCommand(args, { UNIFLOW_DEBUG: '1' }).ended).stderr).toMatch(/\n {4}at /);
   });
 });
 

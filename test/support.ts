@@ -1,13 +1,15 @@
 /** What the tests share: fixtures, golden tensors, and the one place with their tolerances. */
 import { expect } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { native } from '../lib/native.js';
 
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 export const fixtures = join(dirname(fileURLToPath(import.meta.url)), 'fixtures');
 export const golden = (name: string): string => join(fixtures, 'golden', name);
-export const photos = join(fixtures, '..', '..', 'examples', 'photos');
+export const photos = join(root, 'examples', 'photos');
 
 /** Relative L2 against the golden values. */
 export const tolerances = {
@@ -43,4 +45,23 @@ export function relativeL2(actual: NdArray, expected: NdArray): number {
     norm += b[i]! ** 2;
   }
   return Math.sqrt(difference / norm);
+}
+
+/** What a command printed, and its exit code; null where a signal ended it. */
+export interface CommandRun {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/** Starts `uniflow` with these arguments in a process of its own. */
+export function startCommand(args: readonly string[], env: NodeJS.ProcessEnv = {}): { child: ChildProcess; ended: Promise<CommandRun> } {
+  const child = spawn(process.execPath, ['--import', 'tsx', join('lib', 'cli', 'main.ts'), ...args], {
+    cwd: root,
+    env: { ...process.env, UNIFLOW_DEBUG: '', NODE_OPTIONS: '', ...env },
+  });
+  const run: CommandRun = { code: null, stdout: '', stderr: '' };
+  child.stdout.on('data', (text) => (run.stdout += String(text)));
+  child.stderr.on('data', (text) => (run.stderr += String(text)));
+  return { child, ended: new Promise((resolve) => child.on('close', (code) => resolve({ ...run, code }))) };
 }

@@ -6,7 +6,9 @@ import { Option, type Command } from 'commander';
 import type { Preset } from '../config.js';
 import type { DecodeCommandOptions } from './decode.js';
 import type { EncodeCommandOptions } from './encode.js';
+import type { EvalCommandOptions } from './eval.js';
 import type { InitCommandOptions } from './init.js';
+import { defaults as serving } from '../serve/options.js';
 import type { Regime } from '../train/regimes.js';
 import {
   dtypeOption,
@@ -16,6 +18,7 @@ import {
   sizeOption,
   withFolder,
   withJson,
+  withLoadedModel,
   withModel,
   withRevision,
   withSampling,
@@ -23,6 +26,7 @@ import {
   type ReportOptions,
 } from './options.js';
 import type { ReconstructCommandOptions } from './reconstruct.js';
+import type { ServeCommandOptions } from './serve.js';
 import type { TrainCommandOptions } from './train.js';
 
 const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
@@ -35,10 +39,16 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
   addDecode(program, signal);
   addReconstruct(program, signal);
+  addServe(program, signal);
   addTrain(program, signal);
+  addEval(program, signal);
   addInit(program, signal);
   addInfo(program, signal);
   addDoctor(program);
+}
+
+function collected(value: string, before: string[] = []): string[] {
+  return [...before, value];
 }
 
 function examples(...lines: string[]): string {
@@ -100,6 +110,38 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
     );
 }
 
+function addServe(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('serve')
+    .description('Serve a model over HTTP: encode, decode and reconstruct; pictures of requests that come together are computed together.');
+  const seconds = (milliseconds: number): number => milliseconds / 1000;
+  withJson(withLoadedModel(command))
+    .option('--host <address>', `address to listen on (default: ${serving.host}, which only this machine can reach)`)
+    .option('--port <n>', `port to listen on; 0 takes a free one (default: ${serving.port})`, integerFrom(0))
+    .addOption(new Option('--token <text>', 'clients must send it as bearer token').env('UNIFLOW_TOKEN'))
+    .option('--allow-url <host>', 'fetch pictures from this host where a client names a URL; can be repeated', collected)
+    .option('--max-batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1))
+    .option('--max-wait <ms>', `wait so long for others to compute a picture with (default: ${serving.maxWait})`, integerFrom(0))
+    .option('--max-queue <n>', `pictures in the service; more get 503 (default: ${serving.maxQueue})`, integerFrom(1))
+    .option('--max-requests <n>', `requests under way; more get 503 (default: ${serving.maxRequests})`, integerFrom(1))
+    .option('--max-images <n>', `pictures per request (default: ${serving.maxImages})`, integerFrom(1))
+    .option('--max-body <MiB>', `size of a request (default: ${serving.maxBody / 2 ** 20})`, integerFrom(1))
+    .option('--max-pixels <n>', `pixels of a picture, as sent (default: ${serving.maxPixels})`, integerFrom(1))
+    .option('--max-patches <n>', `patches of a picture, as computed (default: ${serving.maxPatches})`, integerFrom(1))
+    .option('--max-steps <n>', `Euler steps that a client may ask for (default: ${serving.maxSteps})`, integerFrom(1))
+    .option('--timeout <s>', `for a client to send, and for the service to answer (default: ${seconds(serving.timeout)})`, integerFrom(1))
+    .option('--drain <s>', `for what is under way when told to stop (default: ${seconds(serving.drain)})`, integerFrom(0))
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow serve --port 8080',
+        'UNIFLOW_TOKEN=secret uniflow serve -m my-model --host 0.0.0.0 --max-batch 32',
+        'curl --data-binary @cat.jpg -H content-type:image/jpeg http://127.0.0.1:8080/v1/encode',
+      ) + '\nSIGTERM or Ctrl-C: takes no more requests, finishes those under way, exit code 0.\n',
+    )
+    .action(async (options: ServeCommandOptions) => (await import('./serve.js')).serveCommand(options, signal));
+}
+
 function addTrain(program: Command, signal: AbortSignal): void {
   const command = program
     .command('train')
@@ -140,6 +182,37 @@ function addTrain(program: Command, signal: AbortSignal): void {
       ) + '\nCtrl-C stops after the step under way, with a checkpoint. The less common settings have no option: see --config.\n',
     )
     .action(async (options: TrainCommandOptions) => (await import('./train.js')).trainCommand(options, signal));
+}
+
+function addEval(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('eval')
+    .description('Measure a tokenizer: how close the reconstructions are, and what the tokens know.')
+    .argument('<data>', 'pictures: a folder (sub-folders are classes), a list (.txt, .csv), an IDX file, a WebDataset .tar');
+  withJson(withSampling(withModel(command)))
+    .addOption(sizeOption())
+    .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
+    .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
+    .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
+    .addOption(new Option('--latent-pool <how>', 'latents as one vector (default: mean)').choices(['mean', 'concat']))
+    .option('--features <model>', 'encoder to compute FID with, or an .npy with features of the reconstructions')
+    .addOption(new Option('--inception <file>', 'ONNX file of an Inception-v3 to compute rFID with').conflicts('features'))
+    .addOption(new Option('--pool <how>', 'features of an encoder (default: mean)').choices(['mean', 'class']))
+    .option('--reference <file>', "an .npy with features to compare with, instead of the originals'")
+    .option('--allow-unpinned', 'take .npy files without a .json that says what they are of')
+    .addOption(new Option('--save-features <file>', "write the originals' features: a --reference for later").conflicts('reference'))
+    .option('-o, --out <file>', 'write the results as JSON')
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow eval held-out/',
+        'uniflow eval val/ -m run/model --teacher facebook/dinov2-base --train train/ --out result.json',
+        'uniflow eval val/ -m run/model --features facebook/dinov2-base --save-features val.npy',
+        'uniflow eval val/ -m run/model --steps 4 --features facebook/dinov2-base --reference val.npy',
+        'uniflow eval val/ -m run/model --inception inception-v3.onnx --json',
+      ),
+    )
+    .action(async (data: string, options: EvalCommandOptions) => (await import('./eval.js')).evaluateCommand(data, options, signal));
 }
 
 function addInit(program: Command, signal: AbortSignal): void {

@@ -2,6 +2,7 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { ahead } from '../ahead.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { picturesOf, writeImage } from '../io/image.js';
@@ -11,7 +12,7 @@ import { readLatents } from './latents.js';
 import type { FolderOptions, ModelOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
-import { ahead, loadModel, slices } from './shared.js';
+import { loadModel, slices } from './shared.js';
 
 export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, FolderOptions {
   grid?: Grid;
@@ -33,7 +34,7 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
       begin,
       await uniflow.decode(rowsOf(latents, begin, end), { grid, steps, schedule, guidance, seed, batchSize, signal }),
     ];
-    for await (const [begin, images] of ahead(slices(count, batchSize), work)) {
+    for await (const [begin, images] of ahead(slices(count, batchSize), 1, work)) {
       const pictures = picturesOf(images);
       await Promise.all(pictures.map((picture, i) => writeImage(files[begin + i] as string, picture)));
       progress.update(begin + pictures.length);

@@ -1,9 +1,8 @@
 /** From what the user names to picture files, and from their names to those of the results. */
-import { readdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, extname, join } from 'node:path';
-import { UniFlowError } from '../errors.js';
-
-const EXTENSIONS = ['.jpg', '.jpeg', '.png', '.webp', '.avif', '.tif', '.tiff', '.gif'];
+import { walk } from '../data/folder.js';
+import { reasonOf, UniFlowError } from '../errors.js';
 
 /** A file or folder that could not be read. */
 export interface Failure {
@@ -24,32 +23,17 @@ export async function expandInputs(inputs: readonly string[]): Promise<Inputs> {
   const found: Inputs = { files: [], failed: [] };
   for (const input of inputs) {
     const info = await stat(input).catch(() => undefined);
-    if (info?.isDirectory()) await walk(input, new Set(), found);
-    else found.files.push(input); // where it is missing, reading it says so
+    if (!info?.isDirectory()) found.files.push(input); // where it is missing, reading it says so
+    else
+      for await (const { id, error } of walk(input)) {
+        const path = join(input, id);
+        if (error) found.failed.push({ path, reason: reasonOf(error, path) });
+        else found.files.push(path);
+      }
   }
   if (found.files.length + found.failed.length === 0)
-    throw UniFlowError.expected('NOT_FOUND', inputs.join(', '), `pictures (${EXTENSIONS.map((e) => e.slice(1)).join(', ')})`, 'none');
+    throw UniFlowError.expected('NOT_FOUND', inputs.join(', '), 'pictures (jpg, png, webp, avif, tiff, gif)', 'none');
   return found;
-}
-
-/** `visited` has the folders on disk that were read, so that links which lead back end the walk. */
-async function walk(folder: string, visited: Set<string>, found: Inputs): Promise<void> {
-  const { dev, ino } = await stat(folder);
-  if (visited.has(`${dev}:${ino}`)) return;
-  visited.add(`${dev}:${ino}`);
-  let names: string[];
-  try {
-    names = await readdir(folder);
-  } catch (error) {
-    found.failed.push({ path: folder, reason: (error as Error).message });
-    return;
-  }
-  for (const name of names.filter((n) => !n.startsWith('.')).sort()) {
-    const path = join(folder, name);
-    const info = await stat(path).catch(() => undefined);
-    if (info?.isDirectory()) await walk(path, visited, found);
-    else if (EXTENSIONS.includes(extname(name).toLowerCase())) found.files.push(path);
-  }
 }
 
 /** A file name for each id: its last part with another extension, numbered where several share it. */

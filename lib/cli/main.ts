@@ -26,6 +26,10 @@ const OPTIONS = new Set([
   'preset',
   'revision',
   'threads',
+  'config',
+  'regime',
+  'resume',
+  'batch',
 ]);
 
 /** The first signal ends the work cleanly; a second one ends the process, whatever it does. */

@@ -93,13 +93,24 @@ export function withRevision(command: Command): Command {
   return command.option('--revision <name>', 'branch, tag or commit of a model on the hub (default: main)');
 }
 
-/** A model and how to run it. */
-export function withModel(command: Command): Command {
-  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (default: the small one that comes along)');
+/** A model and what to compute it with. */
+export function withLoadedModel(command: Command): Command {
+  command.option(
+    '-m, --model <model>',
+    'folder of a UniFlow model, or its name on the Hugging Face hub (default: the small one that comes along)',
+  );
   return withRevision(command)
     .addOption(dtypeOption('numbers to compute with (default: float32)'))
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
-    .option('--batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1));
+    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1));
+}
+
+/** A model and how to run it. */
+export function withModel(command: Command): Command {
+  return withLoadedModel(command).option(
+    '--batch <n>',
+    'pictures computed together (default: as many as make about 4,096 tokens)',
+    integerFrom(1),
+  );
 }
 
 export function withSampling(command: Command): Command {

@@ -1,6 +1,7 @@
 /** What the commands that run a model share: loading it, and taking pictures through it batch by batch. */
+import { ahead } from '../ahead.js';
 import { setThreads } from '../device.js';
-import { UniFlowError } from '../errors.js';
+import { reasonOf, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import type { HubProgress } from '../io/hub.js';
 import { decodeImage } from '../io/image.js';
@@ -28,18 +29,6 @@ export async function downloading<T>(quiet: boolean, load: (onProgress: (progres
   } finally {
     progress?.stop();
   }
-}
-
-/** Runs `work` over `batches` in order. While one is computed and its result used, the next is already read. */
-export async function* ahead<T, R>(batches: Iterable<T>, work: (batch: T) => Promise<R>): AsyncGenerator<R, void, undefined> {
-  let previous: Promise<R> | undefined;
-  for (const batch of batches) {
-    const next = work(batch);
-    next.catch(() => undefined); // awaited below, after the one before it
-    if (previous) yield await previous;
-    previous = next;
-  }
-  if (previous) yield await previous;
 }
 
 export function* slices(count: number, size: number): Generator<[begin: number, end: number]> {
@@ -89,7 +78,7 @@ export async function overPictures<R>(run: PictureRun<R>): Promise<Outcome> {
     const batches = [...slices(files.length, batchSize)].map(([begin, end]) => files.slice(begin, end));
     let tried = 0;
     let images = 0;
-    for await (const { result, good, broken } of ahead(batches, (batch) =>
+    for await (const { result, good, broken } of ahead(batches, 1, (batch) =>
       withoutBroken(batch, signal, (paths) => run.work(uniflow, paths, batchSize)),
     )) {
       broken.forEach(report);
@@ -127,7 +116,6 @@ async function failureOf(path: string, signal: AbortSignal): Promise<Failure | u
     return undefined;
   } catch (error) {
     if (signal.aborted) throw error;
-    const { message } = error as Error;
-    return { path, reason: message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message };
+    return { path, reason: reasonOf(error, path) };
   }
 }

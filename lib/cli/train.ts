@@ -1,9 +1,8 @@
 /** `uniflow train`: an encoder and pictures to a tokenizer, in a folder of its own. */
-import { readJson } from '../io/checkpoint.js';
 import { UniFlowError } from '../errors.js';
 import { setThreads } from '../device.js';
-import { parseTrainConfig, type TrainConfig } from '../train/config.js';
-import { resume, train, type TrainOptions, type TrainResult } from '../train/train.js';
+import { parseTrainConfig, readSettings, type TrainConfig } from '../train/config.js';
+import { resume, settingsOf, train, type TrainOptions, type TrainResult } from '../train/train.js';
 import type { LogEntryOf } from '../train/log.js';
 import type { ReportOptions } from './options.js';
 import { printJson } from './output.js';
@@ -23,11 +22,11 @@ export async function trainCommand(options: TrainCommandOptions, signal: AbortSi
   if (stopped !== undefined) {
     if (out !== undefined || config !== undefined || Object.keys(given).length > 0)
       throw new UniFlowError('BAD_INPUT', '--resume goes on with the settings of the run; it takes no others', { subject: 'resume' });
-    const settings = parseTrainConfig(await readJson(`${stopped}/train.json`));
+    const settings = await settingsOf(stopped);
     return report(await shown(settings.steps, settings.batch, json === true, (o) => resume(stopped, { ...o, signal })), json);
   }
   if (out === undefined) throw new UniFlowError('BAD_INPUT', 'the option --out is missing: the folder of the run', { subject: 'out' });
-  const settings = parseTrainConfig({ ...(config === undefined ? {} : await readJson(config)), ...given });
+  const settings = parseTrainConfig({ ...(config === undefined ? {} : await readSettings(config)), ...given });
   report(await shown(settings.steps, settings.batch, json === true, (o) => train(out, settings, { ...o, signal })), json);
 }
 
@@ -46,7 +45,7 @@ async function shown(
       onStep: (entry) => {
         if (!started) progress.start(steps * batch, (entry.step - 1) * batch);
         started = true;
-        if (entry.skipped) progress.line(`step ${entry.step}: the gradient is not finite; the step is skipped`);
+        if (entry.skipped && !quiet) progress.line(`step ${entry.step}: the gradient is not finite; the step is skipped`);
         progress.update(entry.step * batch, recent.with(entry));
       },
       onValidation: ({ step, psnr, ssim }) => {

@@ -111,6 +111,7 @@ export function mirror(pixels: Uint8Array, [height, width]: Size): Promise<Uint8
 type Extent = Pick<RgbImage, 'width' | 'height'>;
 const sizeOf = ({ width, height }: Extent): Extent => ({ width, height });
 
-function isPixels(image: ImageSource | RgbImage): image is RgbImage {
+/** Whether it is decoded already. */
+export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
   return typeof image === 'object' && 'data' in image;
 }

@@ -1,4 +1,4 @@
-/** Reading files, with errors that name them. */
+/** Reading files and streams, with errors that name them. */
 import { readFile } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 
@@ -14,5 +14,45 @@ export async function readBytes(path: string): Promise<Buffer> {
     return await readFile(path);
   } catch (error) {
     throw unreadable(path, error);
+  }
+}
+
+/** The bytes of a stream by their offset, asked for in rising order; what lies between is passed over. */
+export class StreamBytes {
+  readonly size = undefined;
+  private readonly chunks: AsyncIterator<Buffer>;
+  private chunk: Buffer = Buffer.alloc(0);
+  /** Of the chunk's first byte. */
+  private begin = 0;
+
+  constructor(
+    readonly name: string,
+    stream: AsyncIterable<Buffer>,
+  ) {
+    this.chunks = stream[Symbol.asyncIterator]();
+  }
+
+  /** @throws {UniFlowError} `BAD_INPUT` where the stream ends before, or cannot be read. */
+  async read(offset: number, size: number): Promise<Buffer> {
+    const out = Buffer.allocUnsafe(size);
+    for (let done = 0; done < size; ) {
+      while (this.begin + this.chunk.length <= offset + done) await this.advance(offset + size);
+      done += this.chunk.copy(out, done, offset + done - this.begin);
+    }
+    return out;
+  }
+
+  private async advance(wanted: number): Promise<void> {
+    this.begin += this.chunk.length;
+    const next = await this.chunks.next().catch((cause: unknown) => {
+      throw unreadable(this.name, cause);
+    });
+    if (next.done) throw UniFlowError.expected('BAD_INPUT', this.name, `${wanted} bytes or more`, `${this.begin}: it is incomplete`);
+    this.chunk = next.value;
+  }
+
+  /** Lets go of the stream. */
+  async close(): Promise<void> {
+    await this.chunks.return?.();
   }
 }

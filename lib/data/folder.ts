@@ -1,6 +1,5 @@
 /** Pictures in a folder; class sub-folders are labels. */
-import type { Dirent } from 'node:fs';
-import { readdir, realpath, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import type { Samples } from './dataset.js';
@@ -17,8 +16,9 @@ export function isPicture(name: string): boolean {
 /** All pictures below `root`. @throws {UniFlowError} `NOT_FOUND` where there is none. */
 export async function openFolder(root: string, signal: AbortSignal | undefined): Promise<Samples> {
   const ids: string[] = [];
-  for await (const id of picturesBelow(root, '', new Set())) {
+  for await (const { id, error } of walk(root)) {
     throwIfAborted(signal);
+    if (error) throw error;
     ids.push(id);
   }
   if (ids.length === 0) throw UniFlowError.expected('NOT_FOUND', root, 'pictures (jpg, png, webp, avif, tiff, gif)', 'none');
@@ -32,22 +32,35 @@ export async function openFolder(root: string, signal: AbortSignal | undefined):
   };
 }
 
-/** Paths below `root`, with '/' in between; hidden ones are left out. `above` ends a walk through links that lead back. */
-async function* picturesBelow(root: string, folder: string, above: ReadonlySet<string>): AsyncGenerator<string> {
-  const real = await realpath(join(root, folder));
-  if (above.has(real)) return;
-  const inside = new Set(above).add(real);
-  for (const entry of await entriesOf(real)) {
-    const id = folder === '' ? entry.name : `${folder}/${entry.name}`;
-    const info = entry.isSymbolicLink() ? await stat(join(root, id)).catch(() => undefined) : entry;
-    if (info?.isDirectory()) yield* picturesBelow(root, id, inside);
-    else if (info?.isFile() && isPicture(entry.name)) yield id;
-  }
+/** A file, by its path below where the walk began, with '/' in between; or a folder, with why it cannot be read. */
+export interface Found {
+  id: string;
+  error?: UniFlowError;
 }
 
-async function entriesOf(folder: string): Promise<Dirent[]> {
-  const entries = await readdir(folder, { withFileTypes: true }).catch((cause: unknown) => {
-    throw unreadable(folder, cause);
+/**
+ * The files below `root` that are `wanted`, folder by folder in the order of their names. Hidden ones are left out; links are followed,
+ * and a folder that several lead to is read once, so that links which lead back end the walk. Only the names of the folders on the way are
+ * held in memory.
+ */
+export async function* walk(root: string, wanted: (id: string) => boolean = isPicture): AsyncGenerator<Found, void, undefined> {
+  yield* walkInto(root, '', wanted, new Set());
+}
+
+async function* walkInto(root: string, folder: string, wanted: (id: string) => boolean, visited: Set<string>): AsyncGenerator<Found> {
+  const path = join(root, folder);
+  const { dev, ino } = await stat(path, { bigint: true }).catch((cause: unknown) => {
+    throw unreadable(path, cause);
   });
-  return entries.filter(({ name }) => !name.startsWith('.')).sort((a, b) => (a.name < b.name ? -1 : 1));
+  if (visited.has(`${dev}:${ino}`)) return;
+  visited.add(`${dev}:${ino}`);
+  const entries = await readdir(path, { withFileTypes: true }).catch((cause: unknown) => unreadable(path, cause));
+  if (entries instanceof UniFlowError) return yield { id: folder, error: entries };
+  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    if (entry.name.startsWith('.')) continue;
+    const id = folder === '' ? entry.name : `${folder}/${entry.name}`;
+    const info = entry.isSymbolicLink() ? await stat(join(root, id)).catch(() => undefined) : entry;
+    if (info?.isDirectory()) yield* walkInto(root, id, wanted, visited);
+    else if (info?.isFile() && wanted(id)) yield { id };
+  }
 }

@@ -11,6 +11,11 @@ import { numberLabels } from './labels.js';
 const LINE = /^(?<path>.*?)(?:[\t,]\s*(?<label>[^\t,]*))?$/;
 const LOOKED_FOR_AT_ONCE = 16;
 
+/** A line's parts; the path of an empty line is empty. */
+export function lineOf(line: string): { path: string; label: string | undefined } {
+  return LINE.exec(line.trim())?.groups as { path: string; label: string | undefined };
+}
+
 /** Whether a file's name is that of a list. */
 export function isList(path: string): boolean {
   return /\.(txt|csv|tsv)$/i.test(path);
@@ -19,7 +24,7 @@ export function isList(path: string): boolean {
 /** The pictures that a list names. @throws {UniFlowError} `NOT_FOUND` where one is missing. */
 export async function openList(path: string, signal: AbortSignal | undefined): Promise<Samples> {
   const text = (await readBytes(path)).toString().replace(/^\ufeff/, '');
-  const lines = text.split(/\r?\n/).map((line, i) => ({ ...LINE.exec(line.trim())?.groups, number: i + 1 }) as Line);
+  const lines = text.split(/\r?\n/).map((line, i) => ({ ...lineOf(line), number: i + 1 }));
   const rows = lines.filter((line) => line.path !== '');
   if (rows.length === 0) throw UniFlowError.expected('NOT_FOUND', path, 'a picture in each line', 'no lines');
   const folder = dirname(path);
@@ -40,11 +45,4 @@ export async function openList(path: string, signal: AbortSignal | undefined): P
     classes,
     read: (i) => ({ id: ids[i] as string, label: labels[i], image: resolve(folder, ids[i] as string) }),
   };
-}
-
-interface Line {
-  path: string;
-  label: string | undefined;
-  /** From 1. */
-  number: number;
 }

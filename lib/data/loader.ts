@@ -2,6 +2,7 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { availableParallelism } from 'node:os';
 import pLimit, { type LimitFunction } from 'p-limit';
+import { handled } from '../ahead.js';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkSize } from '../io/input.js';
@@ -147,12 +148,6 @@ class Loader {
     }
     return sample;
   }
-}
-
-/** It is awaited, but maybe only after others have been. */
-function handled<T>(promise: Promise<T>): Promise<T> {
-  promise.catch(() => undefined);
-  return promise;
 }
 
 /** Pictures that are no files of their own are named by their id. */

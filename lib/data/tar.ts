@@ -15,34 +15,58 @@ const BLOCK = 512;
 /** Longer descriptions of a file than this are no descriptions. */
 const MAX_EXTENSION = 2 ** 20;
 
-/** Reads the headers only. */
+/** The bytes of an archive. They are asked for in rising order, so that a stream will do. */
+export interface TarBytes {
+  /** What it is called in errors. */
+  name: string;
+  /** Undefined where it is not known. */
+  size: number | undefined;
+  /** @throws {UniFlowError} `BAD_INPUT` where it ends before. */
+  read(offset: number, size: number): Promise<Buffer>;
+}
+
+/** All files in the archive. Reads the headers only. */
 export async function indexTar(path: string, signal: AbortSignal | undefined): Promise<TarEntry[]> {
-  return withFile(path, async (file) => {
-    const { size: end } = await file.stat();
-    const entries: TarEntry[] = [];
-    let global: HeaderData = {};
-    let next: HeaderData = {}; // what blocks before a file say about it
-    for (let at = 0; ;) {
-      throwIfAborted(signal);
-      const header = parseHeader(path, at, await readExactly(file, path, at, BLOCK), next, global);
-      if (header.nullBlock) return entries;
-      const [offset, size] = [at + BLOCK, header.size ?? 0];
-      if (offset + size > end) throw UniFlowError.expected('BAD_INPUT', path, `${offset + size} bytes or more`, `${end}: it is incomplete`);
-      at = offset + Math.ceil(size / BLOCK) * BLOCK;
-      const text = async (): Promise<string> => {
-        if (size > MAX_EXTENSION)
-          throw UniFlowError.expected('BAD_INPUT', path, `an extension of at most ${MAX_EXTENSION} bytes`, `${size}`);
-        return (await readExactly(file, path, offset, size)).toString();
-      };
-      if (header.type === 'ExtendedHeader') next = Pax.parse(await text(), next);
-      else if (header.type === 'GlobalExtendedHeader') global = Pax.parse(await text(), global, true);
-      else if (header.type === 'NextFileHasLongPath') next = { ...next, path: (await text()).replace(/\0.*$/s, '') };
-      else if (header.type !== 'NextFileHasLongLinkpath') {
-        if (FILES.includes(header.type)) entries.push({ name: header.path ?? '', offset, size });
-        next = {};
-      }
+  const entries: TarEntry[] = [];
+  for await (const entry of tarEntries(path, signal)) entries.push(entry);
+  return entries;
+}
+
+/** The files in the archive, one after the other. Reads the headers only. */
+export async function* tarEntries(path: string, signal: AbortSignal | undefined): AsyncGenerator<TarEntry, void, undefined> {
+  const file = await openFile(path);
+  try {
+    const { size } = await file.stat();
+    yield* entriesIn({ name: path, size, read: (offset, length) => readExactly(file, path, offset, length) }, signal);
+  } finally {
+    await file.close();
+  }
+}
+
+/** The files in an archive, one after the other: before the next is asked for, the content of one can be read. */
+export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefined): AsyncGenerator<TarEntry, void, undefined> {
+  const { name: path, size: end = Infinity } = archive;
+  let global: HeaderData = {};
+  let next: HeaderData = {}; // what blocks before a file say about it
+  for (let at = 0; ;) {
+    throwIfAborted(signal);
+    const header = parseHeader(path, at, await archive.read(at, BLOCK), next, global);
+    if (header.nullBlock) return;
+    const [offset, size] = [at + BLOCK, header.size ?? 0];
+    if (offset + size > end) throw UniFlowError.expected('BAD_INPUT', path, `${offset + size} bytes or more`, `${end}: it is incomplete`);
+    at = offset + Math.ceil(size / BLOCK) * BLOCK;
+    const text = async (): Promise<string> => {
+      if (size > MAX_EXTENSION) throw UniFlowError.expected('BAD_INPUT', path, `an extension of at most ${MAX_EXTENSION} bytes`, `${size}`);
+      return (await archive.read(offset, size)).toString();
+    };
+    if (header.type === 'ExtendedHeader') next = Pax.parse(await text(), next);
+    else if (header.type === 'GlobalExtendedHeader') global = Pax.parse(await text(), global, true);
+    else if (header.type === 'NextFileHasLongPath') next = { ...next, path: (await text()).replace(/\0.*$/s, '') };
+    else if (header.type !== 'NextFileHasLongLinkpath') {
+      if (FILES.includes(header.type)) yield { name: header.path ?? '', offset, size };
+      next = {};
     }
-  });
+  }
 }
 
 const FILES: readonly string[] = ['File', 'OldFile', 'ContiguousFile'];
@@ -54,19 +78,19 @@ function parseHeader(path: string, at: number, block: Buffer, next: HeaderData, 
 }
 
 /** The bytes of an entry. */
-export function readEntry(path: string, { offset, size }: TarEntry): Promise<Buffer> {
-  return withFile(path, (file) => readExactly(file, path, offset, size));
-}
-
-async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
-  const file = await open(path).catch((cause: unknown) => {
-    throw unreadable(path, cause);
-  });
+export async function readEntry(path: string, { offset, size }: Pick<TarEntry, 'offset' | 'size'>): Promise<Buffer> {
+  const file = await openFile(path);
   try {
-    return await use(file);
+    return await readExactly(file, path, offset, size);
   } finally {
     await file.close();
   }
+}
+
+function openFile(path: string): Promise<FileHandle> {
+  return open(path).catch((cause: unknown) => {
+    throw unreadable(path, cause);
+  });
 }
 
 async function readExactly(file: FileHandle, path: string, offset: number, size: number): Promise<Buffer> {

@@ -12,6 +12,17 @@ import { indexTar, readEntry, type TarEntry } from './tar.js';
 /** The key, which may have folders in front, and the extension. Some archives begin all names with './'. */
 const NAME = /^(?:\.\/)?((?:.*\/)?[^./]+)\.([^/]*)$/;
 
+/** A file's key and its extension in lower case; undefined where it has none. */
+export function keyOf(name: string): { key: string; extension: string } | undefined {
+  const [, key, extension] = NAME.exec(name) ?? [];
+  return key === undefined || extension === undefined ? undefined : { key, extension: extension.toLowerCase() };
+}
+
+/** Whether what has this extension is a key's picture. */
+export function isKeysPicture(extension: string): boolean {
+  return isPicture(`.${extension}`) && !extension.includes('.');
+}
+
 /** Whether a file's name is that of a tar archive. */
 export function isTar(path: string): boolean {
   return /\.tar$/i.test(path);
@@ -50,14 +61,14 @@ export async function openTars(paths: readonly string[], signal: AbortSignal | u
 async function openTar(path: string, signal: AbortSignal | undefined): Promise<Found[]> {
   const groups = new Map<string, Map<string, TarEntry>>();
   for (const entry of await indexTar(path, signal)) {
-    const [, key, extension] = NAME.exec(entry.name) ?? [];
-    if (key === undefined || extension === undefined) continue;
-    const group = groups.get(key) ?? new Map<string, TarEntry>();
-    groups.set(key, group.set(extension.toLowerCase(), entry));
+    const found = keyOf(entry.name);
+    if (!found) continue;
+    const group = groups.get(found.key) ?? new Map<string, TarEntry>();
+    groups.set(found.key, group.set(found.extension, entry));
   }
   const found: Found[] = [];
   for (const [key, group] of groups) {
-    const image = [...group].find(([extension]) => isPicture(`.${extension}`) && !extension.includes('.'))?.[1];
+    const image = [...group].find(([extension]) => isKeysPicture(extension))?.[1];
     if (image) found.push({ path, id: `${basename(path)}/${key}`, image, label: await labelOf(path, group) });
   }
   return found;

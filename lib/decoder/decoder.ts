@@ -69,11 +69,11 @@ export class Decoder {
     this.head = makeFlowHead(source, d, 3 * config.patch ** 2, config.flowBlocks);
   }
 
-  /** Latents [B,N,Z] → condition of each patch, with global context [B,N,D]. */
-  condition(latents: Tensor, grid: Grid): Tensor {
+  /** Latents [B,N,Z] → condition of each patch, with global context [B,N,D]. `recompute`: as in {@link Encoder.forward}. */
+  condition(latents: Tensor, grid: Grid, { recompute = false } = {}): Tensor {
     let h = linear(linear(latents, this.up1, { activation: 'gelu' }), this.up2);
     h = assemble(h, { position: this.resized(this.globalPositions, grid) });
-    for (const block of this.blocks) h = transformerBlock(h, block, { heads: HEADS, eps: EPS, activation: 'gelu' });
+    for (const block of this.blocks) h = transformerBlock(h, block, { heads: HEADS, eps: EPS, activation: 'gelu', recompute });
     return assemble(h, { position: this.resized(this.flowPositions, grid) });
   }
 

@@ -2,6 +2,7 @@
 import { native, type FloatType, type NativeFlowHead, type NativeLayer } from '../native.js';
 import { activate, add, cast, linear, norm, scaleAdd, split, type Linear, type Norm } from '../ops.js';
 import type { ParameterSource } from '../parameters.js';
+import { recompute } from '../tape.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 
 const TIME_CHANNELS = 256;
@@ -42,19 +43,25 @@ export function makeFlowHead(source: ParameterSource, d: number, p: number, bloc
   }));
 }
 
+/** h + gate * mlp(norm(h) * (1 + scale) + shift), the three modulations from y. */
+function flowBlock(h: Tensor, y: Tensor, block: FlowBlock): Tensor {
+  const [shift, scale, gate] = split(linear(y, block.modulation), 3) as [Tensor, Tensor, Tensor];
+  const u = norm(h, block.norm, { eps: EPS, shift, scale });
+  return scaleAdd(h, linear(linear(u, block.fc1, { activation: 'silu' }), block.fc2), { gate });
+}
+
 /**
  * Velocity of each patch at its own time, from noise (t = 0) to data (t = 1); the formula is in native/ops/flow.h.
  * @param x float32 [M,P]. @param t float32 [M]. @param c condition [M,D]. @returns float32 [M,P].
+ * @param options.recompute in training, computes each block again in the backward pass instead of keeping what is inside.
  */
-export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype: FloatType): Tensor {
+export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype: FloatType, { recompute: again = false } = {}): Tensor {
   const waves = cast(tensorOf(native.timeWaves(t.handle)), dtype);
   const time = linear(linear(waves, head.time1, { activation: 'silu' }), head.time2);
   const y = activate(add(time, linear(c, head.condition)), 'silu');
   let h = linear(cast(x, dtype), head.input);
   for (const block of head.blocks) {
-    const [shift, scale, gate] = split(linear(y, block.modulation), 3) as [Tensor, Tensor, Tensor];
-    const u = norm(h, block.norm, { eps: EPS, shift, scale });
-    h = scaleAdd(h, linear(linear(u, block.fc1, { activation: 'silu' }), block.fc2), { gate });
+    h = again ? recompute((h, y) => flowBlock(h, y, block), [h, y]) : flowBlock(h, y, block);
   }
   const [shift, scale] = split(linear(y, head.finalModulation), 2) as [Tensor, Tensor];
   return cast(linear(norm(h, {}, { eps: EPS, shift, scale }), head.output), 'float32');

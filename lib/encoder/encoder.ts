@@ -100,8 +100,11 @@ export class Encoder {
     return { rows: height / p, cols: width / p };
   }
 
-  /** Pixels: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. Queues the whole pass; call inside tidy(). */
-  forward(pixels: Tensor, { states: wanted = false } = {}): EncoderOutput {
+  /**
+   * Pixels: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. Queues the whole pass; call inside tidy(). In training,
+   * `recompute` computes each block again in the backward pass instead of keeping what is inside.
+   */
+  forward(pixels: Tensor, { states: wanted = false, recompute = false } = {}): EncoderOutput {
     const c = this.config;
     const grid = this.gridOf(pixels);
     let h = patchEmbed(pixels, {
@@ -121,6 +124,7 @@ export class Encoder {
       activation: c.activation,
       gated: c.gated,
       rotary: c.ropeTheta === undefined ? undefined : { table: this.positionsFor(grid), prefix: this.prefix },
+      recompute,
     };
     for (const block of this.blocks) {
       h = transformerBlock(h, block, options);

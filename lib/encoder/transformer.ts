@@ -1,6 +1,7 @@
 /** The pre-norm transformer block that every encoder and the decoder's global blocks are made of. */
 import type { Activation } from '../native.js';
 import { attention, linear, norm, qkNorm, rope, swiglu, type Linear, type Norm } from '../ops.js';
+import { recompute } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 
 export interface Block {
@@ -24,10 +25,13 @@ export interface BlockOptions {
   gated?: boolean;
   /** Rotary positions of the tokens behind `prefix`. */
   rotary?: { table: Tensor; prefix: number } | undefined;
+  /** In training, keeps nothing but the block's input and output: see {@link recompute}. */
+  recompute?: boolean;
 }
 
 /** h [B,S,D] → [B,S,D]: h += ls1 * attention(norm1(h)); h += ls2 * mlp(norm2(h)). */
-export function transformerBlock(h: Tensor, block: Block, o: BlockOptions): Tensor {
+export function transformerBlock(h: Tensor, block: Block, { recompute: again = false, ...o }: BlockOptions): Tensor {
+  if (again) return recompute((x) => transformerBlock(x, block, o), [h]);
   const normalise = { eps: o.eps, rms: o.rms ?? false };
   let qkv = linear(norm(h, block.norm1, normalise), block.qkv);
   if (block.qNorm && block.kNorm) qkv = qkNorm(qkv, block.qNorm, block.kNorm, o.eps);

@@ -9,7 +9,7 @@ import { resolveModel, type HubOptions } from '../io/hub.js';
 import { batchesOf, type ImageInput } from '../io/input.js';
 import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
 import { native, type FloatType } from '../native.js';
-import type { Parameter } from '../parameters.js';
+import { RandomSource, type Parameter } from '../parameters.js';
 import { checkDevice, type DeviceOptions } from '../device.js';
 import type { Grid } from '../tensor.js';
 import { parseEncoderConfig, type EncoderConfig } from './config.js';
@@ -63,6 +63,16 @@ export class VisionEncoder {
     const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), dtype);
     await source.finish(families[config.family].ignore);
     return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, source.parameters, dtype);
+  }
+
+  /** A randomly initialised encoder, as a Hugging Face config.json says: one to train. */
+  static random(config: Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): VisionEncoder {
+    const dtype = checkDevice(device);
+    const parsed = parseEncoderConfig(config);
+    const preprocessing = defaultPreprocessing(parsed.family, parsed.imageSize);
+    const source = new RandomSource(dtype, seed);
+    const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), dtype);
+    return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, dtype);
   }
 
   get config(): EncoderConfig {

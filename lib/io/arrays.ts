@@ -90,7 +90,7 @@ export class ArraySpool {
 }
 
 /** A file without a name goes away when it is closed, even if the process is killed. */
-async function namelessFile(beside: string): Promise<File> {
+export async function namelessFile(beside: string): Promise<File> {
   const path = `${beside}.${randomUUID()}.tmp`;
   const file = await open(path, 'wx+');
   await rm(path);

@@ -1,16 +1,37 @@
 /** Files that appear complete or not at all. */
 import { randomUUID } from 'node:crypto';
-import { open, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
+import { open, readdir, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
+import { join } from 'node:path';
+import { UniFlowError } from '../errors.js';
 
 export interface Replacement {
   path: string;
   write: (file: File) => Promise<void>;
 }
 
-/** Lets `write` fill a temporary file, makes it durable, and renames it to `path`: a reader sees all of it or the old one. */
-export function replaceFile(path: string, write: (file: File) => Promise<void>): Promise<void> {
-  return replaceFiles([{ path, write }]);
+/**
+ * Lets `write` fill a temporary file, makes it durable, and renames it to `path`: a reader sees all of it or the old one.
+ * @throws UniFlowError `BAD_INPUT` naming a file that cannot be written (a full disk, no permission).
+ */
+export async function replaceFile(path: string, write: (file: File) => Promise<void>): Promise<void> {
+  await replaceFiles([{ path, write }]).catch((error: unknown) => {
+    throw error instanceof UniFlowError ? error : unwritable(path, error);
+  });
 }
+
+/** The error of a file that the system does not let us write. */
+export function unwritable(path: string, cause: unknown): UniFlowError {
+  return new UniFlowError('BAD_INPUT', `${path} cannot be written: ${(cause as Error).message}`, { subject: path, cause });
+}
+
+/** Removes the temporary files that killed processes left in `folder`. Nobody may be writing there. */
+export async function removeTemporaries(folder: string): Promise<void> {
+  const left = (await readdir(folder)).filter((name) => TEMPORARY.test(name));
+  await Promise.all(left.map((name) => rm(join(folder, name), { force: true })));
+}
+
+/** Ends the name of a file that is being written. */
+const TEMPORARY = /\.[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}\.tmp$/;
 
 /** The same for several files: none is renamed before all are written. */
 export async function replaceFiles(files: readonly Replacement[]): Promise<void> {

@@ -145,8 +145,7 @@ function undecodable(name: string, cause: unknown): UniFlowError {
  * that cannot be written.
  */
 export async function writeImage(path: string, image: RgbImage): Promise<void> {
-  checkLength(image);
-  const encoded = await encoderFor(path)(toSharp(image)).toBuffer();
+  const encoded = await encodeImage(path, image);
   const temporary = `${path}.${randomUUID()}.tmp`;
   try {
     await writeFile(temporary, encoded);
@@ -158,6 +157,12 @@ export async function writeImage(path: string, image: RgbImage): Promise<void> {
       cause: error,
     });
   }
+}
+
+/** The bytes of the file that {@link writeImage} writes under this name. */
+export async function encodeImage(name: string, image: RgbImage): Promise<Buffer> {
+  checkLength(image);
+  return encoderFor(name)(toSharp(image)).toBuffer();
 }
 
 function encoderFor(path: string): (image: Sharp) => Sharp {

@@ -41,7 +41,7 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
     count: sources.length,
     size,
     load: async (begin, end) => {
-      const data = await loadPixels(sources.slice(begin, end), preprocessing, size, options.signal);
+      const data = await loadPixels(sources.slice(begin, end), preprocessing, size, { signal: options.signal });
       return Tensor.from({ data, shape: [end - begin, size[0], size[1], 3] });
     },
     dispose: () => undefined,

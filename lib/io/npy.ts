@@ -9,7 +9,7 @@ const MAGIC = Buffer.from('\x93NUMPY', 'latin1');
 const BYTES: Record<NpyType, number> = { '<f4': 4, '|u1': 1 };
 
 /** What stands in front of the elements; its length is a multiple of 64, as NumPy's is. */
-export function npyHeader(type: NpyType, shape: readonly number[]): Buffer {
+export function npyHeader(type: NpyType | '<f2' | '<u2', shape: readonly number[]): Buffer {
   const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(', ')})`;
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': ${tuple}, }`;
   const before = MAGIC.length + 4;

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 import type { Family } from '../encoder/config.js';
 import { native, type NativeNormalisation, type ResampleFilter } from '../native.js';
-import { decodeImage, type ImageSource } from './image.js';
+import { decodeImage, type DecodeOptions, type ImageSource } from './image.js';
 
 /** How pictures become [height, width, 3] bytes. */
 export interface Preprocessing {
@@ -116,15 +116,16 @@ export async function loadPixels(
   sources: readonly ImageSource[],
   preprocessing: Preprocessing,
   size: readonly [number, number],
-  signal?: AbortSignal,
+  options: DecodeOptions = {},
 ): Promise<Uint8Array> {
+  const { signal } = options;
   const [height, width] = size;
   const bytes = height * width * 3;
   const batch = new Uint8Array(sources.length * bytes);
   await Promise.all(
     sources.map(async (source, i) => {
       throwIfAborted(signal);
-      const image = await decodeImage(source, signal ? { signal } : {});
+      const image = await decodeImage(source, options);
       await native.resample(image.data, image.width, image.height, batch.subarray(i * bytes, (i + 1) * bytes), {
         width,
         height,

@@ -9,12 +9,20 @@ import { tensorOf, type Tensor } from '../tensor.js';
 
 /**
  * @param data patch vectors [M,P] float32. @param noise [M,P]. @param time [M]. @param condition [M,D].
- * @returns the loss, [1].
+ * `options` are {@link velocity}'s. @returns the loss, [1].
  */
-export function flowLoss(head: FlowHead, data: Tensor, noise: Tensor, time: Tensor, condition: Tensor, dtype: FloatType): Tensor {
+export function flowLoss(
+  head: FlowHead,
+  data: Tensor,
+  noise: Tensor,
+  time: Tensor,
+  condition: Tensor,
+  dtype: FloatType,
+  options: { recompute?: boolean } = {},
+): Tensor {
   const pair = native.interpolate(data.handle, noise.handle, time.handle);
   const [noisy, target] = [tensorOf(pair.noisy), tensorOf(pair.target)];
-  return meanSquaredError(velocity(head, noisy, time, condition, dtype), target);
+  return meanSquaredError(velocity(head, noisy, time, condition, dtype, options), target);
 }
 
 /** Mean of (value − target)² over all elements, [1]. */

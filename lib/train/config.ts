@@ -1,7 +1,9 @@
 /** The settings of a training run: what `uniflow train` takes as options, and what train.json of a run holds. */
+import { access } from 'node:fs/promises';
 import { z } from 'zod';
 import { presets } from '../config.js';
 import { UniFlowError } from '../errors.js';
+import { readJson } from '../io/checkpoint.js';
 import { DEFAULT_BETA } from '../losses/distillation.js';
 import { regimes, type Regime } from './regimes.js';
 
@@ -73,6 +75,14 @@ export type TrainConfig = z.input<typeof trainSchema>;
 /** Settings with every default. */
 export type FullTrainConfig = z.output<typeof trainSchema>;
 
+/** The settings in a JSON file, not checked yet. @throws UniFlowError `NOT_FOUND`, or `BAD_CHECKPOINT` where it is no JSON object. */
+export async function readSettings(path: string): Promise<Record<string, unknown>> {
+  await access(path).catch((cause: unknown) => {
+    throw UniFlowError.expected('NOT_FOUND', path, 'the settings of a training run', 'no such file', cause);
+  });
+  return readJson(path);
+}
+
 const WITHOUT_TEACHER: readonly Regime[] = ['finetune', 'frozen'];
 
 /** @throws UniFlowError `BAD_INPUT` listing every setting that is missing, wrong or unknown. */
@@ -82,7 +92,7 @@ export function parseTrainConfig(config: unknown): FullTrainConfig {
     const problems = parsed.error.issues.map(({ path, message }) => `${path.join('.') || 'settings'}: ${message}`);
     throw new UniFlowError('BAD_INPUT', `the settings of the training do not fit:\n  ${problems.join('\n  ')}`, { subject: 'config' });
   }
-  const { encoder, model, init, regime } = parsed.data;
+  const { encoder, model, init, regime, batch, accumulate } = parsed.data;
   const starts = [encoder, model, init].filter((start) => start !== undefined).length;
   if (starts !== 1)
     throw UniFlowError.expected(
@@ -93,5 +103,7 @@ export function parseTrainConfig(config: unknown): FullTrainConfig {
     );
   if (init !== undefined && !WITHOUT_TEACHER.includes(regime))
     throw UniFlowError.expected('BAD_INPUT', 'regime', "'finetune' or 'frozen', as a new model has no teacher", `'${regime}'`);
+  if (batch % accumulate !== 0)
+    throw UniFlowError.expected('BAD_INPUT', 'batch', `a multiple of ${accumulate} (accumulate)`, String(batch));
   return parsed.data;
 }

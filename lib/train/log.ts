@@ -1,9 +1,9 @@
 /** The log of a training run: one JSON object a line, appended at once. */
-import { appendFileSync } from 'node:fs';
+import { appendFileSync, fstatSync, ftruncateSync } from 'node:fs';
 import { open, writeFile, type FileHandle } from 'node:fs/promises';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
-import { replaceFile } from '../io/files.js';
+import { replaceFile, unwritable } from '../io/files.js';
 
 /** What happened in a run. `loss`, `flow`, `distillation`, `gradNorm` and the rest may be NaN or infinite. */
 export type LogEntry =
@@ -50,7 +50,10 @@ export interface RunLogOptions {
 
 /** Appends to the log of a run. */
 export class RunLog {
-  private constructor(private readonly file: FileHandle) {}
+  private constructor(
+    private readonly path: string,
+    private readonly file: FileHandle,
+  ) {}
 
   /** @throws {UniFlowError} `BAD_INPUT` for a file that cannot be written, is there already (without `keepThrough`), or is no log. */
   static async open(path: string, options: RunLogOptions = {}): Promise<RunLog> {
@@ -64,12 +67,22 @@ export class RunLog {
       const reason = error.code === 'EEXIST' ? 'is there already: resume that run, or choose another folder' : error.message;
       throw new UniFlowError('BAD_INPUT', `${path}: ${reason}`, { subject: path, cause: error });
     });
-    return new RunLog(file);
+    return new RunLog(path, file);
   }
 
-  /** The line is with the system when this returns: a killed process loses none. */
+  /**
+   * The line is with the system when this returns: a killed process loses none.
+   * @throws {UniFlowError} `BAD_INPUT` where it cannot be written (a full disk): nothing of it is.
+   */
   write(entry: LogEntry): void {
-    appendFileSync(this.file.fd, lineOf(entry));
+    const { fd } = this.file;
+    const { size } = fstatSync(fd);
+    try {
+      appendFileSync(fd, lineOf(entry));
+    } catch (cause) {
+      ftruncateSync(fd, size); // a line cut short is no entry, and more may follow
+      throw unwritable(this.path, cause);
+    }
   }
 
   /** Makes the log durable. */

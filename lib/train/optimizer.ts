@@ -17,7 +17,10 @@ export interface AdamWOptions {
   weightDecay?: number;
   /** Largest global gradient norm; 0: no clipping. Default 1. */
   clipNorm?: number;
-  /** Weight of the old value in the moving average of the parameters; 0: none is kept. Default 0. */
+  /**
+   * Weight of the old value in the moving average of the parameters; 0: none is kept. The first steps have (1 + step) / (10 + step) where that is
+   * less, so that the average forgets the start. Default 0.
+   */
   ema?: number;
 }
 
@@ -81,7 +84,8 @@ export class AdamW {
     });
     const norm = tensorOf(native.globalNorm(updates.map((u) => u.grad)));
     const { betas, eps, clipNorm, ema } = this.options;
-    native.adamw(updates, norm.handle, { beta1: betas[0], beta2: betas[1], eps, ema, clip: clipNorm, step });
+    const old = Math.min(ema, (1 + step) / (10 + step));
+    native.adamw(updates, norm.handle, { beta1: betas[0], beta2: betas[1], eps, ema: old, clip: clipNorm, step });
     return norm;
   }
 

@@ -21,14 +21,10 @@ export async function saveState(path: string, trainer: Trainer, pins: Record<str
     const bytes = 4 * shape.reduce((a, b) => a * b, 1);
     header[name] = { dtype: 'F32', shape, data_offsets: [offset, (offset += bytes)] };
   }
-  try {
-    await replaceFile(path, async (file) => {
-      await file.writeFile(safetensorsHeader(header));
-      for (const tensor of tensors.values()) await file.writeFile(await valueBytes(tensor, 'float32'));
-    });
-  } catch (cause) {
-    throw new UniFlowError('BAD_INPUT', `${path} cannot be written: ${(cause as Error).message}`, { subject: path, cause });
-  }
+  await replaceFile(path, async (file) => {
+    await file.writeFile(safetensorsHeader(header));
+    for (const tensor of tensors.values()) await file.writeFile(await valueBytes(tensor, 'float32'));
+  });
 }
 
 /** @throws UniFlowError `BAD_CHECKPOINT` where the file is none of {@link saveState}'s, or of another model, or the pins differ. */

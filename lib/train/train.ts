@@ -8,18 +8,18 @@
  *   report.html             curves, layers, pictures
  */
 import type { NdArray } from 'ndarray';
-import { mkdir, readFile } from 'node:fs/promises';
+import { access, mkdir, rm } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { batches } from '../data/loader.js';
+import { batches, type Batch } from '../data/loader.js';
 import { openDataset, type Dataset } from '../data/dataset.js';
 import { cpuInfo } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
-import { UniFlowError } from '../errors.js';
-import { replaceFile } from '../io/files.js';
+import { removeTemporaries, replaceFile } from '../io/files.js';
 import { picturesOf, type RgbImage } from '../io/image.js';
+import { checkSize } from '../io/input.js';
 import { UniFlow } from '../uniflow.js';
-import { parseTrainConfig, type FullTrainConfig, type TrainConfig } from './config.js';
+import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
 import { readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
 import { regimes } from './regimes.js';
 import { writeReport, type ReportRow } from './report.js';
@@ -51,55 +51,78 @@ const SHOWN = 6;
 const SHOWN_STEPS = [1, 2, 4, 10] as const;
 
 /**
- * Trains in `folder`, which must not hold a run yet.
+ * Trains in `folder`, which must not hold a run yet. Nothing is written there before data and model have been found to fit.
  * @throws UniFlowError `BAD_INPUT` for settings that do not fit; `INTERNAL` where the gradient stays non-finite: the state of the last
  * checkpoint is kept.
  */
 export async function train(folder: string, config: TrainConfig, options: TrainOptions = {}): Promise<TrainResult> {
-  const settings = parseTrainConfig(config);
-  await mkdir(folder, { recursive: true });
-  const log = await RunLog.open(join(folder, 'log.jsonl'));
-  await replaceFile(join(folder, 'train.json'), (file) => file.writeFile(JSON.stringify(settings, null, 2) + '\n'));
-  return new Run(folder, settings, options).run(log, false);
+  return new Run(folder, parseTrainConfig(config), options).run(false);
 }
 
 /** Goes on with a run that was stopped, however that was. The weights become those of a run that was not. */
 export async function resume(folder: string, options: TrainOptions = {}): Promise<TrainResult> {
-  const path = join(folder, 'train.json');
-  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
-    throw UniFlowError.expected('NOT_FOUND', path, 'the folder of a training run', 'no such file', cause);
-  });
-  return new Run(folder, parseTrainConfig(JSON.parse(text)), options).run(undefined, true);
+  return new Run(folder, await settingsOf(folder), options).run(true);
+}
+
+/** The settings of the run in `folder`. @throws UniFlowError `NOT_FOUND` where there is none. */
+export async function settingsOf(folder: string): Promise<FullTrainConfig> {
+  return parseTrainConfig(await readSettings(join(folder, 'train.json')));
 }
 
 class Run {
-  private readonly path: { log: string; state: string; model: string; report: string };
+  private readonly path: Record<'settings' | 'log' | 'state' | 'model' | 'report', string>;
 
   constructor(
-    folder: string,
+    private readonly folder: string,
     private readonly settings: FullTrainConfig,
     private readonly options: TrainOptions,
   ) {
-    const [log, state, model, report] = ['log.jsonl', 'state.safetensors', 'model', 'report.html'].map((name) => join(folder, name));
-    this.path = { log: log!, state: state!, model: model!, report: report! };
+    const at = (name: string): string => join(folder, name);
+    this.path = {
+      settings: at('train.json'),
+      log: at('log.jsonl'),
+      state: at('state.safetensors'),
+      model: at('model'),
+      report: at('report.html'),
+    };
   }
 
-  async run(fresh: RunLog | undefined, resumed: boolean): Promise<TrainResult> {
+  async run(resumed: boolean): Promise<TrainResult> {
+    const data = await openDataset(this.settings.data);
+    try {
+      const { uniflow, teacher } = await startOf(this.settings);
+      try {
+        return await this.train(data, uniflow, teacher, resumed);
+      } finally {
+        await uniflow.dispose();
+        await teacher?.dispose();
+      }
+    } finally {
+      await data.close();
+    }
+  }
+
+  private async train(
+    data: Dataset,
+    uniflow: UniFlow,
+    teacher: VisionEncoder | UniFlow | undefined,
+    resumed: boolean,
+  ): Promise<TrainResult> {
     const { settings } = this;
-    const data = await openDataset(settings.data);
-    const { uniflow, teacher } = await startOf(settings);
     const held = await this.validationPixels(uniflow);
     const trainer = trainerOf(settings, uniflow, teacher);
     // Data that has changed would not be met in the order in which the run began.
     const pins = { images: data.length };
-    const begin = resumed ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
-    const log = fresh ?? (await RunLog.open(this.path.log, { keepThrough: begin }));
-    log.write(resumed ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data));
+    const begun = resumed && (await this.begun());
+    const begin = begun ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
+    const loader = this.loader(data, uniflow, begin);
+    const log = resumed ? await this.reopen(begun ? begin : undefined) : await this.open();
     let step = begin;
     let validation: LogEntryOf<'validation'> | undefined;
+    // The model first: where the state is that of the last step, nothing is left to be done.
     const checkpoint = async (): Promise<void> => {
-      await saveState(this.path.state, trainer, pins);
       await trainer.evaluating(() => uniflow.save(this.path.model));
+      await saveState(this.path.state, trainer, pins);
       log.write({ event: 'checkpoint', step, path: this.path.state });
     };
     const validate = async (): Promise<void> => {
@@ -110,8 +133,9 @@ class Run {
       this.options.onValidation?.(validation);
     };
     try {
-      if (!resumed) await checkpoint(); // from here on, a kill leaves something to go on from
-      for await (const entry of this.steps(trainer, data, uniflow, begin)) {
+      log.write(begun ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data));
+      if (!begun) await checkpoint(); // from here on, a kill leaves something to go on from
+      for await (const entry of this.steps(trainer, loader, begin)) {
         step = entry.step;
         log.write(entry);
         this.options.onStep?.(entry);
@@ -126,29 +150,56 @@ class Run {
       await this.report(uniflow, held);
       return { model: this.path.model, report: this.path.report, steps: step, validation, done };
     } catch (error) {
-      log.write({ event: 'end', time: now(), step, reason: 'failed', message: (error as Error).message });
+      writeIfPossible(log, { event: 'end', time: now(), step, reason: 'failed', message: (error as Error).message });
       throw error;
     } finally {
       await log.close();
-      await data.close();
-      await uniflow.dispose();
-      await teacher?.dispose();
     }
   }
 
-  /** One entry of the log for each step, from step `begin` on. */
-  private async *steps(trainer: Trainer, data: Dataset, uniflow: UniFlow, begin: number): AsyncGenerator<LogEntryOf<'step'>> {
+  /** Makes the folder a run's. */
+  private async open(): Promise<RunLog> {
+    await mkdir(this.folder, { recursive: true });
+    const log = await RunLog.open(this.path.log);
+    await replaceFile(this.path.settings, (file) => file.writeFile(JSON.stringify(this.settings, null, 2) + '\n'));
+    return log;
+  }
+
+  /** Takes up the log, from `step` on or all anew, and removes what a kill may have left half-written. */
+  private async reopen(step: number | undefined): Promise<RunLog> {
+    await removeTemporaries(this.folder);
+    await removeTemporaries(this.path.model).catch(() => undefined); // it may not be there yet
+    if (step !== undefined) return RunLog.open(this.path.log, { keepThrough: step });
+    await rm(this.path.log, { force: true });
+    return RunLog.open(this.path.log);
+  }
+
+  /** Whether the run came as far as its first checkpoint: one that was killed before starts anew. */
+  private async begun(): Promise<boolean> {
+    const there = await access(this.path.state).then(
+      () => true,
+      () => false,
+    );
+    return there || (await readLog(this.path.log)).some(({ event }) => event === 'checkpoint');
+  }
+
+  private loader(data: Dataset, uniflow: UniFlow, from: number): AsyncGenerator<Batch> {
     const { settings } = this;
-    const loader = batches(data, {
+    return batches(data, {
       batchSize: settings.batch,
-      size: settings.size ?? uniflow.config.imageSize,
+      size: checkSize(settings.size ?? uniflow.config.imageSize, uniflow.config.patch),
       seed: settings.seed,
       shuffle: true,
       crop: 'random',
       scale: settings.scale,
       flip: settings.flip,
-      from: begin,
+      from,
     });
+  }
+
+  /** One entry of the log for each step, from step `begin` on. */
+  private async *steps(trainer: Trainer, loader: AsyncGenerator<Batch>, begin: number): AsyncGenerator<LogEntryOf<'step'>> {
+    const { settings } = this;
     let last = performance.now();
     let step = begin;
     if (step >= settings.steps) return;
@@ -239,6 +290,15 @@ async function rowsOf(uniflow: UniFlow, pixels: NdArray<Uint8Array>): Promise<Re
 
 function first(pixels: NdArray<Uint8Array>, count: number): NdArray<Uint8Array> {
   return pixels.hi(Math.min(count, pixels.shape[0] as number));
+}
+
+/** The end of a run is told where a full disk lets it; why it ended matters more. */
+function writeIfPossible(log: RunLog, entry: LogEntry): void {
+  try {
+    log.write(entry);
+  } catch {
+    return;
+  }
 }
 
 const now = (): string => new Date().toISOString();

@@ -143,7 +143,7 @@ export class Trainer {
     const upload = (array: NdArray, name: string, shape: number[]): Tensor => {
       if (array.size !== shape.reduce((a, b) => a * b, 1))
         throw UniFlowError.expected('BAD_INPUT', name, `an ndarray [${shape.join(', ')}]`, `[${array.shape.join(', ')}]`);
-      return Tensor.from({ data: array.data as Float32Array, shape });
+      return tidy(() => Tensor.from(array, name).reshape(shape));
     };
     return {
       pixels: uploaded,
@@ -187,12 +187,12 @@ export class Trainer {
 
   private losses(pixels: Tensor, noise: Tensor, time: Tensor) {
     const { encoder, decoder, dtype } = this.uniflow;
-    const { beta = DEFAULT_BETA, layerWeights = 'adaptive' } = this.options;
-    const { last, states } = encoder.forward(pixels, { states: true });
+    const { beta = DEFAULT_BETA, layerWeights = 'adaptive', recompute = false } = this.options;
+    const { last, states } = encoder.forward(pixels, { states: this.teacher !== undefined, recompute });
     const teacher = this.teacher && unrecorded(() => (this.teacher as Encoder).forward(pixels, { states: true }).states);
     const distillation =
       teacher && distillationLoss(states.slice(1), teacher.slice(1), { beta, skip: encoder.prefix, weights: layerWeights });
-    const condition = decoder.condition(this.uniflow.toLatents(last), encoder.gridOf(pixels));
+    const condition = decoder.condition(this.uniflow.toLatents(last), encoder.gridOf(pixels), { recompute });
     const [rows, width] = [condition.dim(0) * condition.dim(1), condition.dim(2)];
     const values = 3 * this.uniflow.config.patch ** 2;
     const data = unfold(pixels, this.uniflow.config.patch, this.uniflow.normalisation, 'float32').reshape([rows, values]);
@@ -203,6 +203,7 @@ export class Trainer {
       time.reshape([rows]),
       reshape(condition, [rows, width]),
       dtype,
+      { recompute },
     );
     return { flow, distillation };
   }

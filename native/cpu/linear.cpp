@@ -287,6 +287,7 @@ void linear_backward(const LinearBackwardArgs& a) {
               {{DNNL_ARG_SRC, bind(d, a.d_out)}, {DNNL_ARG_WEIGHTS, bind(w, a.weight)}, {DNNL_ARG_DST, bind(x, a.d_x)}});
     }
     if (a.d_weight) weight_gradient(a);
+    else if (a.d_bias) kernels().column_sum(a.d_out, a.d_bias, a.dtype, a.rows, a.out);
   } catch (const dnnl::error& e) {
     rethrow(e, a.rows, a.out, a.in);
   }

@@ -49,7 +49,7 @@ struct LinearBackwardArgs {
   DType dtype;         // of x, weight, d_out, d_x
   int64_t rows, in, out;
   void* d_x = nullptr;         // [rows, in], or not asked for
-  float* d_weight = nullptr;   // [out, in], or not asked for; with it
+  float* d_weight = nullptr;   // [out, in], or not asked for
   float* d_bias = nullptr;     // [out], or not asked for
 };
 

@@ -85,7 +85,7 @@ LinearGradients linear_backward(const SessionRef& session, const Tensor& x, cons
   };
   g.x = make(want_x, x.dtype(), x.shape());
   g.weight = make(want_weight, DType::Float32, {n, k});
-  g.bias = make(want_weight && want_bias, DType::Float32, {n});
+  g.bias = make(want_bias, DType::Float32, {n});
   Stream::cpu().enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const CancelToken&) {
     if (x.size() == 0) {  // a sum over no rows
       for (const Tensor& t : outputs) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));

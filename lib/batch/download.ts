@@ -1,0 +1,64 @@
+/** Pictures over HTTP: tried again where that may help, within limits of size and time. */
+import pRetry, { AbortError } from 'p-retry';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { throwIfAborted, UniFlowError } from '../errors.js';
+
+/** How pictures are downloaded. */
+export interface DownloadOptions {
+  /** Further attempts after one that failed for what may pass: no connection, a time-out, HTTP 408, 425, 429 or 5xx. Default 5. */
+  retries?: number;
+  /** Milliseconds before the second attempt, twice as long before each further one; Retry-After counts where it is longer. Default 500. */
+  backoff?: number;
+  /** Milliseconds that one attempt may take. Default 30,000. */
+  timeout?: number;
+  /** Default 64 MiB. */
+  maxBytes?: number;
+  signal?: AbortSignal | undefined;
+}
+
+const MAX_BACKOFF = 30_000;
+const PASSING = new Set([408, 425, 429]);
+
+/** @throws {UniFlowError} `NETWORK` with the URL and why; `ABORTED`. */
+export async function download(url: string, options: DownloadOptions = {}): Promise<Buffer> {
+  const { retries = 5, backoff = 500, timeout = 30_000, maxBytes = 64 * 2 ** 20, signal } = options;
+  const attempt = async (): Promise<Buffer> => {
+    const limit = AbortSignal.timeout(timeout);
+    const response = await fetch(url, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
+    if (!response.ok) throw await refusalOf(response, signal);
+    return bodyOf(response, maxBytes);
+  };
+  try {
+    if (!/^https?:/i.test(url)) throw new Error('expected an http or https URL');
+    return await pRetry(attempt, { retries, minTimeout: backoff, maxTimeout: MAX_BACKOFF, randomize: true, ...(signal ? { signal } : {}) });
+  } catch (error) {
+    throwIfAborted(signal);
+    const { message, cause } = error as Error;
+    const why = cause instanceof Error ? `${message}: ${cause.message}` : message;
+    throw new UniFlowError('NETWORK', `${url}: cannot be downloaded: ${why}`, { subject: url, cause: error });
+  }
+}
+
+/** The error of a status: final, or one to try again after the server's time. */
+async function refusalOf(response: Response, signal: AbortSignal | undefined): Promise<Error> {
+  await response.body?.cancel();
+  const error = new Error(`HTTP ${response.status} ${response.statusText}`.trimEnd());
+  if (response.status < 500 && !PASSING.has(response.status)) return new AbortError(error);
+  const wait = 1000 * Number(response.headers.get('retry-after'));
+  if (wait > 0) await sleep(Math.min(wait, MAX_BACKOFF), undefined, { signal });
+  return error;
+}
+
+async function bodyOf(response: Response, maxBytes: number): Promise<Buffer> {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  const refuse = (bytes: number): void => {
+    if (bytes > maxBytes) throw new AbortError(`more than ${maxBytes} bytes`);
+  };
+  refuse(Number(response.headers.get('content-length')));
+  for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) {
+    refuse((size += chunk.length));
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}

@@ -1,0 +1,25 @@
+/** A shard as one .npy an array: [n,N,Z], or with grids of their own [T,Z]. bfloat16 is written as the uint16 of its bits. */
+import { npyHeader } from '../../io/npy.js';
+import { STORE } from '../store.js';
+import { shapeOf, type Format, type ShardArray, type ShardContent } from './format.js';
+
+export const npy: Format = {
+  files: (content) => content.arrays.map((array) => ({ name: `${content.stem}.${array.name}.npy`, chunks: chunksOf(array, content) })),
+  open: async ({ input, stem, store, widths, offsets }) => {
+    const begins = new Map<string, Promise<number>>();
+    const beginOf = async (file: string): Promise<number> => 10 + (await input.read(file, { begin: 8, end: 10 })).readUInt16LE();
+    return async (name, row) => {
+      const file = `${stem}.${name}.npy`;
+      if (!begins.has(file)) begins.set(file, beginOf(file));
+      const begin = await (begins.get(file) as Promise<number>);
+      const vector = widths[name] * STORE[store].bytes;
+      return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
+    };
+  },
+};
+
+async function* chunksOf(array: ShardArray, content: ShardContent): AsyncGenerator<Uint8Array> {
+  const { bytes, npy: type } = STORE[content.store];
+  yield npyHeader(type, shapeOf(array, content));
+  yield* array.rows.chunks((content.offsets.at(-1) as number) * array.width * bytes);
+}

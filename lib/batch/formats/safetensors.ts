@@ -1,0 +1,51 @@
+/**
+ * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z] or with grids of their own [T,Z], and `grids` int32 [n,2], the rows and columns of
+ * each picture. The metadata are those of `uniflow encode`: `uniflow decode` takes a shard.
+ */
+import { safetensorsHeader } from '../../io/files.js';
+import { STORE } from '../store.js';
+import { shapeOf, type Format, type ShardContent } from './format.js';
+
+export const safetensors: Format = {
+  files: (content) => [{ name: `${content.stem}.safetensors`, chunks: chunksOf(content) }],
+  open: async ({ input, stem, store, widths, offsets }) => {
+    const file = `${stem}.safetensors`;
+    const length = Number((await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE());
+    const header = JSON.parse((await input.read(file, { begin: 8, end: 8 + length })).toString()) as Record<string, Entry>;
+    return (name, row) => {
+      const begin = 8 + length + (header[name] as Entry).data_offsets[0];
+      const vector = widths[name] * STORE[store].bytes;
+      return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
+    };
+  },
+};
+
+interface Entry {
+  dtype: string;
+  shape: number[];
+  data_offsets: [begin: number, end: number];
+}
+
+async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
+  const { arrays, pictures, store, offsets, uniform, model } = content;
+  const grids = Int32Array.from(pictures.flatMap(({ grid }) => [grid.rows, grid.cols]));
+  const { bytes, safetensors: dtype } = STORE[store];
+  const header: Record<string, unknown> = { __metadata__: metadataOf() };
+  let end = 0;
+  const enter = (name: string, type: string, shape: number[], size: number): void => {
+    header[name] = { dtype: type, shape, data_offsets: [end, end + size] } satisfies Entry;
+    end += size;
+  };
+  const sizes = arrays.map(({ width }) => (offsets.at(-1) as number) * width * bytes);
+  enter('grids', 'I32', [pictures.length, 2], grids.byteLength); // in front, so that what follows is aligned
+  arrays.forEach((array, i) => enter(array.name, dtype, shapeOf(array, content), sizes[i] as number));
+  yield safetensorsHeader(header);
+  yield new Uint8Array(grids.buffer);
+  for (const [i, { rows }] of arrays.entries()) yield* rows.chunks(sizes[i] as number);
+
+  function metadataOf(): Record<string, string> {
+    const [first] = pictures;
+    const grid = uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {};
+    return { ids: JSON.stringify(pictures.map(({ id }) => id)), ...grid, model };
+  }
+}

@@ -1,0 +1,32 @@
+/** Mean and variance of each channel, summed up over any number of parts. */
+import ndarray from 'ndarray';
+import { gaussianOf } from '../eval/fid.js';
+
+/** Of `count` latent vectors: per channel the mean, and the sum of squared distances from it. */
+export interface Moments {
+  count: number;
+  mean: number[];
+  m2: number[];
+}
+
+/** Of latents [..., Z]. Sums are float64; mean and variance of a part are rounded to float32 once. */
+export async function momentsOf(latents: Float32Array, channels: number): Promise<Moments> {
+  const count = latents.length / channels;
+  if (count < 2) return { count, mean: [...latents], m2: [...latents].fill(0) };
+  const { mean, covariance } = await gaussianOf(ndarray(latents, [count, channels]));
+  const m2 = Array.from({ length: channels }, (_, c) => (covariance[c * (channels + 1)] as number) * (count - 1));
+  return { count, mean: [...mean], m2 };
+}
+
+/** Those of both parts together: Chan, Golub and LeVeque's update, in float64. */
+export function mergeMoments(a: Moments | undefined, b: Moments): Moments {
+  if (!a) return b;
+  const count = a.count + b.count;
+  const part = b.count / count;
+  const delta = b.mean.map((mean, c) => mean - (a.mean[c] as number));
+  return {
+    count,
+    mean: a.mean.map((mean, c) => mean + (delta[c] as number) * part),
+    m2: a.m2.map((m2, c) => m2 + (b.m2[c] as number) + (delta[c] as number) ** 2 * a.count * part),
+  };
+}

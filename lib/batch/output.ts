@@ -1,0 +1,101 @@
+/** Where results go, and are read from: a folder here; a store of objects can be another. */
+import { mkdir, open, readdir, rm, stat } from 'node:fs/promises';
+import { dirname, join, sep } from 'node:path';
+import { unreadable } from '../data/files.js';
+import { removeTemporaries, replaceFile } from '../io/files.js';
+
+/** Bytes from `begin` up to `end`. */
+export interface ByteRange {
+  begin: number;
+  end: number;
+}
+
+/** Files by name, with '/' in between. */
+export interface Output {
+  /** What it is called in messages. */
+  readonly name: string;
+  /** A path on this machine: temporary files may be made whose names begin with it. */
+  readonly scratch: string;
+  /** The file appears complete or not at all, and lasts; one of that name is replaced. The chunks may be asked for once. */
+  write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void>;
+  /** @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` where the range is not there. */
+  read(name: string, range?: ByteRange): Promise<Buffer>;
+  /** Names that begin with `prefix`, sorted. */
+  list(prefix: string): Promise<string[]>;
+  /** Bytes; undefined where there is none. */
+  size(name: string): Promise<number | undefined>;
+  remove(name: string): Promise<void>;
+}
+
+/** A folder of this machine, or one that several share. */
+export class FolderOutput implements Output {
+  constructor(readonly name: string) {}
+
+  /** The folder, which is made if it is missing, without what killed processes left in it: nobody else may be writing there. */
+  static async open(folder: string): Promise<FolderOutput> {
+    await mkdir(folder, { recursive: true });
+    await removeTemporaries(folder);
+    return new FolderOutput(folder);
+  }
+
+  get scratch(): string {
+    return join(this.name, 'scratch');
+  }
+
+  async write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
+    const path = this.pathOf(name);
+    await mkdir(dirname(path), { recursive: true });
+    await replaceFile(path, async (file) => {
+      for await (const chunk of chunks) await file.writeFile(chunk);
+    });
+    await syncFolder(dirname(path));
+  }
+
+  async read(name: string, range?: ByteRange): Promise<Buffer> {
+    const path = this.pathOf(name);
+    const file = await open(path).catch((cause: unknown) => {
+      throw unreadable(path, cause);
+    });
+    try {
+      const { begin, end } = range ?? { begin: 0, end: (await file.stat()).size };
+      const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(end - begin), 0, end - begin, begin);
+      if (bytesRead < end - begin) throw new Error(`expected ${end} bytes or more, but got ${begin + bytesRead}`);
+      return buffer;
+    } catch (cause) {
+      throw unreadable(path, cause);
+    } finally {
+      await file.close();
+    }
+  }
+
+  async list(prefix: string): Promise<string[]> {
+    const names = await readdir(this.name, { recursive: true });
+    return names
+      .map((name) => name.replaceAll(sep, '/'))
+      .filter((name) => name.startsWith(prefix))
+      .sort();
+  }
+
+  async size(name: string): Promise<number | undefined> {
+    const info = await stat(this.pathOf(name)).catch(() => undefined);
+    return info?.isFile() ? info.size : undefined;
+  }
+
+  async remove(name: string): Promise<void> {
+    await rm(this.pathOf(name), { force: true });
+  }
+
+  private pathOf(name: string): string {
+    return join(this.name, name);
+  }
+}
+
+/** A name lasts when its folder is on disk. */
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}

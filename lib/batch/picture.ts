@@ -1,0 +1,41 @@
+/** Where a picture is, as data that another machine understands as well, and how it is read from there. */
+import { readEntry } from '../data/tar.js';
+import { UniFlowError } from '../errors.js';
+import type { ImageSource, RgbImage } from '../io/image.js';
+import { download, type DownloadOptions } from './download.js';
+import { readCell, type ParquetCell } from './parquet.js';
+
+/** A part of a file, in bytes: what lies in an archive. */
+export interface FilePart {
+  path: string;
+  offset: number;
+  size: number;
+}
+
+/** A picture to download. */
+export interface Remote {
+  url: string;
+}
+
+/** What is known to be no picture, and why. */
+export interface Unusable {
+  error: string;
+}
+
+/** Where a picture is. Paths, parts, cells and URLs are plain JSON; pictures and functions only go where the process goes. */
+export type Picture = ImageSource | FilePart | Remote | ParquetCell | Unusable | RgbImage | (() => Promise<ImageSource | RgbImage>);
+
+/** A picture with the name that comes back with its latents. */
+export interface Item {
+  id: string;
+  image: Picture;
+}
+
+/** What {@link decodeImage} takes, or pixels. Paths are left to it. */
+export async function readPicture(picture: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
+  if (typeof picture === 'function') return picture();
+  if (typeof picture === 'string' || picture instanceof URL || picture instanceof Uint8Array || 'data' in picture) return picture;
+  if ('error' in picture) throw new UniFlowError('BAD_INPUT', picture.error);
+  if ('url' in picture) return download(picture.url, options);
+  return 'parquet' in picture ? readCell(picture) : readEntry(picture.path, picture);
+}

@@ -1,0 +1,177 @@
+/** Pictures to latents: decoded several at once, in buffers that go round, computed in batches of one shape. */
+import ndarray from 'ndarray';
+import { availableParallelism } from 'node:os';
+import pLimit, { type LimitFunction } from 'p-limit';
+import { ahead, handled } from '../ahead.js';
+import { isPixels } from '../data/crop.js';
+import { throwIfAborted, UniFlowError } from '../errors.js';
+import { checkBatchSize } from '../gather.js';
+import { decodeImage, type RgbImage } from '../io/image.js';
+import { checkSize } from '../io/input.js';
+import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
+import { Buffers } from './buffers.js';
+import type { DownloadOptions } from './download.js';
+import { checkFit, place, placementOf, type Fit, type Placement, type Target } from './fit.js';
+import { Meter } from './meter.js';
+import { readPicture, type Item } from './picture.js';
+
+/** How pictures are read and computed. */
+export interface PipelineOptions extends EncodeOptions {
+  /** What becomes of pictures that are not of the model's shape. Default: crop. */
+  fit?: Fit | undefined;
+  download?: Omit<DownloadOptions, 'signal'> | undefined;
+}
+
+/** A picture whose latents are there. */
+export interface EncodedPicture extends Placement {
+  id: string;
+  /** In pixels, upright. */
+  width: number;
+  height: number;
+  /** Counted from 0 over the pictures that could be read, in the order of the source. */
+  row: number;
+}
+
+/** Pictures computed together: all have one grid. */
+export interface PictureBatch extends Encoded {
+  pictures: EncodedPicture[];
+}
+
+/** A picture that could not be read. */
+export interface PictureFailure {
+  id: string;
+  error: UniFlowError;
+}
+
+interface Decoded extends EncodedPicture {
+  pixels: Uint8Array;
+}
+
+/** Batches queued behind the one that is computed. */
+const QUEUED = 1;
+/** At least so many pictures are read ahead: enough to hide the time that a download takes. */
+const READ_AHEAD = 32;
+/** Batches' worth of pictures that wait for others of their shape; then the fullest batch is computed as it is. */
+const WAITING = 8;
+/** What the system cannot give now: no fault of a picture. */
+const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM']);
+
+/**
+ * What several streams of pictures through one model share: threads that decode, memory, and the count of how busy all are. Latents depend on
+ * the pictures alone, and batches on the order of the source alone.
+ */
+export class Pipeline {
+  readonly target: Target;
+  readonly batchSize: number;
+  readonly meter: Meter;
+  private readonly singles = new Buffers();
+  private readonly batches = new Buffers();
+  private readonly decoding: LimitFunction;
+
+  /** @throws {UniFlowError} `BAD_INPUT` for bad options. */
+  constructor(
+    readonly uniflow: UniFlow,
+    private readonly options: PipelineOptions = {},
+  ) {
+    const { patch, mean, imageSize } = uniflow.config;
+    const { fit = 'crop', size = imageSize, batchSize } = options;
+    checkFit(fit);
+    this.target = { fit, size: checkSize(size, patch), patch, mean };
+    const [height, width] = this.target.size;
+    this.batchSize = checkBatchSize(batchSize, (height * width) / patch ** 2);
+    const threads = availableParallelism();
+    this.decoding = pLimit(threads);
+    this.meter = new Meter(threads);
+  }
+
+  /** Batches, in an order that the source determines; between them, as they are met, the pictures that could not be read. */
+  async *run(
+    items: Iterable<Item> | AsyncIterable<Item>,
+    signal: AbortSignal | undefined = this.options.signal,
+  ): AsyncGenerator<PictureBatch | PictureFailure, void, undefined> {
+    const queued: Promise<PictureBatch>[] = [];
+    const waiting = new Map<string, Decoded[]>();
+    let count = 0;
+    let row = 0;
+    const queue = async (pictures: Decoded[]): Promise<PictureBatch[]> => {
+      waiting.delete(keyOf(pictures));
+      count -= pictures.length;
+      queued.push(handled(this.encode(pictures, signal)));
+      return queued.length > 1 + QUEUED ? [await (queued.shift() as Promise<PictureBatch>)] : [];
+    };
+    try {
+      for await (const picture of ahead(items, Math.max(READ_AHEAD, 2 * this.batchSize), (item) => this.decode(item, signal))) {
+        if ('error' in picture) {
+          yield picture;
+          continue;
+        }
+        const key = keyOf([picture]);
+        const alike = waiting.get(key) ?? [];
+        waiting.set(key, alike);
+        alike.push({ ...picture, row: row++ });
+        count++;
+        if (alike.length === this.batchSize) yield* await queue(alike);
+        else if (count >= WAITING * this.batchSize) yield* await queue(fullest(waiting));
+      }
+      for (const pictures of [...waiting.values()]) yield* await queue(pictures);
+      for (let next = queued.shift(); next; next = queued.shift()) yield await next;
+    } finally {
+      await Promise.allSettled(queued);
+    }
+  }
+
+  private async decode(item: Item, signal: AbortSignal | undefined): Promise<Decoded | PictureFailure> {
+    throwIfAborted(signal);
+    try {
+      const source = await readPicture(item.image, { ...this.options.download, signal });
+      return await this.decoding(() => this.meter.decode.during(() => this.place(item.id, source, signal)));
+    } catch (error) {
+      throwIfAborted(signal);
+      const { code, cause, message } = error as NodeJS.ErrnoException;
+      if ([code, (cause as NodeJS.ErrnoException | undefined)?.code].some((c) => EXHAUSTED.has(c ?? ''))) throw error;
+      return { id: item.id, error: error instanceof UniFlowError ? error : new UniFlowError('BAD_INPUT', message, { cause: error }) };
+    }
+  }
+
+  private async place(id: string, source: Awaited<ReturnType<typeof readPicture>>, signal: AbortSignal | undefined): Promise<Decoded> {
+    throwIfAborted(signal);
+    const picture = isPixels(source) ? checkPixels(source) : await decodeImage(source, signal ? { signal } : {});
+    const { width, height } = picture;
+    const placement = placementOf(picture, this.target);
+    const { rows, cols } = placement.grid;
+    const pixels = this.singles.take(3 * rows * cols * this.target.patch ** 2);
+    await place(picture, placement, this.target, pixels);
+    return { id, width, height, row: -1, ...placement, pixels };
+  }
+
+  private encode(pictures: Decoded[], signal: AbortSignal | undefined): Promise<PictureBatch> {
+    const { pixels, grid } = pictures[0] as Decoded;
+    const batch = this.batches.take(pictures.length * pixels.length);
+    pictures.forEach((picture, i) => batch.set(picture.pixels, i * pixels.length));
+    for (const picture of pictures) this.singles.give(picture.pixels);
+    const { patch } = this.target;
+    const shape = [pictures.length, grid.rows * patch, grid.cols * patch, 3];
+    const { tokens, hiddenStates } = this.options;
+    return this.meter.compute.during(async () => {
+      const encoded = this.uniflow.encode({ pixels: ndarray(batch, shape) }, { tokens, hiddenStates, batchSize: pictures.length, signal });
+      this.batches.give(batch); // encode has copied it when it returns
+      return { pictures: pictures.map(({ pixels: _, ...picture }) => picture), ...(await encoded) };
+    });
+  }
+}
+
+/** Pictures of one shape have one key. */
+function keyOf([picture]: readonly Decoded[]): string {
+  const { rows, cols } = (picture as Decoded).grid;
+  return `${rows}x${cols}`;
+}
+
+function fullest(waiting: ReadonlyMap<string, Decoded[]>): Decoded[] {
+  return [...waiting.values()].reduce((a, b) => (b.length > a.length ? b : a));
+}
+
+function checkPixels(picture: RgbImage): RgbImage {
+  const { data, width, height } = picture;
+  if (width > 0 && height > 0 && data.length === 3 * width * height) return picture;
+  throw UniFlowError.expected('BAD_INPUT', 'image.data', `${width} x ${height} x 3 bytes`, `${data.length}`);
+}

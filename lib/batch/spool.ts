@@ -1,0 +1,44 @@
+/** Rows of one shard that wait on disk, in a file without a name, until all are there. */
+import type { FileHandle } from 'node:fs/promises';
+import { namelessFile } from '../io/arrays.js';
+import { unwritable } from '../io/files.js';
+
+const CHUNK = 1 << 20;
+
+export class Spool {
+  private constructor(
+    private readonly beside: string,
+    private readonly file: FileHandle,
+  ) {}
+
+  /** @param beside begins the name that the file has for a moment. */
+  static async open(beside: string): Promise<Spool> {
+    try {
+      return new Spool(beside, await namelessFile(beside));
+    } catch (error) {
+      throw unwritable(beside, error);
+    }
+  }
+
+  /** @throws {UniFlowError} `BAD_INPUT` where the disk is full. */
+  async write(bytes: Uint8Array, at: number): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.length; ) done += (await this.file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
+    } catch (error) {
+      throw unwritable(this.beside, error);
+    }
+  }
+
+  async read(begin: number, end: number): Promise<Buffer> {
+    return (await this.file.read(Buffer.allocUnsafe(end - begin), 0, end - begin, begin)).buffer;
+  }
+
+  /** The first `end` bytes. */
+  async *chunks(end: number): AsyncGenerator<Buffer, void, undefined> {
+    for (let begin = 0; begin < end; begin += CHUNK) yield await this.read(begin, Math.min(end, begin + CHUNK));
+  }
+
+  async close(): Promise<void> {
+    await this.file.close();
+  }
+}

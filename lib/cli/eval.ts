@@ -1,0 +1,155 @@
+/** `uniflow eval`: what a tokenizer is worth, in numbers that say what they were measured on. */
+import { join } from 'node:path';
+import { openDataset, subset, type Dataset } from '../data/dataset.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { UniFlowError } from '../errors.js';
+import { evaluate } from '../eval/evaluate.js';
+import type { EvaluateOptions, Evaluation } from '../eval/evaluation.js';
+import { loadFeatureSet, saveFeatureSet } from '../eval/feature-set.js';
+import { encoderFeatures } from '../eval/features.js';
+import { inceptionFeatures } from '../eval/inception.js';
+import { weightsOf, type WeightsPin } from '../eval/pins.js';
+import { readJson } from '../io/checkpoint.js';
+import { replaceFile } from '../io/files.js';
+import { resolveModel } from '../io/hub.js';
+import { embeddedModel } from '../package.js';
+import { UniFlow } from '../uniflow.js';
+import type { ModelOptions, PictureOptions, SamplingOptions } from './options.js';
+import { plural, printJson } from './output.js';
+import { Progress } from './progress.js';
+import { downloading, loadModel } from './shared.js';
+
+export interface EvalCommandOptions extends ModelOptions, PictureOptions, SamplingOptions {
+  limit?: number;
+  train?: string;
+  teacher?: string;
+  latentPool?: 'mean' | 'concat';
+  features?: string;
+  inception?: string;
+  pool?: 'mean' | 'class';
+  reference?: string;
+  allowUnpinned?: true;
+  saveFeatures?: string;
+  out?: string;
+}
+
+export async function evaluateCommand(path: string, options: EvalCommandOptions, signal: AbortSignal): Promise<void> {
+  const { saveFeatures, out, json, teacher: teacherName, latentPool, size, steps, schedule, guidance, seed, batch } = options;
+  const data = await open(path, options.limit, signal);
+  const train = options.train === undefined ? undefined : await open(options.train, options.limit, signal);
+  const features = await featuresOf(options, signal);
+  if (saveFeatures !== undefined && !(features && 'extract' in features))
+    throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');
+  const reference = options.reference === undefined ? undefined : await loadFeatureSet(options.reference, options);
+  const uniflow = await loadModel(options, signal);
+  const teacher = teacherName === undefined ? undefined : await loadEncoder(teacherName, options, signal);
+  const stages = new Stages(json === true);
+  try {
+    const { featureSets, ...result } = await evaluate(uniflow, {
+      ...{ data: data.dataset, train: train?.dataset, teacher: teacher?.model, features, reference, latentPool },
+      ...{ size, steps, schedule, guidance, seed, batchSize: batch, signal },
+      onProgress: (progress) => stages.update(progress),
+      origin: { model: await modelPin(options, signal), teacher: teacher?.weights, data: data.origin, train: train?.origin },
+    });
+    stages.stop();
+    if (json) printJson(result);
+    else process.stdout.write(table(result));
+    if (saveFeatures !== undefined && featureSets) await saveFeatureSet(saveFeatures, featureSets.reference);
+    if (out !== undefined) await replaceFile(out, (file) => file.writeFile(`${JSON.stringify(result, null, 2)}\n`));
+  } finally {
+    stages.stop();
+    await Promise.all([data.dataset.close(), train?.dataset.close()]);
+  }
+}
+
+interface Opened {
+  dataset: Dataset;
+  origin: { path: string; split: string };
+}
+
+/** At most `limit` pictures; evenly spaced, because folders come class by class. */
+async function open(path: string, limit: number | undefined, signal: AbortSignal): Promise<Opened> {
+  const dataset = await openDataset(path, { signal });
+  const { length } = dataset;
+  if (limit === undefined || limit >= length) return { dataset, origin: { path, split: 'all' } };
+  const indices = Array.from({ length: limit }, (_, i) => Math.floor((i * length) / limit));
+  return { dataset: subset(dataset, indices), origin: { path, split: `${limit} of ${length}, evenly spaced` } };
+}
+
+async function featuresOf(options: EvalCommandOptions, signal: AbortSignal): Promise<EvaluateOptions['features']> {
+  const { features, inception, pool } = options;
+  if (inception !== undefined) return inceptionFeatures(inception);
+  if (features === undefined) return undefined;
+  if (features.endsWith('.npy')) return loadFeatureSet(features, options);
+  const { model, weights } = await loadEncoder(features, options, signal);
+  return encoderFeatures(model, { pool, weights });
+}
+
+/** A vision encoder, or that of a UniFlow model. */
+async function loadEncoder(
+  name: string,
+  { json, dtype }: ModelOptions,
+  signal: AbortSignal,
+): Promise<{ model: VisionEncoder | UniFlow; weights: WeightsPin }> {
+  const folder = await downloading(json === true, (onProgress) => resolveModel(name, { onProgress, signal }));
+  const config = await readJson(join(folder, 'config.json'));
+  const model = await (config['model_type'] === 'uniflow' ? UniFlow : VisionEncoder).load(folder, { dtype });
+  return { model, weights: await weightsOf(name, folder) };
+}
+
+async function modelPin({ model, revision }: ModelOptions, signal: AbortSignal): Promise<WeightsPin> {
+  if (model === undefined) return weightsOf('uniflow default', embeddedModel);
+  return weightsOf(model, await resolveModel(model, { revision, signal }));
+}
+
+/** One progress bar after the other. */
+class Stages {
+  private stage: string | undefined;
+  private bar: Progress | undefined;
+
+  constructor(private readonly quiet: boolean) {}
+
+  update({ stage, done, total }: { stage: string; done: number; total: number }): void {
+    if (stage !== this.stage) {
+      this.bar?.stop();
+      this.bar = new Progress(stage, { unit: stage.startsWith('probe') ? 'steps' : 'images' }, this.quiet).start(total);
+    }
+    this.stage = stage;
+    this.bar?.update(done);
+  }
+
+  stop(): void {
+    this.bar?.stop();
+    this.bar = undefined;
+  }
+}
+
+const percent = (share: number): string => `${(100 * share).toFixed(2)} %`;
+const short = ({ name, sha256 }: WeightsPin): string => `${name} (sha256 ${sha256.slice(0, 12)}...)`;
+
+function table({ images, psnr, ssim, fid, understanding, layers, pins }: Evaluation): string {
+  const { data, train, model, dtype, size, sampling } = pins;
+  const rows: [string, string][] = [
+    ['model', `${short(model)}, ${dtype}, ${plural(sampling.steps, 'step')}, seed ${sampling.seed}`],
+    [
+      'data',
+      `${plural(images, 'image')} of ${data.path} (${data.split}; sha256 ${data.sha256.slice(0, 12)}...), centre crop ${size.join('x')}`,
+    ],
+    ['PSNR', `${psnr.toFixed(2)} dB`],
+    ['SSIM', ssim.toFixed(4)],
+  ];
+  if (fid) rows.push([fid.name, distance(fid, data.sha256)]);
+  for (const [name, { probe, knn, dimensions }] of Object.entries(understanding ?? {}))
+    rows.push([name, `linear probe ${percent(probe)}, k-NN ${percent(knn)} (${dimensions} features, ${train?.images} training images)`]);
+  if (layers) rows.push(['layer cosine', layers.map((cosine, i) => `${i + 1}: ${cosine.toFixed(4)}`).join('  ')]);
+  return rows.map(([name, value]) => `${name.padEnd(14)}${value}\n`).join('');
+}
+
+function distance({ value, dimensions, reference, reconstructions }: NonNullable<Evaluation['fid']>, data: string): string {
+  const by = reconstructions.pins ? short(reconstructions.pins.extractor) : 'an unknown extractor';
+  const sets = `${reconstructions.images} against ${plural(reference.images, 'image')}`;
+  const unpinned = [reference, reconstructions].some(({ pins }) => !pins) ? '; UNPINNED features: nothing says that they match' : '';
+  const there = reference.pins?.data;
+  const other = there && there.sha256 !== data ? `; the reference is of other pictures: ${there.path} (${there.split})` : '';
+  return `${value.toPrecision(5)} (${by}, ${dimensions} features, ${sets}${other}${unpinned})`;
+}

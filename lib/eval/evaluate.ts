@@ -1,0 +1,261 @@
+/**
+ * Everything that is measured about a tokenizer, in one pass over the pictures (and one over the training pictures, where there are
+ * some): PSNR, SSIM and the Fréchet distance of the reconstructions, linear probe and nearest neighbours on frozen tokens and latents,
+ * each layer's cosine to the teacher. Pixels live for a batch; kept are a few vectors for each picture.
+ *
+ * The numbers do not depend on the batch size: whatever is summed over pictures or tokens is summed for each picture on its own, and over
+ * the pictures in their order in float64. (Matrix products may differ in the last bit with the number of rows.)
+ */
+import type { NdArray } from 'ndarray';
+import { checkInteger, checkOptions, describe } from '../check.js';
+import { batches } from '../data/loader.js';
+import type { Dataset } from '../data/dataset.js';
+import type { Schedule } from '../decoder/schedule.js';
+import { UniFlowError } from '../errors.js';
+import { checkBatchSize } from '../gather.js';
+import { checkSize } from '../io/input.js';
+import { imageQuality, sliceTokens } from '../ops.js';
+import { cancellable, tidy, type Grid, type Tensor } from '../tensor.js';
+import type { UniFlow } from '../uniflow.js';
+import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
+import { checkComparable, type FeatureSet } from './feature-set.js';
+import { FeatureTable, flat, imagesOf, meanOfTokens } from './features.js';
+import { fid } from './fid.js';
+import { KNN_DEFAULTS, knnAccuracy } from './knn.js';
+import { checkTeacher, layerDistances } from './layers.js';
+import { parametersPin, version, type DataPin, type SamplingPin } from './pins.js';
+import { linearProbe, PROBE_DEFAULTS } from './probe.js';
+
+/**
+ * Measures `uniflow` on `data`.
+ * @throws UniFlowError `BAD_INPUT` where teacher, training pictures or reference do not fit, before anything is computed; what is wrong with a
+ * picture, by its name; `ABORTED`.
+ */
+export async function evaluate(uniflow: UniFlow, options: EvaluateOptions): Promise<Evaluation> {
+  checkOptions(options);
+  if (typeof options.data?.read !== 'function') throw UniFlowError.expected('BAD_INPUT', 'data', 'a Dataset', describe(options.data));
+  return new Run(uniflow, options).evaluate();
+}
+
+class Run {
+  private readonly size: [number, number];
+  private readonly grid: Grid;
+  private readonly batchSize: number;
+  private readonly sampling: SamplingPin & { schedule: Schedule };
+
+  constructor(
+    private readonly uniflow: UniFlow,
+    private readonly options: EvaluateOptions,
+  ) {
+    const { imageSize, patch, steps } = uniflow.config;
+    const { teacher, features, reference, latentPool = 'mean' } = options;
+    this.size = [...checkSize(options.size ?? imageSize, patch)];
+    this.grid = { rows: this.size[0] / patch, cols: this.size[1] / patch };
+    this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols);
+    this.sampling = {
+      ...{ steps: options.steps ?? steps, schedule: options.schedule ?? 'linear' },
+      ...{ guidance: options.guidance ?? 1, seed: options.seed ?? 0 },
+    };
+    checkInteger('seed', this.sampling.seed, 0, Number.MAX_SAFE_INTEGER);
+    if (latentPool !== 'mean' && latentPool !== 'concat')
+      throw UniFlowError.expected('BAD_INPUT', 'latentPool', "'mean' or 'concat'", describe(latentPool));
+    if (teacher) checkTeacher(uniflow.encoder, teacher.encoder);
+    if (reference && !features)
+      throw UniFlowError.expected('BAD_INPUT', 'features', 'what to compare with the reference: an extractor, or a feature set', 'none');
+    if (features && !('extract' in features) && !reference)
+      throw UniFlowError.expected('BAD_INPUT', 'reference', 'a feature set to compare with, as the features are a set', 'none');
+  }
+
+  async evaluate(): Promise<Evaluation> {
+    const { data, train } = this.options;
+    if (train) await checkClasses(train, data);
+    const pins = await this.pins();
+    const sides = this.sides(pins);
+    const { table, labels } = await this.measure(data, true);
+    const { psnr, ssim } = qualityOf(table);
+    const distances = table.get('distances');
+    return {
+      ...{ images: data.length, psnr, ssim },
+      ...(await this.frechet(sides, table)),
+      ...(train && labels ? { understanding: await this.understanding(train, table, labels) } : {}),
+      ...(distances ? { layers: columnMeans(distances).map((distance) => 1 - distance) } : {}),
+      pins,
+    };
+  }
+
+  // ----- pins ---------------------------------------------------------------------------------------------------
+
+  private async pins(): Promise<EvaluationPins> {
+    const { data, train, teacher, latentPool = 'mean', origin = {} } = this.options;
+    const { seed } = this.sampling;
+    return {
+      ...{ version, model: origin.model ?? (await parametersPin(this.uniflow.parameters)), dtype: this.uniflow.dtype },
+      ...(teacher ? { teacher: origin.teacher ?? (await parametersPin(teacher.parameters)) } : {}),
+      data: await this.dataPin('data', data, origin.data),
+      ...(train ? { train: await this.dataPin('train', train, origin.train) } : {}),
+      ...{ crop: 'center', size: this.size, sampling: this.sampling },
+      ...(train ? { latentPool, probe: { optimizer: 'AdamW', ...PROBE_DEFAULTS, seed }, knn: KNN_DEFAULTS } : {}),
+    };
+  }
+
+  private async dataPin(
+    name: string,
+    dataset: Dataset,
+    { path, split }: DataOrigin = { path: 'in memory', split: 'all' },
+  ): Promise<DataPin> {
+    const { signal } = this.options;
+    const sha256 = await dataset.hash({ signal, onProgress: (done, total) => this.progress(`hash ${name}`, done, total) });
+    return { path, split, images: dataset.length, sha256 };
+  }
+
+  /** The two sides of the Fréchet distance, with features where they are there already. */
+  private sides({ model, dtype, data }: EvaluationPins): { reference: Side; reconstructions: Side } | undefined {
+    const { features, reference } = this.options;
+    if (!features) return undefined;
+    const pins = 'extract' in features ? { extractor: features.pin, data, crop: 'center', size: this.size, version } : undefined;
+    const reconstructions: Side = pins
+      ? { pins: { ...pins, reconstruction: { model, dtype, sampling: this.sampling } } }
+      : (features as FeatureSet);
+    if (reference?.pins && reconstructions.pins) checkComparable(reference.pins, reconstructions.pins);
+    return { reference: reference ?? { pins }, reconstructions };
+  }
+
+  // ----- passes -------------------------------------------------------------------------------------------------
+
+  /** What is kept of each picture of `dataset`; `decoding` for what the training pictures are not needed for. */
+  private async measure(dataset: Dataset, decoding: boolean): Promise<{ table: FeatureTable; labels: Int32Array | undefined }> {
+    const { signal, train } = this.options;
+    const { batchSize, size } = this;
+    const table = new FeatureTable(dataset.length);
+    const labels = train && new Int32Array(dataset.length);
+    let done = 0;
+    for await (const batch of batches(dataset, { batchSize, size, crop: 'center', epochs: 1, signal })) {
+      const rows = await this.encodeBatch(batch.pixels, decoding);
+      const { z, ...kept } = rows;
+      if (z) Object.assign(kept, await this.decodeBatch(batch.pixels, z));
+      for (const [name, array] of Object.entries(kept)) table.add(name, array);
+      labels?.set(batch.labels as Int32Array, done);
+      this.progress(decoding ? 'evaluate' : 'train features', (done += batch.ids.length), dataset.length);
+    }
+    return { table, labels };
+  }
+
+  private encodeBatch(pixels: NdArray<Uint8Array>, decoding: boolean): Promise<Record<string, NdArray>> {
+    return cancellable(this.options.signal, (queue) => readAll(queue(() => tidy(() => this.encode(imagesOf(pixels), decoding)))));
+  }
+
+  /** Latents z [B,N,Z] and cosine distances where they are decoded, features where there is a probe. */
+  private encode(pixels: Tensor, decoding: boolean): Record<string, Tensor> {
+    const { uniflow } = this;
+    const { teacher, train, latentPool } = this.options;
+    const { encoder } = uniflow;
+    const student = encoder.forward(pixels, { states: decoding && teacher !== undefined });
+    const z = uniflow.toLatents(student.last);
+    const ours = teacher?.encoder.forward(pixels, { states: decoding });
+    const mean = (last: Tensor): Tensor => meanOfTokens(sliceTokens(last, encoder.prefix, last.dim(1)));
+    return {
+      ...(train ? { tokens: mean(student.last), latents: latentPool === 'concat' ? flat(z) : meanOfTokens(z) } : {}),
+      ...(train && ours ? { teacher: mean(ours.last) } : {}),
+      ...(decoding && ours ? { distances: layerDistances(student.states.slice(1), ours.states.slice(1), encoder.prefix) } : {}),
+      ...(decoding ? { z } : {}),
+    };
+  }
+
+  private async decodeBatch(originals: NdArray<Uint8Array>, z: NdArray): Promise<Record<string, NdArray>> {
+    const { signal, features, reference } = this.options;
+    const images = (await this.uniflow.decode(z, { ...this.sampling, grid: this.grid, signal })) as NdArray<Uint8Array>;
+    const { quality } = await readAll(tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images)) })));
+    const extractor = features && 'extract' in features ? features : undefined;
+    if (!extractor) return { quality: quality as NdArray };
+    const reconstructions = await extractor.extract(images, signal);
+    const [width, expected] = [reconstructions.shape[1], reference?.features.shape[1] ?? reconstructions.shape[1]];
+    if (width !== expected) throw UniFlowError.expected('BAD_INPUT', 'reference', `features of ${width} dimensions`, String(expected));
+    return {
+      ...{ quality: quality as NdArray, reconstructions },
+      ...(reference ? {} : { originals: await extractor.extract(originals, signal) }),
+    };
+  }
+
+  // ----- numbers ------------------------------------------------------------------------------------------------
+
+  private async frechet(sides: ReturnType<Run['sides']>, table: FeatureTable): Promise<Pick<Evaluation, 'fid' | 'featureSets'>> {
+    if (!sides) return {};
+    const [reference, reconstructions] = [
+      filled(sides.reference, table.get('originals')),
+      filled(sides.reconstructions, table.get('reconstructions')),
+    ];
+    const value = await fid(reference.features, reconstructions.features);
+    const name = reconstructions.pins?.extractor.kind === 'inception' ? 'rFID' : 'FID';
+    const side = ({ features, ...rest }: FeatureSet): ComparedSet => ({ images: features.shape[0] as number, ...rest });
+    const dimensions = reference.features.shape[1] as number;
+    return {
+      fid: { name, value, dimensions, reference: side(reference), reconstructions: side(reconstructions) },
+      featureSets: { reference, reconstructions },
+    };
+  }
+
+  private async understanding(train: Dataset, test: FeatureTable, labels: Int32Array): Promise<NonNullable<Evaluation['understanding']>> {
+    const { signal } = this.options;
+    const learned = await this.measure(train, false);
+    const found: NonNullable<Evaluation['understanding']> = {};
+    for (const name of learned.table.names) {
+      const known = { features: learned.table.get(name) as NdArray, labels: learned.labels as Int32Array };
+      const asked = { features: test.get(name) as NdArray, labels };
+      const onProgress = (done: number, total: number): void => this.progress(`probe ${name}`, done, total);
+      const { accuracy } = await linearProbe(known, asked, { seed: this.sampling.seed, onProgress, signal });
+      found[name] = { dimensions: known.features.shape[1] as number, probe: accuracy, knn: await knnAccuracy(known, asked, { signal }) };
+    }
+    return found;
+  }
+
+  private progress(stage: string, done: number, total: number): void {
+    this.options.onProgress?.({ stage, done, total });
+  }
+}
+
+/** A feature set that may still have to be filled. */
+type Side = Omit<FeatureSet, 'features'> & { features?: FeatureSet['features'] };
+
+function filled(side: Side, features: FeatureSet['features'] | undefined): FeatureSet {
+  return { ...side, features: side.features ?? (features as FeatureSet['features']) };
+}
+
+/** Both labelled, with the same classes. */
+async function checkClasses(train: Dataset, data: Dataset): Promise<void> {
+  for (const [name, dataset] of Object.entries({ train, data }))
+    if ((await dataset.read(0)).label === undefined)
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        name,
+        'labelled pictures, for linear probe and nearest neighbours',
+        'pictures without labels',
+      );
+  const [there, here] = [train.classes ?? [], data.classes ?? []];
+  if (there.join('\n') === here.join('\n')) return;
+  const differing = [...there.filter((c) => !here.includes(c)), ...here.filter((c) => !there.includes(c))];
+  throw UniFlowError.expected('BAD_INPUT', 'train', 'the classes of the data', `others: ${differing.slice(0, 5).join(', ')}`);
+}
+
+async function readAll(tensors: Record<string, Tensor>): Promise<Record<string, NdArray>> {
+  const entries = Object.entries(tensors);
+  try {
+    return Object.fromEntries(await Promise.all(entries.map(async ([name, tensor]) => [name, await tensor.read()] as const)));
+  } finally {
+    for (const [, tensor] of entries) tensor.dispose();
+  }
+}
+
+function qualityOf(table: FeatureTable): { psnr: number; ssim: number } {
+  const [psnr = NaN, ssim = NaN] = columnMeans(table.get('quality') as NdArray);
+  return { psnr, ssim };
+}
+
+/** Means of the few columns of [N,C], in float64 and the order of the rows. */
+function columnMeans(array: NdArray): number[] {
+  const [rows, columns] = array.shape as [number, number];
+  return Array.from({ length: columns }, (_, c) => {
+    let sum = 0;
+    for (let r = 0; r < rows; r++) sum += array.get(r, c);
+    return sum / rows;
+  });
+}

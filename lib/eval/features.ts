@@ -1,0 +1,128 @@
+/** From pictures to feature vectors: by any encoder, one vector for each picture. */
+import ndarray, { type NdArray } from 'ndarray';
+import { uniFlowPreprocessing } from '../config.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { UniFlowError } from '../errors.js';
+import { checkBatchSize, runBatches } from '../gather.js';
+import { native, type ResampleFilter } from '../native.js';
+import { cast, sliceTokens } from '../ops.js';
+import { Tensor, tensorOf } from '../tensor.js';
+import type { UniFlow } from '../uniflow.js';
+import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
+
+/** Turns pictures into features. */
+export interface FeatureExtractor {
+  readonly pin: ExtractorPin;
+  /** uint8 [B,H,W,3] → float32 [B,D]. */
+  extract(pixels: NdArray<Uint8Array>, signal?: AbortSignal): Promise<NdArray<Float32Array>>;
+  dispose(): Promise<void>;
+}
+
+export interface EncoderFeatureOptions {
+  /** Mean of the patch tokens, or the class token. Default 'mean'. */
+  pool?: 'mean' | 'class';
+  /** What pins the encoder. Default: a hash of its parameters. */
+  weights?: WeightsPin;
+}
+
+/**
+ * Features of an encoder's last hidden state, after its final norm. Pictures are stretched to the size that the encoder was trained on, with
+ * its filter, and normalised with its statistics.
+ */
+export async function encoderFeatures(
+  model: VisionEncoder | UniFlow,
+  { pool = 'mean', weights }: EncoderFeatureOptions = {},
+): Promise<FeatureExtractor> {
+  const { encoder } = model;
+  if (pool === 'class' && encoder.prefix === 0)
+    throw UniFlowError.expected('UNSUPPORTED', 'pool', "'mean', as the encoder has no class token", "'class'");
+  const { size, filter } = model instanceof VisionEncoder ? model.preprocessing : uniFlowPreprocessing(model.config);
+  const { rows, cols } = encoder.trainedGrid;
+  const { name, sha256 } = weights ?? (await parametersPin(model.parameters));
+  return {
+    pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.dtype },
+    extract: async (pixels, signal) => {
+      const resized = await stretched(pixels, size, filter);
+      const [features] = await runBatches({
+        count: resized.shape[0] as number,
+        batchSize: checkBatchSize(undefined, rows * cols),
+        signal,
+        load: (begin, end) => [imagesOf(resized, begin, end)],
+        forward: ([batch]) => {
+          const { last } = encoder.forward(batch as Tensor);
+          return [pool === 'class' ? flat(sliceTokens(last, 0, 1)) : meanOfTokens(sliceTokens(last, encoder.prefix, last.dim(1)))];
+        },
+      });
+      return features as NdArray<Float32Array>;
+    },
+    dispose: () => model.dispose(),
+  };
+}
+
+/** Mean over the tokens, each image on its own so that it does not depend on the batch: [B,N,D] → float32 [B,D]. */
+export function meanOfTokens(tokens: Tensor): Tensor {
+  const [images, count, width] = tokens.shape as [number, number, number];
+  const means = Array.from({ length: images }, (_, b) => {
+    const sum = tensorOf(native.sumRows(tokens.slice(b, b + 1).handle, 1));
+    return tensorOf(native.add(undefined, sum.handle, undefined, 0, 1 / count)).handle;
+  });
+  return tensorOf(native.concat(means)).reshape([images, width]);
+}
+
+/** All tokens behind each other: [B,N,D] → float32 [B,N*D]. */
+export function flat(tokens: Tensor): Tensor {
+  const [images, count, width] = tokens.shape as [number, number, number];
+  return cast(tokens, 'float32').reshape([images, count * width]);
+}
+
+/** Pictures [begin, end) of [B,H,W,3] on the device. */
+export function imagesOf({ data, shape }: NdArray<Uint8Array>, begin = 0, end = shape[0] as number): Tensor {
+  const [, height, width] = shape as [number, number, number];
+  const bytes = height * width * 3;
+  return Tensor.from({ data: data.subarray(begin * bytes, end * bytes), shape: [end - begin, height, width, 3] });
+}
+
+/** uint8 [B,H,W,3] at another height and width. */
+export async function stretched(
+  pixels: NdArray<Uint8Array>,
+  [height, width]: readonly [number, number],
+  filter: ResampleFilter,
+): Promise<NdArray<Uint8Array>> {
+  const [images, rows, columns] = pixels.shape as [number, number, number];
+  if (rows === height && columns === width) return pixels;
+  const [before, after] = [rows * columns * 3, height * width * 3];
+  const out = new Uint8Array(images * after);
+  await Promise.all(
+    Array.from({ length: images }, (_, i) =>
+      native.resample(pixels.data.subarray(i * before, (i + 1) * before), columns, rows, out.subarray(i * after, (i + 1) * after), {
+        ...{ width, height, filter },
+        ...{ mode: 'stretch', edge: 0 },
+      }),
+    ),
+  );
+  return ndarray(out, [images, height, width, 3]);
+}
+
+/** Rows of arrays [N,D] as they come in, by name. */
+export class FeatureTable {
+  private readonly arrays = new Map<string, { data: Float32Array; width: number; end: number }>();
+
+  constructor(private readonly count: number) {}
+
+  add(name: string, rows: NdArray): void {
+    const width = rows.shape[1] as number;
+    const array = this.arrays.get(name) ?? { data: new Float32Array(this.count * width), width, end: 0 };
+    this.arrays.set(name, array);
+    array.data.set(rows.data as unknown as Float32Array, array.end);
+    array.end += rows.size;
+  }
+
+  get(name: string): NdArray<Float32Array> | undefined {
+    const array = this.arrays.get(name);
+    return array && ndarray(array.data, [this.count, array.width]);
+  }
+
+  get names(): string[] {
+    return [...this.arrays.keys()];
+  }
+}

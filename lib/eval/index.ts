@@ -1,0 +1,10 @@
+export { evaluate } from './evaluate.js';
+export type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
+export { checkComparable, loadFeatureSet, saveFeatureSet, type FeatureSet } from './feature-set.js';
+export { encoderFeatures, type EncoderFeatureOptions, type FeatureExtractor } from './features.js';
+export { fid, frechetDistance, gaussianOf, type Gaussian } from './fid.js';
+export { inceptionFeatures } from './inception.js';
+export { knnAccuracy, type KnnOptions } from './knn.js';
+export type { LabelledFeatures } from './labelled.js';
+export type { DataPin, ExtractorPin, FeaturePins, SamplingPin, WeightsPin } from './pins.js';
+export { linearProbe, type ProbeOptions, type ProbeResult } from './probe.js';

@@ -1,0 +1,81 @@
+/** What pins an evaluation: the same pins, the same numbers. */
+import { createHash } from 'node:crypto';
+import { createReadStream, readFileSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { UniFlowError } from '../errors.js';
+import { native } from '../native.js';
+import { packageRoot } from '../package.js';
+import type { Parameter } from '../parameters.js';
+
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+const size = z.tuple([z.number(), z.number()]);
+
+/** Weights: where they come from, and what they are. */
+const weights = z.object({ name: z.string(), sha256 });
+export type WeightsPin = z.infer<typeof weights>;
+
+/** `sha256` is that of {@link Dataset.hash}; `split` says what part of the data at `path` it is. */
+const data = z.object({ path: z.string(), split: z.string(), images: z.number(), sha256 });
+export type DataPin = z.infer<typeof data>;
+
+/** `size` is the height and width that pictures are resized to for it. */
+const extractor = weights.extend({
+  kind: z.enum(['encoder', 'inception']),
+  pool: z.enum(['mean', 'class', 'output']),
+  size,
+  dtype: z.enum(['float32', 'bfloat16']),
+});
+export type ExtractorPin = z.infer<typeof extractor>;
+
+/** How pictures are made from latents. */
+const sampling = z.object({ steps: z.number(), schedule: z.string(), guidance: z.number(), seed: z.number() });
+export type SamplingPin = z.infer<typeof sampling>;
+
+/** Features of pictures: `size` is the height and width of the crop. `reconstruction` where the pictures are a model's. */
+export const featurePins = z.object({
+  extractor,
+  data,
+  crop: z.string(),
+  size,
+  reconstruction: z.object({ model: weights, dtype: z.enum(['float32', 'bfloat16']), sampling }).optional(),
+  version: z.string(),
+});
+export type FeaturePins = z.infer<typeof featurePins>;
+
+/** This library's version. */
+export const version = (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version;
+
+/** Hash of a file, as `sha256sum` prints it; of several, one behind the other. */
+export async function fileHash(...paths: readonly string[]): Promise<string> {
+  const hash = createHash('sha256');
+  for (const path of paths) {
+    try {
+      for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer);
+    } catch (cause) {
+      throw new UniFlowError('NOT_FOUND', `${path}: cannot be read: ${(cause as Error).message}`, { subject: path, cause });
+    }
+  }
+  return hash.digest('hex');
+}
+
+/** The weights of a model folder: the hash of its model.safetensors (the one that the hub shows), or of its shards in their order. */
+export async function weightsOf(name: string, folder: string): Promise<WeightsPin> {
+  const all = (await readdir(folder)).filter((file) => file.endsWith('.safetensors')).sort();
+  const files = all.includes('model.safetensors') ? ['model.safetensors'] : all;
+  return { name, sha256: await fileHash(...files.map((file) => join(folder, file))) };
+}
+
+/** Weights that are in memory only: the hash of all parameters' names and float32 values. */
+export async function parametersPin(parameters: readonly Parameter[]): Promise<WeightsPin> {
+  const hash = createHash('sha256');
+  for (const { tensor, parts } of parameters) {
+    const values = native.parameterBytes(tensor.handle, 'float32');
+    const bytes = new Uint8Array(values.shape[0] as number);
+    await values.read(bytes);
+    values.dispose();
+    hash.update(`${parts.map(({ name, shape }) => `${name} [${shape.join()}]`).join()}\n`).update(bytes);
+  }
+  return { name: 'in memory', sha256: hash.digest('hex') };
+}

@@ -1,0 +1,77 @@
+/** Answers: JSON, a safetensors file, or one picture, as the client's Accept says. */
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import { encodeImage, type RgbImage } from '../io/image.js';
+import type { Grid } from '../tensor.js';
+import type { EncodedPicture } from './lanes.js';
+import { Refusal } from './problem.js';
+import { PICTURE_TYPES, type EncodedJson, type PictureType } from './schemas.js';
+import { safetensorsFile, tensorJson } from './tensors.js';
+
+export const JSON_TYPE = 'application/json';
+export const SAFETENSORS_TYPE = 'application/octet-stream';
+
+/** The first of `types` where the client has no preference. @throws Refusal 406. */
+export function accepted<T extends string>(request: FastifyRequest, types: readonly T[]): T {
+  const type = request.accepts().type([...types]);
+  if (typeof type === 'string') return type as T;
+  throw Refusal.of(406, 'Accept', types.join(', '), `'${String(request.headers.accept)}'`);
+}
+
+export interface EncodedAnswer {
+  ids: string[];
+  grid: Grid;
+  rows: readonly EncodedPicture[];
+  /** Z and D. */
+  channels: number;
+  width: number;
+}
+
+export function answerEncoded(reply: FastifyReply, type: string, { ids, grid, rows, channels, width }: EncodedAnswer): unknown {
+  const patches = grid.rows * grid.cols;
+  const latents = { rows: rows.map((row) => row.latents), row: [patches, channels] };
+  const given = rows.flatMap((row) => row.tokens ?? []);
+  const tokens = given.length > 0 ? { rows: given, row: [patches, width] } : undefined;
+  if (type === SAFETENSORS_TYPE) {
+    const metadata = { ids: JSON.stringify(ids), grid: `${grid.rows}x${grid.cols}` };
+    return reply.type(type).send(safetensorsFile({ latents, ...(tokens ? { tokens } : {}) }, metadata));
+  }
+  return {
+    ids,
+    grid,
+    latents: tensorJson(latents.rows, latents.row),
+    ...(tokens ? { tokens: tensorJson(tokens.rows, tokens.row) } : {}),
+  } satisfies EncodedJson;
+}
+
+export interface PictureJson {
+  id: string;
+  width: number;
+  height: number;
+  type: PictureType;
+  data: string;
+}
+
+/** One picture as it is where the client wants that; else `json` of all, in the format that the options name. */
+export async function answerPictures(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  images: readonly RgbImage[],
+  { ids, format }: { ids: readonly string[]; format: PictureType },
+  json: (pictures: PictureJson[]) => unknown,
+): Promise<unknown> {
+  const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
+  if (type !== JSON_TYPE && images.length === 1) return reply.type(type).send(await fileOf(images[0] as RgbImage, type));
+  const chosen = type === JSON_TYPE ? format : type;
+  return json(
+    await Promise.all(
+      images.map(async (image, i) => ({
+        ...{ id: ids[i] as string, width: image.width, height: image.height, type: chosen },
+        data: (await fileOf(image, chosen)).toString('base64'),
+      })),
+    ),
+  );
+}
+
+function fileOf(image: RgbImage, type: PictureType): Promise<Buffer> {
+  return encodeImage(type.replace('/', '.'), image);
+}

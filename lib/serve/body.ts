@@ -1,0 +1,131 @@
+/** Requests: multipart, the bytes of one file, or JSON, all to the same form. */
+import type { MultipartFile } from '@fastify/multipart';
+import type { FastifyRequest } from 'fastify';
+import type { z } from 'zod';
+import { reasonOf, UniFlowError } from '../errors.js';
+import type { Settings } from './options.js';
+import { Refusal, Refusals } from './problem.js';
+import type { Remote } from './remote.js';
+import { parse, type RequestSchemas } from './schemas.js';
+import { fromBase64, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
+
+/** Of the options in a multipart body. */
+const MAX_FIELD_BYTES = 65536;
+
+/** Bytes of a request with a name: the file's, or its number. */
+export interface NamedBytes {
+  id: string;
+  /** For errors: where it stands in the request. */
+  subject: string;
+  bytes: Buffer;
+}
+
+/** A picture that is there, or is still to be fetched. */
+export type Picture = NamedBytes | { id: string; subject: string; url: string };
+
+interface Files {
+  files: NamedBytes[];
+  options: unknown;
+}
+
+export async function readPictures<O>(
+  request: FastifyRequest,
+  schema: { options: z.ZodType<O>; body: RequestSchemas['encode']['body'] },
+  settings: Settings,
+): Promise<{ pictures: Picture[]; options: O }> {
+  const sent = await readFiles(request, settings);
+  if (sent) return { pictures: sent.files, options: parse(schema.options, sent.options ?? {}, 'options') };
+  checkCount((request.body as { images?: unknown } | null)?.images, settings);
+  const body = parse(schema.body, request.body, 'body');
+  const options = parse(schema.options, body.options ?? {}, 'options');
+  const pictures = body.images.map((image, i): Picture => {
+    const subject = `images[${i}]`;
+    if (typeof image === 'string') return { id: String(i), subject, bytes: fromBase64(image, subject) };
+    return { id: image.url, subject, url: image.url };
+  });
+  return { pictures, options };
+}
+
+export async function readLatents<O>(
+  request: FastifyRequest,
+  schema: { options: z.ZodType<O>; body: RequestSchemas['decode']['body'] },
+  settings: Settings,
+): Promise<{ latents: Latents[]; options: O }> {
+  const sent = await readFiles(request, settings);
+  const options = (value: unknown): O => parse(schema.options, value ?? {}, 'options');
+  if (sent)
+    return { latents: sent.files.map(({ bytes, subject }) => latentsOfSafetensors(bytes, subject)), options: options(sent.options) };
+  const { latents, grid, ids, ...body } = parse(schema.body, request.body, 'body');
+  return { latents: [{ latents: tensorOfJson(latents, 'latents'), grid, ids }], options: options(body.options) };
+}
+
+/** Too many is its own status, whatever else is wrong. */
+function checkCount(images: unknown, { maxImages }: Settings): void {
+  if (Array.isArray(images) && images.length > maxImages) throw Refusal.of(413, 'images', `at most ${maxImages}`, String(images.length));
+}
+
+/** The files of a multipart or plain body; undefined where it is JSON. */
+async function readFiles(request: FastifyRequest, settings: Settings): Promise<Files | undefined> {
+  if (request.isMultipart()) return readMultipart(request, settings);
+  if (!Buffer.isBuffer(request.body)) return undefined;
+  const { options } = request.query as { options?: string };
+  return { files: [{ id: '0', subject: 'body', bytes: request.body }], options: jsonOf(options) };
+}
+
+async function readMultipart(request: FastifyRequest, { maxBody, maxImages }: Settings): Promise<Files> {
+  const tooLarge = (actual: string): Refusal => Refusal.of(413, 'body', `at most ${maxBody} bytes`, actual);
+  const declared = Number(request.headers['content-length'] ?? 0);
+  if (declared > maxBody) throw tooLarge(String(declared));
+  const files: NamedBytes[] = [];
+  let options: unknown;
+  let left = maxBody;
+  const limits = { fileSize: maxBody, files: maxImages, fields: 1, fieldSize: MAX_FIELD_BYTES };
+  for await (const part of request.parts({ limits })) {
+    if (part.type === 'file') {
+      const file = await readFile(part, files.length);
+      files.push(file);
+      left -= file.bytes.length;
+      if (left < 0) throw tooLarge('more');
+    } else if (part.fieldname === 'options') options = jsonOf(part.value);
+    else throw Refusal.of(422, part.fieldname, "files, and a field 'options'", 'another field');
+  }
+  if (files.length === 0) throw Refusal.of(422, 'body', 'at least one file', 'none');
+  return { files, options };
+}
+
+async function readFile(part: MultipartFile, i: number): Promise<NamedBytes> {
+  const bytes = await part.toBuffer();
+  const name = part.filename ? ` (${part.filename})` : '';
+  return { id: part.filename || String(i), subject: `file ${i}${name}`, bytes };
+}
+
+function jsonOf(value: unknown): unknown {
+  if (typeof value !== 'string') return value; // a part that says it is JSON is parsed already
+  try {
+    return JSON.parse(value);
+  } catch {
+    throw Refusal.of(400, 'options', 'a JSON object', `'${value.slice(0, 80)}'`);
+  }
+}
+
+/** `work` on all; where some fail, an error that names them. */
+export async function each<T, R>(items: readonly T[], work: (item: T) => Promise<R>): Promise<R[]> {
+  const outcomes = await Promise.allSettled(items.map(work));
+  const failed = outcomes.filter((outcome) => outcome.status === 'rejected').map((outcome) => outcome.reason as Error);
+  const other = failed.find((error) => !(error instanceof UniFlowError) || error.code === 'ABORTED');
+  if (other !== undefined) throw other;
+  if (failed.length > 0) throw new Refusals(failed as UniFlowError[]);
+  return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<R>).value);
+}
+
+/** The bytes of a picture, fetched where it is a URL. */
+export async function bytesOf(picture: Picture, remote: Remote, signal: AbortSignal): Promise<Uint8Array> {
+  return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, signal);
+}
+
+/** An error of a picture's bytes, told of the picture. */
+export function told({ subject }: Picture, error: unknown): unknown {
+  if (!(error instanceof UniFlowError) || error.subject !== '<buffer>') return error;
+  const { code, expected, actual } = error;
+  return new UniFlowError(code, `${subject}: ${reasonOf(error, '<buffer>')}`, { subject, expected, actual, cause: error });
+}

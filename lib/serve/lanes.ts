@@ -1,0 +1,94 @@
+/** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
+import ndarray, { type NdArray } from 'ndarray';
+import type { DecodeOptions, UniFlow } from '../uniflow.js';
+import { defaultBatchSize } from '../gather.js';
+import { picturesOf, type RgbImage } from '../io/image.js';
+import type { PixelInput } from '../io/input.js';
+import type { Grid } from '../tensor.js';
+import type { Lane } from './batcher.js';
+
+export type Size = readonly [height: number, width: number];
+export type Sampling = Pick<DecodeOptions, 'steps' | 'schedule' | 'guidance' | 'seed'>;
+
+export type Work = 'encode' | 'decode' | 'reconstruct';
+
+/** A lane of pictures [H,W,3] or latents [N,Z] of one shape. */
+export interface ModelLane<Item, Result> extends Lane<Item, Result> {
+  work: Work;
+}
+
+export interface EncodedPicture {
+  latents: Float32Array; // [N,Z]
+  tokens: Float32Array | undefined; // [N,D]
+}
+
+export interface ReconstructedPicture {
+  image: RgbImage;
+  psnr: number;
+  ssim: number;
+}
+
+export class Lanes {
+  constructor(
+    private readonly uniflow: UniFlow,
+    private readonly maxBatch: number | undefined,
+  ) {}
+
+  encode(size: Size, tokens: boolean): ModelLane<Uint8Array, EncodedPicture> {
+    return this.lane('encode', this.patches(size), [size, tokens], async (pictures, signal) => {
+      const encoded = await this.uniflow.encode(pixelsOf(pictures, size), { tokens, batchSize: pictures.length, signal });
+      const [latents, all] = [rowsOf(encoded.latents), encoded.tokens && rowsOf(encoded.tokens)];
+      return latents.map((row, i) => ({ latents: row, tokens: all?.[i] }));
+    });
+  }
+
+  decode(
+    shape: readonly [patches: number, channels: number],
+    grid: Grid | undefined,
+    sampling: Sampling,
+  ): ModelLane<Float32Array, RgbImage> {
+    return this.lane('decode', shape[0], [shape, grid, keyOf(sampling)], async (rows, signal) => {
+      const latents = ndarray(stacked(rows, Float32Array), [rows.length, ...shape]);
+      return picturesOf(await this.uniflow.decode(latents, { ...sampling, grid, batchSize: rows.length, signal }));
+    });
+  }
+
+  reconstruct(size: Size, sampling: Sampling): ModelLane<Uint8Array, ReconstructedPicture> {
+    return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (pictures, signal) => {
+      const options = { ...sampling, batchSize: pictures.length, signal };
+      const { images, perImage } = await this.uniflow.reconstruct(pixelsOf(pictures, size), options);
+      return picturesOf(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
+    });
+  }
+
+  patches([height, width]: Size): number {
+    return (height * width) / this.uniflow.config.patch ** 2;
+  }
+
+  private lane<I, R>(work: Work, patches: number, key: unknown[], run: ModelLane<I, R>['run']): ModelLane<I, R> {
+    return { work, key: JSON.stringify([work, ...key]), maxBatch: this.maxBatch ?? defaultBatchSize(patches), run };
+  }
+}
+
+function keyOf({ steps, schedule, guidance, seed }: Sampling): unknown[] {
+  return [steps, schedule, guidance, seed];
+}
+
+function pixelsOf(pictures: readonly Uint8Array[], [height, width]: Size): PixelInput {
+  return { pixels: ndarray(stacked(pictures, Uint8Array), [pictures.length, height, width, 3]) };
+}
+
+/** Arrays of one length, one after the other. */
+function stacked<T extends Uint8Array | Float32Array>(rows: readonly T[], type: new (length: number) => T): T {
+  const [first] = rows as [T];
+  if (rows.length === 1) return first;
+  const all = new type(rows.length * first.length);
+  rows.forEach((row, i) => all.set(row, i * first.length));
+  return all;
+}
+
+/** The rows of [B, ...] floats. */
+export function rowsOf({ data, shape }: NdArray): Float32Array[] {
+  const row = shape.slice(1).reduce((a, b) => a * b, 1);
+  return Array.from({ length: shape[0] as number }, (_, i) => (data as unknown as Float32Array).subarray(i * row, (i + 1) * row));
+}

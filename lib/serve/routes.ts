@@ -1,0 +1,188 @@
+/** The three kinds of work over HTTP: read, prepare, compute with others, answer. */
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import pLimit from 'p-limit';
+import { availableParallelism } from 'node:os';
+import type { UniFlow } from '../uniflow.js';
+import { uniFlowPreprocessing } from '../config.js';
+import { aborted, UniFlowError } from '../errors.js';
+import { checkSize } from '../io/input.js';
+import { loadPixels } from '../io/preprocess.js';
+import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
+import type { Batcher } from './batcher.js';
+import { bytesOf, each, readLatents, readPictures, told, type Picture } from './body.js';
+import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
+import type { Settings } from './options.js';
+import { busy, Refusal } from './problem.js';
+import { Remote } from './remote.js';
+import { requestSchemas } from './schemas.js';
+
+type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
+
+/** Requests under way, and how many pictures they have here. */
+export class Traffic {
+  private readonly living = new Set<AbortController>();
+  images = 0;
+
+  constructor(
+    private readonly settings: Settings,
+    private readonly batcher: Batcher,
+  ) {}
+
+  /** Runs `work` with a signal that fires when the client leaves, the request's time is over, or the service stops. */
+  async during<T>(reply: FastifyReply, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const controller = new AbortController();
+    const timer = setTimeout(() => controller.abort(), this.settings.timeout);
+    this.living.add(controller);
+    reply.raw.once('close', () => controller.abort());
+    try {
+      return await work(controller.signal);
+    } catch (error) {
+      controller.abort(); // what else the request has under way
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      this.living.delete(controller);
+    }
+  }
+
+  /** Lets pictures in while there is room. @throws Refusal 503. */
+  async withRoomFor<T>(images: number, work: () => Promise<T>): Promise<T> {
+    if (this.full(images)) throw busy(`the queue is full: ${this.images} pictures are before`, this.images * this.batcher.secondsPerItem);
+    this.images += images;
+    try {
+      return await work();
+    } finally {
+      this.images -= images;
+    }
+  }
+
+  full(more = 1): boolean {
+    return this.images + more > this.settings.maxQueue;
+  }
+
+  abort(): void {
+    for (const controller of this.living) controller.abort();
+  }
+}
+
+export function addRoutes(app: FastifyInstance, uniflow: UniFlow, settings: Settings, traffic: Traffic, batcher: Batcher): void {
+  const routes = new Routes(uniflow, settings, traffic, batcher);
+  for (const name of ['encode', 'decode', 'reconstruct'] as const)
+    app.post(`/v1/${name}`, (request, reply) => traffic.during(reply, (signal) => routes[name](request, reply, signal)));
+}
+
+class Routes {
+  private readonly lanes: Lanes;
+  private readonly schemas: ReturnType<typeof requestSchemas>;
+  private readonly remote: Remote;
+  private readonly decoding = pLimit(availableParallelism()); // a picture of 64 megapixels is 192 MB
+  private readonly preprocessing: ReturnType<typeof uniFlowPreprocessing>;
+
+  constructor(
+    private readonly uniflow: UniFlow,
+    private readonly settings: Settings,
+    private readonly traffic: Traffic,
+    private readonly batcher: Batcher,
+  ) {
+    this.lanes = new Lanes(uniflow, settings.maxBatch);
+    this.schemas = requestSchemas(settings);
+    this.preprocessing = uniFlowPreprocessing(uniflow.config);
+    this.remote = new Remote({ hosts: settings.allowUrls, maxBytes: settings.maxBody, allowAddress: settings.allowAddress });
+  }
+
+  readonly encode: Handler = async (request, reply, signal) => {
+    const type = accepted(request, [JSON_TYPE, SAFETENSORS_TYPE]);
+    const { pictures, options } = await readPictures(request, this.schemas.encode, this.settings);
+    const size = this.sizeOf(options.size);
+    const rows = await this.overPictures(pictures, size, this.lanes.encode(size, options.tokens), signal);
+    const { encoder, latentChannels: channels, patch } = this.uniflow.config;
+    const grid = { rows: size[0] / patch, cols: size[1] / patch };
+    return answerEncoded(reply, type, { ids: pictures.map(({ id }) => id), grid, rows, channels, width: encoder.width });
+  };
+
+  readonly reconstruct: Handler = async (request, reply, signal) => {
+    const { pictures, options } = await readPictures(request, this.schemas.reconstruct, this.settings);
+    const { size: wanted, format, ...sampling } = options;
+    const size = this.sizeOf(wanted);
+    const results = await this.overPictures(pictures, size, this.lanes.reconstruct(size, sampling), signal);
+    const { patch } = this.uniflow.config;
+    const ids = pictures.map(({ id }) => id);
+    const images = results.map(({ image }) => image);
+    return answerPictures(request, reply, images, { ids, format }, (files) => ({
+      images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
+      psnr: meanOf(results.map(({ psnr }) => psnr)),
+      ssim: meanOf(results.map(({ ssim }) => ssim)),
+      grid: { rows: size[0] / patch, cols: size[1] / patch },
+    }));
+  };
+
+  readonly decode: Handler = async (request, reply, signal) => {
+    const { latents: all, options } = await readLatents(request, this.schemas.decode, this.settings);
+    const { format, ...sampling } = options;
+    const items = all.flatMap(({ latents, grid }) => {
+      const [patches, channels] = this.checkLatents(latents.shape);
+      const lane = this.lanes.decode([patches, channels], grid, sampling);
+      return rowsOf(latents).map((row) => ({ lane, row }));
+    });
+    this.checkCount(items.length);
+    const ids = all
+      .flatMap(({ latents, ids }) => ids ?? Array<string>(latents.shape[0] as number).fill(''))
+      .map((id, i) => id || String(i));
+    if (ids.length !== items.length)
+      throw UniFlowError.expected('BAD_INPUT', 'ids', `${items.length}, one for each picture`, String(ids.length));
+    const images = await this.traffic.withRoomFor(items.length, () =>
+      Promise.all(items.map(({ lane, row }) => this.batcher.submit(lane, row, signal))),
+    );
+    return answerPictures(request, reply, images, { ids, format }, (pictures) => ({ images: pictures }));
+  };
+
+  /** All pictures are prepared before any is computed: a broken one costs the model nothing. */
+  private overPictures<R>(pictures: readonly Picture[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
+    return this.traffic.withRoomFor(pictures.length, async () => {
+      const pixels = await each(pictures, (picture) => this.pixelsOf(picture, size, signal));
+      return Promise.all(pixels.map((one) => this.batcher.submit(lane, one, signal)));
+    });
+  }
+
+  /** uint8 [H,W,3] */
+  private async pixelsOf(picture: Picture, size: Size, signal: AbortSignal): Promise<Uint8Array> {
+    const bytes = await bytesOf(picture, this.remote, signal);
+    return this.decoding(async () => {
+      if (signal.aborted) throw aborted(signal);
+      try {
+        return await loadPixels([bytes], this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
+      } catch (error) {
+        throw told(picture, error);
+      }
+    });
+  }
+
+  private sizeOf(wanted: number | readonly [number, number] | undefined): Size {
+    const size = checkSize(wanted ?? this.uniflow.config.imageSize, this.uniflow.config.patch);
+    this.checkPatches('size', this.lanes.patches(size));
+    return size;
+  }
+
+  private checkPatches(subject: string, patches: number): void {
+    const { maxPatches } = this.settings;
+    if (patches > maxPatches) throw UniFlowError.expected('BAD_INPUT', subject, `at most ${maxPatches} patches`, String(patches));
+  }
+
+  private checkLatents(shape: readonly number[]): [patches: number, channels: number] {
+    const [, patches = 0, channels = 0] = shape;
+    const { latentChannels } = this.uniflow.config;
+    if (shape.length !== 3 || channels !== latentChannels)
+      throw UniFlowError.expected('BAD_INPUT', 'latents', `[B, N, ${latentChannels}]`, `[${shape.join(', ')}]`);
+    this.checkPatches('latents', patches);
+    return [patches, channels];
+  }
+
+  private checkCount(images: number): void {
+    const { maxImages } = this.settings;
+    if (images > maxImages) throw Refusal.of(413, 'latents', `at most ${maxImages} pictures`, String(images));
+  }
+}
+
+function meanOf(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0) / values.length;
+}

@@ -1,0 +1,99 @@
+/** What requests and answers are made of. The same schemas validate, and are the OpenAPI document. */
+import { z } from 'zod';
+import { UniFlowError } from '../errors.js';
+import type { Settings } from './options.js';
+import { Refusals } from './problem.js';
+
+export const PICTURE_TYPES = ['image/png', 'image/jpeg', 'image/webp'] as const;
+export type PictureType = (typeof PICTURE_TYPES)[number];
+
+const edge = z.int().min(1).max(16384);
+const size = z
+  .union([edge, z.tuple([edge, edge])])
+  .describe("Height and width that pictures are brought to: one number for a square. Multiples of the patch. Default: the model's own.");
+const base64 = z.string().describe('base64 (RFC 4648), with or without padding');
+
+export const grid = z.strictObject({ rows: edge, cols: edge }).describe('Patch rows and columns of the pictures.');
+
+export const tensor = z
+  .strictObject({ shape: z.array(z.int().min(1)), dtype: z.literal('float32'), data: base64 })
+  .describe('An array in C order: base64 of its elements, little-endian.');
+export type TensorJson = z.infer<typeof tensor>;
+
+const ids = z.array(z.string()).describe("The pictures' names: of the file, the URL, or the number in the request.");
+
+export const encoded = z.strictObject({
+  ids,
+  grid,
+  latents: tensor.describe('[B, N, Z]'),
+  tokens: tensor.optional().describe('[B, N, D], where asked for'),
+});
+export type EncodedJson = z.infer<typeof encoded>;
+
+const picture = { id: z.string(), width: edge, height: edge, type: z.enum(PICTURE_TYPES), data: base64.describe('the file, base64') };
+const score = z.number().nullable(); // JSON has no infinity, which is the PSNR of pictures that are equal
+
+export const decoded = z.strictObject({ images: z.array(z.strictObject(picture)) });
+export const reconstructed = z.strictObject({
+  images: z.array(z.strictObject({ ...picture, psnr: score.describe('dB'), ssim: score })),
+  psnr: score.describe('mean'),
+  ssim: score.describe('mean'),
+  grid,
+});
+
+export const problem = z
+  .looseObject({ type: z.string(), title: z.string(), status: z.int(), detail: z.string(), code: z.string() })
+  .describe(
+    'RFC 9457 problem details. `subject`, `expected` and `actual` say what is wrong, `errors` lists it where it is more than one thing.',
+  );
+
+/** The schemas of requests: they have the service's limits in them. */
+export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImages' | 'maxSteps'>) {
+  const sampling = {
+    steps: z.int().min(1).max(maxSteps).optional().describe("Euler steps. Default: the model's."),
+    schedule: z
+      .union([z.literal('linear'), z.templateLiteral(['pow_', z.number()])])
+      .optional()
+      .describe("Where the steps are. Default: 'linear'."),
+    guidance: z.number().optional().describe('Classifier-free guidance. Default: 1, off.'),
+    seed: z.int().min(0).optional().describe('Of the noise. Default: 0.'),
+    format: z.enum(PICTURE_TYPES).default('image/png').describe('Of the pictures in a JSON answer.'),
+  };
+  const encodeOptions = z.strictObject({
+    size: size.optional(),
+    tokens: z.boolean().default(false).describe('The semantic tokens as well.'),
+  });
+  const decodeOptions = z.strictObject(sampling);
+  const reconstructOptions = z.strictObject({ size: size.optional(), ...sampling });
+  const image = z.union([base64, z.strictObject({ url: z.string() }).describe('Of a host that the service allows.')]);
+  const images = z.array(image).min(1).max(maxImages);
+  return {
+    encode: { options: encodeOptions, body: z.strictObject({ images, options: z.unknown().optional() }) },
+    reconstruct: { options: reconstructOptions, body: z.strictObject({ images, options: z.unknown().optional() }) },
+    decode: {
+      options: decodeOptions,
+      body: z
+        .strictObject({
+          latents: tensor,
+          grid: grid.optional(),
+          ids: ids.optional(),
+          tokens: z.unknown().optional().describe('not read'),
+          options: z.unknown().optional(),
+        })
+        .describe('An answer of /v1/encode can be sent as it is.'),
+    },
+  };
+}
+export type RequestSchemas = ReturnType<typeof requestSchemas>;
+
+/** @throws Refusals, 422, naming each field that is wrong. */
+export function parse<T>(schema: z.ZodType<T>, value: unknown, name: string): T {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  throw new Refusals(
+    parsed.error.issues.map(({ path, message }) => {
+      const subject = [name, ...path].join('.');
+      return new UniFlowError('BAD_INPUT', `${subject}: ${message}`, { subject, expected: message.replace(/^.*expected /, '') });
+    }),
+  );
+}
