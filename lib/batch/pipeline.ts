@@ -30,6 +30,8 @@ export interface EncodedPicture extends Placement {
   height: number;
   /** Counted from 0 over the pictures that could be read, in the order of the source. */
   row: number;
+  /** Patches of all pictures before it. */
+  offset: number;
 }
 
 /** Pictures computed together: all have one grid. */
@@ -43,9 +45,9 @@ export interface PictureFailure {
   error: UniFlowError;
 }
 
-interface Decoded extends EncodedPicture {
-  pixels: Uint8Array;
-}
+type Decoded = Omit<EncodedPicture, 'row' | 'offset'> & { pixels: Uint8Array };
+/** With its place among the others. */
+type Placed = EncodedPicture & { pixels: Uint8Array };
 
 /** Batches queued behind the one that is computed. */
 const QUEUED = 1;
@@ -90,10 +92,10 @@ export class Pipeline {
     signal: AbortSignal | undefined = this.options.signal,
   ): AsyncGenerator<PictureBatch | PictureFailure, void, undefined> {
     const queued: Promise<PictureBatch>[] = [];
-    const waiting = new Map<string, Decoded[]>();
+    const waiting = new Map<string, Placed[]>();
     let count = 0;
-    let row = 0;
-    const queue = async (pictures: Decoded[]): Promise<PictureBatch[]> => {
+    let [row, offset] = [0, 0];
+    const queue = async (pictures: Placed[]): Promise<PictureBatch[]> => {
       waiting.delete(keyOf(pictures));
       count -= pictures.length;
       queued.push(handled(this.encode(pictures, signal)));
@@ -108,7 +110,8 @@ export class Pipeline {
         const key = keyOf([picture]);
         const alike = waiting.get(key) ?? [];
         waiting.set(key, alike);
-        alike.push({ ...picture, row: row++ });
+        alike.push({ ...picture, row: row++, offset });
+        offset += picture.grid.rows * picture.grid.cols;
         count++;
         if (alike.length === this.batchSize) yield* await queue(alike);
         else if (count >= WAITING * this.batchSize) yield* await queue(fullest(waiting));
@@ -141,11 +144,11 @@ export class Pipeline {
     const { rows, cols } = placement.grid;
     const pixels = this.singles.take(3 * rows * cols * this.target.patch ** 2);
     await place(picture, placement, this.target, pixels);
-    return { id, width, height, row: -1, ...placement, pixels };
+    return { id, width, height, ...placement, pixels };
   }
 
-  private encode(pictures: Decoded[], signal: AbortSignal | undefined): Promise<PictureBatch> {
-    const { pixels, grid } = pictures[0] as Decoded;
+  private encode(pictures: Placed[], signal: AbortSignal | undefined): Promise<PictureBatch> {
+    const { pixels, grid } = pictures[0] as Placed;
     const batch = this.batches.take(pictures.length * pixels.length);
     pictures.forEach((picture, i) => batch.set(picture.pixels, i * pixels.length));
     for (const picture of pictures) this.singles.give(picture.pixels);
@@ -166,7 +169,7 @@ function keyOf([picture]: readonly Decoded[]): string {
   return `${rows}x${cols}`;
 }
 
-function fullest(waiting: ReadonlyMap<string, Decoded[]>): Decoded[] {
+function fullest(waiting: ReadonlyMap<string, Placed[]>): Placed[] {
   return [...waiting.values()].reduce((a, b) => (b.length > a.length ? b : a));
 }
 

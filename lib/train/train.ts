@@ -8,7 +8,7 @@
  *   report.html             curves, layers, pictures
  */
 import type { NdArray } from 'ndarray';
-import { access, mkdir, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from '../data/loader.js';
@@ -176,11 +176,7 @@ class Run {
 
   /** Whether the run came as far as its first checkpoint: one that was killed before starts anew. */
   private async begun(): Promise<boolean> {
-    const there = await access(this.path.state).then(
-      () => true,
-      () => false,
-    );
-    return there || (await readLog(this.path.log)).some(({ event }) => event === 'checkpoint');
+    return (await readLog(this.path.log)).some(({ event }) => event === 'checkpoint');
   }
 
   private loader(data: Dataset, uniflow: UniFlow, from: number): AsyncGenerator<Batch> {

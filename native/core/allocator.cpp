@@ -1,6 +1,7 @@
 #include "native/core/allocator.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -16,7 +17,12 @@ constexpr int64_t kMost = int64_t{1} << 46;  // no machine has more, and sums of
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kMapFrom = 256 << 10;      // blocks this large are mapped, so that freeing returns them at once
 constexpr int64_t kHugeFrom = 4 << 20;       // and from here asked for in huge pages: fewer TLB misses in GEMMs
-constexpr int64_t kPoolLimit = 1024 << 20;   // the pool never keeps more than this
+
+/// The pool never keeps more than this: a quarter of the machine, so that the activations of a training step stay in it.
+int64_t pool_limit() {
+  static const int64_t limit = std::max<int64_t>(int64_t{1} << 30, sysconf(_SC_PHYS_PAGES) / 4 * sysconf(_SC_PAGESIZE));
+  return limit;
+}
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -84,7 +90,7 @@ void Allocator::release(void* data, int64_t bytes, Placement placement) noexcept
   auto it = lent_.find(data);
   const int64_t capacity = it->second;
   lent_.erase(it);
-  if (placement == Placement::Pooled && stats_.pool + capacity <= kPoolLimit) {
+  if (placement == Placement::Pooled && stats_.pool + capacity <= pool_limit()) {
     stats_.pool += capacity;
     pool_.emplace(capacity, data);
   } else {

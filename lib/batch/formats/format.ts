@@ -7,7 +7,7 @@ import type { StoreType } from '../store.js';
 export type ArrayName = 'latents' | 'tokens';
 
 /** A picture of a shard; its row is its place there. */
-export type PictureRecord = Omit<EncodedPicture, 'row'>;
+export type PictureRecord = Omit<EncodedPicture, 'row' | 'offset'>;
 
 /** One array of a shard: all pictures' vectors [T, width], in the order of the pictures. */
 export interface ShardArray {

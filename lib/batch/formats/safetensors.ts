@@ -45,7 +45,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
 
   function metadataOf(): Record<string, string> {
     const [first] = pictures;
-    const grid = uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {};
-    return { ids: JSON.stringify(pictures.map(({ id }) => id)), ...grid, model };
+    const ids = JSON.stringify(pictures.map(({ id }) => id));
+    return uniform && first ? { ids, grid: `${first.grid.rows}x${first.grid.cols}`, model } : { ids, model };
   }
 }
