@@ -1,5 +1,6 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
+import { Pipeline } from './batch/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import {
   parseUniFlowConfig,
@@ -16,7 +17,7 @@ import { timeGrid, type Schedule } from './decoder/schedule.js';
 import { checkDevice, type DeviceOptions } from './device.js';
 import { Encoder } from './encoder/encoder.js';
 import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
-import { throwIfAborted, UniFlowError } from './errors.js';
+import { UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
 import { resolveModel } from './io/hub.js';
@@ -227,21 +228,11 @@ export class UniFlow {
     checkOptions(options);
     if (typeof source !== 'object' || source === null || !(Symbol.iterator in source || Symbol.asyncIterator in source))
       throw UniFlowError.expected('BAD_INPUT', 'source', 'an iterable of images', describe(source));
-    const size = checkSize(options.size ?? this.config.imageSize, this.config.patch);
-    const grid = this.gridOf(size);
-    const batchSize = checkBatchSize(options.batchSize, grid.rows * grid.cols);
-    let previous: Promise<EncodedBatch> | undefined;
-    for await (const items of inBatches(source, batchSize)) {
-      throwIfAborted(options.signal);
-      const next = this.encode(
-        items.map((i) => i.image),
-        { ...options, batchSize },
-      ).then((encoded) => ({ ids: items.map((i) => i.id), ...encoded }));
-      next.catch(() => undefined); // awaited below, after the batch before it
-      if (previous) yield await previous;
-      previous = next;
+    for await (const event of new Pipeline(this, options).run(inNumbers(source))) {
+      if ('error' in event) throw event.error;
+      const { pictures, ...encoded } = event;
+      yield { ids: pictures.map(({ id }) => id), ...encoded };
     }
-    if (previous) yield await previous;
   }
 
   // ----- decode -------------------------------------------------------------------------------------------------
@@ -393,20 +384,9 @@ function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 
   return { psnr: mean(perImage.psnr), ssim: mean(perImage.ssim), perImage };
 }
 
-/** Groups a source, naming what has no id. */
-async function* inBatches(
-  source: Iterable<StreamItem> | AsyncIterable<StreamItem>,
-  size: number,
-): AsyncGenerator<{ id: string; image: ImageSource }[]> {
-  let batch: { id: string; image: ImageSource }[] = [];
+async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<{ id: string; image: ImageSource }> {
   let number = 0;
-  for await (const item of source) {
-    batch.push(named(item, number++));
-    if (batch.length < size) continue;
-    yield batch;
-    batch = [];
-  }
-  if (batch.length > 0) yield batch;
+  for await (const item of source) yield named(item, number++);
 }
 
 /** The id of a path is the path, of anything else its number. */

@@ -238,7 +238,6 @@ describe('usage', () => {
   test.each([
     ['an unknown option', ['encode', 'x', '-o', 'x.npy', '--modle', 'm'], "uniflow: unknown option '--modle' (Did you mean --model?)"],
     ['an unknown command', ['encdoe'], "uniflow: unknown command 'encdoe' (Did you mean encode?)"],
-    ['no model', ['encode', 'x', '-o', 'x.npy'], 'uniflow init my-model --preset tiny'],
     [
       'a file of another kind',
       ['encode', 'x', '-m', model, '-o', 'x.txt'],

@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ndarray, { type NdArray } from 'ndarray';
 import sharp from 'sharp';
-import { decodeImage, serve, UniFlow, type Service, type ServeOptions } from '../lib/index.js';
+import { cpuInfo, decodeImage, memoryStats, serve, setThreads, UniFlow, type Service, type ServeOptions } from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
 import { Batcher, type Lane } from '../lib/serve/batcher.js';
 import { isPublic } from '../lib/serve/remote.js';
@@ -27,9 +27,11 @@ let uniflow: UniFlow;
 let dir: string;
 let pictures: Buffer[]; // all different
 let service: Service; // with defaults
+const { threads } = cpuInfo();
 const opened: { close(): unknown }[] = [];
 
 beforeAll(async () => {
+  setThreads(1); // a model this small only waits for more
   uniflow = UniFlow.random('nano');
   dir = await mkdtemp(join(tmpdir(), 'uniflow-serve-'));
   pictures = await Promise.all(Array.from({ length: PICTURES }, (_, i) => picture(40 + i, 60, i)));
@@ -39,6 +41,7 @@ afterEach(async () => {
   for (const one of opened.splice(0)) await one.close();
 });
 afterAll(async () => {
+  setThreads(threads);
   await service.close();
   await uniflow.dispose();
   await rm(dir, { recursive: true, force: true });
@@ -339,7 +342,7 @@ describe('limits', () => {
   });
 });
 
-async function waitFor(check: () => Promise<boolean>): Promise<void> {
+async function waitFor(check: () => boolean | Promise<boolean>): Promise<void> {
   for (const end = Date.now() + 10_000; !(await check());) {
     if (Date.now() > end) throw new Error('it did not happen');
     await new Promise((resolve) => setTimeout(resolve, 20));
@@ -480,7 +483,10 @@ describe('the batcher', () => {
   test('starts a batch when it is full, or when its first item has waited long enough', async () => {
     const sizes: number[] = [];
     const batcher = new Batcher(30);
-    const l = lane(async (items) => (sizes.push(items.length), items.map((n) => n * 2)));
+    const l = lane((items) => {
+      sizes.push(items.length);
+      return Promise.resolve(items.map((n) => n * 2));
+    });
     expect(await Promise.all([1, 2, 3, 4, 5].map((n) => batcher.submit(l, n, never)))).toEqual([2, 4, 6, 8, 10]);
     expect(sizes).toEqual([4, 1]);
   });
@@ -498,17 +504,14 @@ describe('the batcher', () => {
     const [first, second] = [new AbortController(), new AbortController()];
     const outcomes = Promise.allSettled([batcher.submit(l, 1, first.signal), batcher.submit(l, 2, second.signal)]);
     first.abort();
-    await waitFor(async () => seen.length > 0);
+    await waitFor(() => seen.length > 0);
     second.abort();
     expect((await outcomes).map((o) => (o as PromiseRejectedResult).reason.code)).toEqual(['ABORTED', 'ABORTED']);
     expect(seen).toEqual([[2]]);
   });
 
   test('what breaks a batch fails alone', async () => {
-    const l = lane(async (items) => {
-      if (items.includes(2)) throw new Error('two');
-      return items;
-    });
+    const l = lane((items) => (items.includes(2) ? Promise.reject(new Error('two')) : Promise.resolve(items)));
     const batcher = new Batcher(0);
     const outcomes = await Promise.allSettled([1, 2, 3, 4].map((n) => batcher.submit(l, n, never)));
     expect(outcomes.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled', 'fulfilled']);
@@ -555,7 +558,6 @@ describe('life', () => {
     const to = await started({});
     const state = async (): Promise<[number, number]> => {
       await new Promise((resolve) => setTimeout(resolve, 50));
-      const { memoryStats } = await import('../lib/index.js');
       return [process.getActiveResourcesInfo().filter((name) => name !== 'TCPSocketWrap').length, memoryStats().handles];
     };
     const round = (n: number): Promise<unknown> =>

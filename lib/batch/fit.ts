@@ -16,8 +16,7 @@ export type Fit = 'crop' | 'pad' | 'native';
 const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
 
 export function checkFit(fit: unknown): asserts fit is Fit {
-  if (!Object.hasOwn(FITS, fit as string))
-    throw UniFlowError.expected('BAD_INPUT', 'fit', Object.keys(FITS).join(', '), describe(fit));
+  if (!Object.hasOwn(FITS, fit as string)) throw UniFlowError.expected('BAD_INPUT', 'fit', Object.keys(FITS).join(', '), describe(fit));
 }
 
 /** What is made of a picture; all but the grid in pixels. */
@@ -83,7 +82,12 @@ function inside(picture: Extent, width: number, height: number): Extent {
 }
 
 /** Writes the picture as it is placed `into` packed RGB, `rows * cols * patch²` pixels. */
-export async function place(picture: RgbImage, { grid, padding }: Placement, { fit, patch, mean }: Target, into: Uint8Array): Promise<void> {
+export async function place(
+  picture: RgbImage,
+  { grid, padding }: Placement,
+  { fit, patch, mean }: Target,
+  into: Uint8Array,
+): Promise<void> {
   const [width, height] = [grid.cols * patch, grid.rows * patch];
   if (!padding) return resample(picture, fit === 'crop' ? 'cover' : 'stretch', width, height, into);
   const inner = { width: width - padding.right, height: height - padding.bottom };

@@ -89,7 +89,13 @@ function groupOf(path: string, metadata: FileMetaData, row: number): [begin: num
   throw UniFlowError.expected('BAD_INPUT', path, `more than ${row} rows`, `${begin}`);
 }
 
-async function readImages(path: string, table: Table, column: string, rowStart: number, rowEnd: number): Promise<(Uint8Array | undefined)[]> {
+async function readImages(
+  path: string,
+  table: Table,
+  column: string,
+  rowStart: number,
+  rowEnd: number,
+): Promise<(Uint8Array | undefined)[]> {
   try {
     const rows = await parquetReadObjects({ ...table, columns: [column], rowStart, rowEnd, compressors, utf8: false });
     return rows.map(({ [column]: cell }: Record<string, unknown>) => {

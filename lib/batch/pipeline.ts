@@ -22,13 +22,18 @@ export interface PipelineOptions extends EncodeOptions {
   download?: Omit<DownloadOptions, 'signal'> | undefined;
 }
 
-/** A picture whose latents are there. */
-export interface EncodedPicture extends Placement {
+/** What is known of a picture besides its latents. */
+export interface PictureRecord extends Placement {
   id: string;
   /** In pixels, upright. */
   width: number;
   height: number;
-  /** Counted from 0 over the pictures that could be read, in the order of the source. */
+}
+
+/** A picture among those that could be read, in the order of the source. */
+export interface EncodedPicture {
+  record: PictureRecord;
+  /** From 0. */
   row: number;
   /** Patches of all pictures before it. */
   offset: number;
@@ -45,9 +50,12 @@ export interface PictureFailure {
   error: UniFlowError;
 }
 
-type Decoded = Omit<EncodedPicture, 'row' | 'offset'> & { pixels: Uint8Array };
-/** With its place among the others. */
-type Placed = EncodedPicture & { pixels: Uint8Array };
+interface Decoded {
+  record: PictureRecord;
+  pixels: Uint8Array;
+}
+
+type Placed = EncodedPicture & Decoded;
 
 /** Batches queued behind the one that is computed. */
 const QUEUED = 1;
@@ -86,37 +94,21 @@ export class Pipeline {
     this.meter = new Meter(threads);
   }
 
-  /** Batches, in an order that the source determines; between them, as they are met, the pictures that could not be read. */
+  /** Batches, and between them the pictures that could not be read, in an order that the source determines. */
   async *run(
     items: Iterable<Item> | AsyncIterable<Item>,
     signal: AbortSignal | undefined = this.options.signal,
   ): AsyncGenerator<PictureBatch | PictureFailure, void, undefined> {
-    const queued: Promise<PictureBatch>[] = [];
-    const waiting = new Map<string, Placed[]>();
-    let count = 0;
-    let [row, offset] = [0, 0];
-    const queue = async (pictures: Placed[]): Promise<PictureBatch[]> => {
-      waiting.delete(keyOf(pictures));
-      count -= pictures.length;
-      queued.push(handled(this.encode(pictures, signal)));
-      return queued.length > 1 + QUEUED ? [await (queued.shift() as Promise<PictureBatch>)] : [];
-    };
+    const queued: Promise<PictureBatch | PictureFailure>[] = [];
+    const queue = (pictures: Placed[]): unknown => queued.push(handled(this.encode(pictures, signal)));
+    const shapes = new Shapes(this.batchSize);
     try {
       for await (const picture of ahead(items, Math.max(READ_AHEAD, 2 * this.batchSize), (item) => this.decode(item, signal))) {
-        if ('error' in picture) {
-          yield picture;
-          continue;
-        }
-        const key = keyOf([picture]);
-        const alike = waiting.get(key) ?? [];
-        waiting.set(key, alike);
-        alike.push({ ...picture, row: row++, offset });
-        offset += picture.grid.rows * picture.grid.cols;
-        count++;
-        if (alike.length === this.batchSize) yield* await queue(alike);
-        else if (count >= WAITING * this.batchSize) yield* await queue(fullest(waiting));
+        if ('error' in picture) queued.push(Promise.resolve(picture));
+        else shapes.add(picture).forEach(queue);
+        while (queued.length > 1 + QUEUED) yield await (queued.shift() as (typeof queued)[number]);
       }
-      for (const pictures of [...waiting.values()]) yield* await queue(pictures);
+      shapes.rest().forEach(queue);
       for (let next = queued.shift(); next; next = queued.shift()) yield await next;
     } finally {
       await Promise.allSettled(queued);
@@ -144,33 +136,63 @@ export class Pipeline {
     const { rows, cols } = placement.grid;
     const pixels = this.singles.take(3 * rows * cols * this.target.patch ** 2);
     await place(picture, placement, this.target, pixels);
-    return { id, width, height, ...placement, pixels };
+    return { record: { id, width, height, ...placement }, pixels };
   }
 
   private encode(pictures: Placed[], signal: AbortSignal | undefined): Promise<PictureBatch> {
-    const { pixels, grid } = pictures[0] as Placed;
+    const { pixels, record } = pictures[0] as Placed;
+    const { rows, cols } = record.grid;
     const batch = this.batches.take(pictures.length * pixels.length);
     pictures.forEach((picture, i) => batch.set(picture.pixels, i * pixels.length));
     for (const picture of pictures) this.singles.give(picture.pixels);
     const { patch } = this.target;
-    const shape = [pictures.length, grid.rows * patch, grid.cols * patch, 3];
+    const shape = [pictures.length, rows * patch, cols * patch, 3];
     const { tokens, hiddenStates } = this.options;
     return this.meter.compute.during(async () => {
       const encoded = this.uniflow.encode({ pixels: ndarray(batch, shape) }, { tokens, hiddenStates, batchSize: pictures.length, signal });
       this.batches.give(batch); // encode has copied it when it returns
-      return { pictures: pictures.map(({ pixels: _, ...picture }) => picture), ...(await encoded) };
+      return { pictures: pictures.map(({ record, row, offset }) => ({ record, row, offset })), ...(await encoded) };
     });
   }
 }
 
-/** Pictures of one shape have one key. */
-function keyOf([picture]: readonly Decoded[]): string {
-  const { rows, cols } = (picture as Decoded).grid;
-  return `${rows}x${cols}`;
-}
+/** Pictures that wait until there are enough of their shape for a batch. */
+class Shapes {
+  private readonly waiting = new Map<string, Placed[]>();
+  private count = 0;
+  private row = 0;
+  private offset = 0;
 
-function fullest(waiting: ReadonlyMap<string, Placed[]>): Placed[] {
-  return [...waiting.values()].reduce((a, b) => (b.length > a.length ? b : a));
+  constructor(private readonly batchSize: number) {}
+
+  /** @returns the batch that is full now, or the fullest where too many pictures wait. */
+  add(picture: Decoded): Placed[][] {
+    const { rows, cols } = picture.record.grid;
+    const shape = `${rows}x${cols}`;
+    const alike = this.waiting.get(shape) ?? [];
+    this.waiting.set(shape, alike);
+    alike.push({ ...picture, row: this.row++, offset: this.offset });
+    this.offset += rows * cols;
+    this.count++;
+    if (alike.length === this.batchSize) return [this.take(shape)];
+    return this.count >= WAITING * this.batchSize ? [this.take(this.fullest())] : [];
+  }
+
+  /** All that still wait. */
+  rest(): Placed[][] {
+    return [...this.waiting.keys()].map((shape) => this.take(shape));
+  }
+
+  private take(shape: string): Placed[] {
+    const pictures = this.waiting.get(shape) as Placed[];
+    this.waiting.delete(shape);
+    this.count -= pictures.length;
+    return pictures;
+  }
+
+  private fullest(): string {
+    return [...this.waiting].reduce((a, b) => (b[1].length > a[1].length ? b : a))[0];
+  }
 }
 
 function checkPixels(picture: RgbImage): RgbImage {

@@ -3,6 +3,7 @@ import { expand } from 'brace-expansion';
 import { createReadStream } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
+import { addAbortSignal, type Readable } from 'node:stream';
 import picomatch from 'picomatch';
 import { describe } from '../check.js';
 import { StreamBytes, unreadable } from '../data/files.js';
@@ -177,8 +178,8 @@ async function* inTar(path: string, signal: AbortSignal | undefined): Items {
   yield* picturesOf(basename(path), tarEntries(path, signal), ({ offset, size }) => ({ path, offset, size }));
 }
 
-async function* inStream(name: string, stream: AsyncIterable<Buffer>, signal: AbortSignal | undefined): Items {
-  const archive = new StreamBytes(name, stream);
+async function* inStream(name: string, stream: Readable, signal: AbortSignal | undefined): Items {
+  const archive = new StreamBytes(name, signal ? addAbortSignal(signal, stream) : stream);
   yield* picturesOf(name, entriesIn(archive, signal), ({ offset, size }) => archive.read(offset, size));
 }
 

@@ -23,7 +23,7 @@ export class Spool {
   /** @throws {UniFlowError} `BAD_INPUT` where the disk is full. */
   async write(bytes: Uint8Array, at: number): Promise<void> {
     try {
-      for (let done = 0; done < bytes.length; ) done += (await this.file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
+      for (let done = 0; done < bytes.length;) done += (await this.file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
     } catch (error) {
       throw unwritable(this.beside, error);
     }

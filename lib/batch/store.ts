@@ -33,7 +33,7 @@ export async function toStored(values: Float32Array, store: StoreType): Promise<
 }
 
 export async function fromStored(bytes: Uint8Array, store: StoreType): Promise<Float32Array> {
-  const own = bytes.slice().buffer; // aligned
+  const own = new Uint8Array(bytes).buffer; // aligned, which a part of another buffer may not be
   if (store === 'float32') return new Float32Array(own);
   const bits = new Uint16Array(own);
   if (store === 'float16') return wholes(bits);
@@ -62,7 +62,12 @@ function halves(values: Float32Array): Uint8Array {
     const magnitude = x & 0x7fffffff;
     let half: number;
     if (magnitude >= TOO_LARGE) {
-      throw UniFlowError.expected('UNSUPPORTED', 'store', 'numbers below 65520 for float16 (bfloat16 holds larger ones)', String(values[i]));
+      throw UniFlowError.expected(
+        'UNSUPPORTED',
+        'store',
+        'numbers below 65520 for float16 (bfloat16 holds larger ones)',
+        String(values[i]),
+      );
     } else if (magnitude < SMALLEST_NORMAL) {
       // Added to 0.5, the last bit counts 2^-24, as in a subnormal half: the addition rounds.
       shifted[0] = Math.abs(values[i] as number) + 0.5;

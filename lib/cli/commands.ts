@@ -3,6 +3,9 @@
  * when it runs: help appears at once, and also where the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
+import type { Fit } from '../batch/fit.js';
+import type { FormatName } from '../batch/formats/index.js';
+import type { StoreType } from '../batch/store.js';
 import type { Preset } from '../config.js';
 import type { DecodeCommandOptions } from './decode.js';
 import type { EncodeCommandOptions } from './encode.js';
@@ -33,6 +36,12 @@ const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: tru
 
 const PRESETS: Record<Preset, true> = { nano: true, tiny: true, base: true, official: true };
 
+const FORMATS: Record<FormatName, true> = { safetensors: true, npy: true, tar: true, parquet: true };
+
+const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
+
+const STORES: Record<StoreType, true> = { float32: true, float16: true, bfloat16: true };
+
 const INPUTS = 'picture files and folders; folders are searched to the bottom';
 
 export function addCommands(program: Command, signal: AbortSignal): void {
@@ -56,18 +65,29 @@ function examples(...lines: string[]): string {
 }
 
 function addEncode(program: Command, signal: AbortSignal): void {
-  const command = program.command('encode').description('Turn pictures into latents.').argument('<inputs...>', INPUTS);
+  const command = program
+    .command('encode')
+    .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
+    .argument('<inputs...>', `${INPUTS}; with shards also globs, lists (.txt, .csv), URLs (.jsonl), .tar (- on stdin), .parquet, IDX`);
   withJson(withModel(command))
-    .requiredOption('-o, --out <file>', 'where the latents go: .safetensors, or .npy with .ids.json beside it')
+    .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards')
     .option('--tokens', "write the encoder's semantic tokens as well")
     .addOption(sizeOption())
+    .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
+    .addOption(new Option('--format <format>', 'shards: of the files (default: safetensors)').choices(Object.keys(FORMATS)))
+    .addOption(new Option('--fit <how>', 'shards: how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
+    .addOption(new Option('--store <type>', 'shards: numbers in the files (default: float32)').choices(Object.keys(STORES)))
+    .option('--no-latents', 'shards: write the tokens only')
+    .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
     .addHelpText(
       'after',
       examples(
         'uniflow encode photos/ --out latents.safetensors',
         'uniflow encode cat.jpg dog.png -m my-model -o latents.npy --tokens',
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
-      ),
+        "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
+        'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
+      ) + '\nShards: a run that was stopped, even by a power cut, goes on where it was when the command is given again.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
 }

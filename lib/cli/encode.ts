@@ -1,21 +1,25 @@
-/** `uniflow encode`: pictures to a file of latents. */
+/** `uniflow encode`: pictures to a file of latents, or to a folder of shards (encode-shards.ts). */
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { ArraySpool } from '../io/arrays.js';
 import type { Grid } from '../tensor.js';
+import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } from './encode-shards.js';
 import { latentFormat, writeLatents } from './latents.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
 import { overPictures } from './shared.js';
 
-export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
+export interface EncodeCommandOptions extends ModelOptions, PictureOptions, ShardCommandOptions {
   out: string;
   tokens?: true;
 }
 
+/** A file, or a folder of shards. */
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  if (await isFolder(options.out)) return encodeShards(inputs, options, signal);
   latentFormat(options.out, 'out');
+  refuseShardOptions(options);
   const { size, tokens } = options;
   const spool = new ArraySpool(options.out);
   const ids: string[] = [];

@@ -23,7 +23,8 @@ export async function expandInputs(inputs: readonly string[]): Promise<Inputs> {
   const found: Inputs = { files: [], failed: [] };
   for (const input of inputs) {
     const info = await stat(input).catch(() => undefined);
-    if (!info?.isDirectory()) found.files.push(input); // where it is missing, reading it says so
+    if (!info?.isDirectory())
+      found.files.push(input); // where it is missing, reading it says so
     else
       for await (const { id, error } of walk(input)) {
         const path = join(input, id);

@@ -12,7 +12,7 @@ export interface Amount {
 
 export class Progress {
   private done = 0;
-  private total = 0;
+  private total: number | undefined;
   private before = 0;
   private detail = '';
   private readonly started = performance.now();
@@ -41,19 +41,29 @@ export class Progress {
     }
   }
 
-  /** @param before so many were done earlier, and do not count for the rate. */
-  start(total: number, before = 0): this {
+  /**
+   * @param total undefined where it is not known, or not yet
+   * @param before so many were done earlier, and do not count for the rate
+   */
+  start(total: number | undefined, before = 0): this {
     this.total = total;
     this.before = before;
     this.done = before;
-    this.bar = this.bars?.create(total, before);
+    this.bar = this.bars?.create(total ?? 0, before);
     if (this.timer) this.line(`${this.label}: ${this.count()}`);
     return this;
   }
 
-  /** `done` of the total are done; `detail` says more, beside them. */
-  update(done: number, detail = ''): void {
+  /** The total is known now. */
+  expect(total: number): void {
+    this.total = total;
+    this.bar?.setTotal(total);
+  }
+
+  /** `done` of the total are done, `before` of them earlier; `detail` says more, beside them. */
+  update(done: number, detail = '', before = this.before): void {
     this.done = done;
+    this.before = before;
     this.detail = detail;
     this.bar?.update(done);
   }
@@ -83,13 +93,14 @@ export class Progress {
     if (this.done === this.before) return this.count();
     const { unit, scale = 1 } = this.amount;
     const rate = (this.done - this.before) / Math.max(1e-3, (performance.now() - this.started) / 1000);
-    const left = duration((this.total - this.done) / rate);
-    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s, ${left} left${this.detail && `, ${this.detail}`}`;
+    const left = this.total === undefined ? '' : `, ${duration((this.total - this.done) / rate)} left`;
+    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s${left}${this.detail && `, ${this.detail}`}`;
   }
 
   private count(): string {
     const { unit, scale = 1 } = this.amount;
-    return `${Math.round(this.done / scale)}/${Math.round(this.total / scale)} ${unit}`;
+    const total = this.total === undefined ? '' : `/${Math.round(this.total / scale)}`;
+    return `${Math.round(this.done / scale)}${total} ${unit}`;
   }
 }
 

@@ -35,7 +35,7 @@ export class StreamBytes {
   /** @throws {UniFlowError} `BAD_INPUT` where the stream ends before, or cannot be read. */
   async read(offset: number, size: number): Promise<Buffer> {
     const out = Buffer.allocUnsafe(size);
-    for (let done = 0; done < size; ) {
+    for (let done = 0; done < size;) {
       while (this.begin + this.chunk.length <= offset + done) await this.advance(offset + size);
       done += this.chunk.copy(out, done, offset + done - this.begin);
     }

@@ -1,4 +1,5 @@
 /** Pictures in a folder; class sub-folders are labels. */
+import type { Dirent } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { throwIfAborted, UniFlowError } from '../errors.js';
@@ -54,7 +55,7 @@ async function* walkInto(root: string, folder: string, wanted: (id: string) => b
   });
   if (visited.has(`${dev}:${ino}`)) return;
   visited.add(`${dev}:${ino}`);
-  const entries = await readdir(path, { withFileTypes: true }).catch((cause: unknown) => unreadable(path, cause));
+  const entries: Dirent[] | UniFlowError = await readdir(path, { withFileTypes: true }).catch((cause: unknown) => unreadable(path, cause));
   if (entries instanceof UniFlowError) return yield { id: folder, error: entries };
   for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     if (entry.name.startsWith('.')) continue;

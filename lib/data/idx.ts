@@ -27,7 +27,11 @@ export async function openIdx(path: string): Promise<Samples> {
   return {
     length,
     classes: undefined,
-    read: async (i) => ({ id: idOf(path, i), label: labels?.[i], image: await rgbOf(data.subarray(i * size, (i + 1) * size), width, height) }),
+    read: async (i) => ({
+      id: idOf(path, i),
+      label: labels?.[i],
+      image: await rgbOf(data.subarray(i * size, (i + 1) * size), width, height),
+    }),
   };
 }
 

@@ -80,6 +80,7 @@ export class Batcher {
     if (!group || place < 0) return;
     group.jobs.splice(place, 1);
     if (group.jobs.length === 0) this.groups.delete(key);
+    this.pump(); // no timer stays for who left
   }
 
   private pump(): void {

@@ -66,7 +66,7 @@ function checkCount(images: unknown, { maxImages }: Settings): void {
 
 /** The files of a multipart or plain body; undefined where it is JSON. */
 async function readFiles(request: FastifyRequest, settings: Settings): Promise<Files | undefined> {
-  if (request.isMultipart()) return readMultipart(request, settings);
+  if (request.isMultipart()) return readMultipart(request, settings).catch(refuseMalformed);
   if (!Buffer.isBuffer(request.body)) return undefined;
   const { options } = request.query as { options?: string };
   return { files: [{ id: '0', subject: 'body', bytes: request.body }], options: jsonOf(options) };
@@ -91,6 +91,12 @@ async function readMultipart(request: FastifyRequest, { maxBody, maxImages }: Se
   }
   if (files.length === 0) throw Refusal.of(422, 'body', 'at least one file', 'none');
   return { files, options };
+}
+
+/** The parser's errors are plain ones where the body is not what its type says. */
+function refuseMalformed(error: Error): never {
+  if (error instanceof UniFlowError || 'statusCode' in error) throw error;
+  throw Refusal.of(400, 'body', 'multipart/form-data', error.message);
 }
 
 async function readFile(part: MultipartFile, i: number): Promise<NamedBytes> {

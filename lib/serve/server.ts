@@ -39,6 +39,7 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
   const app = makeApp(settings);
   await app.register(accepts);
   await app.register(multipart, { throwFileSizeLimit: true });
+  app.removeContentTypeParser('text/plain');
   for (const type of [/^image\//, SAFETENSORS_TYPE])
     app.addContentTypeParser(type, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
   answerErrors(app, settings);
@@ -60,7 +61,7 @@ function makeApp({ maxBody, timeout }: Settings): FastifyInstance {
   return fastify({
     bodyLimit: maxBody,
     requestTimeout: timeout, // to send all of a request
-    connectionTimeout: 2 * timeout, // without a byte in either direction: also who does not read the answer
+    connectionTimeout: 2 * (timeout + MAX_CHECK_INTERVAL_MS), // without a byte in either direction: also who does not read the answer
     keepAliveTimeout: IDLE_MS,
     http: { headersTimeout: timeout, connectionsCheckingInterval: Math.min(MAX_CHECK_INTERVAL_MS, timeout) },
     return503OnClosing: false, // guard() does, in our form

@@ -5,6 +5,21 @@
 #include <new>
 
 namespace uniflow {
+namespace {
+
+/// A command that touches fewer bytes than this is done before a team of threads has come together, and would wait for the slowest of
+/// them where the machine is busy: it runs on the stream's own thread.
+constexpr int64_t kAlone = 256 << 10;
+
+int team_for(const Command& c, int threads) {
+  int64_t bytes = 0;
+  for (const auto* tensors : {&c.inputs, &c.outputs})
+    for (const Tensor& t : *tensors)
+      if (t) bytes += t.bytes();
+  return bytes > 0 && bytes < kAlone ? 1 : threads;
+}
+
+}  // namespace
 
 void CancelToken::throw_if_cancelled() const {
   if (cancelled()) throw Error(ErrorCode::Aborted, "the work was aborted");
@@ -92,7 +107,7 @@ void Stream::loop() {
     queue_.pop_front();
     running_ = &entry;
     lock.unlock();
-    if (int want = threads(); want != team) omp_set_num_threads(team = want);
+    if (int want = team_for(entry.command, threads()); want != team) omp_set_num_threads(team = want);
     auto failure = execute(entry);
     lock.lock();
     running_ = nullptr;

@@ -1,13 +1,10 @@
 /** What a format of shards is: bytes of a shard, and rows out of them. */
-import type { EncodedPicture } from '../pipeline.js';
+import type { PictureRecord } from '../pipeline.js';
 import type { Output } from '../output.js';
 import type { Spool } from '../spool.js';
 import type { StoreType } from '../store.js';
 
 export type ArrayName = 'latents' | 'tokens';
-
-/** A picture of a shard; its row is its place there. */
-export type PictureRecord = Omit<EncodedPicture, 'row' | 'offset'>;
 
 /** One array of a shard: all pictures' vectors [T, width], in the order of the pictures. */
 export interface ShardArray {

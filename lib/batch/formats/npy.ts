@@ -5,16 +5,16 @@ import { shapeOf, type Format, type ShardArray, type ShardContent } from './form
 
 export const npy: Format = {
   files: (content) => content.arrays.map((array) => ({ name: `${content.stem}.${array.name}.npy`, chunks: chunksOf(array, content) })),
-  open: async ({ input, stem, store, widths, offsets }) => {
+  open: ({ input, stem, store, widths, offsets }) => {
     const begins = new Map<string, Promise<number>>();
     const beginOf = async (file: string): Promise<number> => 10 + (await input.read(file, { begin: 8, end: 10 })).readUInt16LE();
-    return async (name, row) => {
+    return Promise.resolve(async (name, row) => {
       const file = `${stem}.${name}.npy`;
       if (!begins.has(file)) begins.set(file, beginOf(file));
       const begin = await (begins.get(file) as Promise<number>);
       const vector = widths[name] * STORE[store].bytes;
       return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
-    };
+    });
   },
 };
 

@@ -5,7 +5,8 @@
 import { parquetMetadataAsync, parquetReadObjects, type AsyncBuffer, type FileMetaData } from 'hyparquet';
 import { ByteWriter, ParquetWriter, schemaFromColumnData, type ColumnSource } from 'hyparquet-writer';
 import { STORE } from '../store.js';
-import { storedRow, type Format, type PictureRecord, type ShardContent } from './format.js';
+import type { PictureRecord } from '../pipeline.js';
+import { storedRow, type Format, type ShardContent } from './format.js';
 
 /** Rows are written, and held in memory, in groups of so many bytes. */
 const GROUP_BYTES = 2 ** 24;

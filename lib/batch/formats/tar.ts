@@ -15,7 +15,7 @@ export const tar: Format = {
     const file = `${stem}.tar`;
     const entries = new Map<string, { begin: number; end: number }>();
     const end = (await input.size(file)) ?? 0;
-    for (let at = 0; at + BLOCK <= end; ) {
+    for (let at = 0; at + BLOCK <= end;) {
       const header = new Header(await input.read(file, { begin: at, end: at + BLOCK }));
       if (header.nullBlock) break;
       const begin = at + BLOCK;

@@ -1,0 +1,257 @@
+/** Trains and measures everything in a plan. What is done already, in the same folder with the same settings, is not done again. */
+import type { NdArray } from 'ndarray';
+import { createHash } from 'node:crypto';
+import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { openDataset, subset, type Dataset } from '../../lib/data/dataset.js';
+import { batches } from '../../lib/data/loader.js';
+import { encoderFeatures, evaluate, type Evaluation, type FeatureExtractor, type FeatureSet } from '../../lib/eval/index.js';
+import { UniFlow, VisionEncoder } from '../../lib/index.js';
+import type { TrainConfig } from '../../lib/train/config.js';
+import type { Regime } from '../../lib/train/regimes.js';
+import { resume, train } from '../../lib/train/train.js';
+import { CLASSES, PATCH, type Plan } from './plan.js';
+import { seams } from './seams.js';
+import { trainTeacher } from './teacher.js';
+
+export interface Quality {
+  /** dB */
+  psnr: number;
+  ssim: number;
+  /** Fréchet distance on the teacher's mean tokens. */
+  fid: number;
+}
+
+/** One trained tokenizer. Accuracies are in [0, 1]. */
+export interface RunResult extends Quality {
+  regime: Regime;
+  seed: number;
+  globalBlocks: number;
+  seams: number;
+  /** Linear probes; not measured where only the seams matter. */
+  understanding?: { tokens: number; latents: number; teacher: number };
+  /** Mean cosine to the teacher after each layer. */
+  layers: number[];
+  /** By the number of Euler steps; where it was measured. */
+  sampling?: Record<string, Quality>;
+  seconds: number;
+}
+
+export interface Results {
+  teacher: { /** Of its own head. */ accuracy: number; seconds: number };
+  runs: RunResult[];
+}
+
+export interface ReproduceOptions {
+  /** Folder with the four IDX files. */
+  data: string;
+  /** Folder for models and what was measured. */
+  work: string;
+  /** A line about what has been done. */
+  print: (line: string) => void;
+}
+
+export async function reproduce(plan: Plan, options: ReproduceOptions): Promise<Results> {
+  const reproduction = await Reproduction.open(plan, options);
+  try {
+    return await reproduction.run();
+  } finally {
+    await reproduction.close();
+  }
+}
+
+type RunPlan = Pick<RunResult, 'regime' | 'seed' | 'globalBlocks'>;
+
+class Reproduction {
+  private constructor(
+    private readonly plan: Plan,
+    private readonly options: ReproduceOptions,
+    private readonly train: Dataset,
+    private readonly test: Dataset,
+  ) {}
+
+  static async open(plan: Plan, options: ReproduceOptions): Promise<Reproduction> {
+    return new Reproduction(plan, options, await openDataset(trainPath(options.data)), await openDataset(testPath(options.data)));
+  }
+
+  async close(): Promise<void> {
+    await this.train.close();
+    await this.test.close();
+  }
+
+  async run(): Promise<Results> {
+    const { print } = this.options;
+    const { folder, result: teacher } = await this.teacher();
+    print(`teacher: ${percent(teacher.accuracy)} of the test set, ${teacher.seconds.toFixed(0)} s`);
+    const runs: RunResult[] = [];
+    const meter = await Meter.open(this.plan, { teacher: folder, train: this.train, test: this.test });
+    try {
+      for (const planned of runsOf(this.plan)) {
+        const result = await this.adapted(planned, folder, meter);
+        runs.push(result);
+        print(lineOf(result));
+      }
+    } finally {
+      await meter.close();
+    }
+    return { teacher, runs };
+  }
+
+  /** The folder of the trained encoder. */
+  private async teacher(): Promise<{ folder: string; result: Results['teacher'] }> {
+    const { encoder, teacher, pictures } = this.plan;
+    return this.once('teacher', { encoder, teacher, pictures }, async (folder) => {
+      const classifier = await trainTeacher(this.train, { encoder, classes: CLASSES, ...teacher });
+      await classifier.encoder.save(folder);
+      const accuracy = await classifier.accuracy(first(this.test, pictures.test));
+      await classifier.dispose();
+      return { accuracy };
+    });
+  }
+
+  private async adapted(planned: RunPlan, teacher: string, meter: Meter): Promise<RunResult> {
+    const { adaptation, globalBlocks, samplingSteps, pictures } = this.plan;
+    const { regime, seed } = planned;
+    const config: TrainConfig = { ...adaptation, ...planned, encoder: teacher, data: trainPath(this.options.data) };
+    const usual = planned.globalBlocks === globalBlocks;
+    const steps = usual && regime === 'adaptive' ? samplingSteps : [];
+    const name = `${regime}-${planned.globalBlocks}-${seed}`;
+    const { result } = await this.once(name, { config, steps, pictures }, async (folder) => {
+      const model = await modelOf(join(folder, 'run'), config);
+      return { ...planned, ...(await meter.measure(model, { probe: usual, steps })) };
+    });
+    return result;
+  }
+
+  /** Does `work` in a folder of its own, unless its result is there already. */
+  private async once<T extends object>(
+    name: string,
+    settings: object,
+    work: (folder: string) => Promise<T>,
+  ): Promise<{ folder: string; result: T & { seconds: number } }> {
+    const pin = createHash('sha256').update(JSON.stringify(settings)).digest('hex').slice(0, 8);
+    const folder = join(this.options.work, `${name}-${pin}`);
+    const path = join(folder, 'result.json');
+    const there = await readFile(path, 'utf8').catch(() => undefined);
+    if (there !== undefined) return { folder, result: JSON.parse(there) as T & { seconds: number } };
+    await mkdir(folder, { recursive: true });
+    const begin = performance.now();
+    const result = { ...(await work(folder)), seconds: (performance.now() - begin) / 1000 };
+    await writeFile(path, JSON.stringify(result, null, 2));
+    return { folder, result };
+  }
+}
+
+/** The regimes with each seed in turn, so that early results are of all of them; then the other depths of the decoder. */
+function runsOf({ regimes, globalBlocks, seamBlocks, seeds }: Plan): RunPlan[] {
+  const all = Array.from({ length: seeds }, (_, seed) => seed);
+  const others = seamBlocks.filter((blocks) => blocks !== globalBlocks);
+  return [
+    ...all.flatMap((seed) => regimes.map((regime) => ({ regime, seed, globalBlocks }))),
+    ...all.flatMap((seed) => others.map((blocks) => ({ regime: 'adaptive' as const, seed, globalBlocks: blocks }))),
+  ];
+}
+
+/** Trains, or goes on where a stopped run was. */
+async function modelOf(folder: string, config: TrainConfig): Promise<string> {
+  const begun = await stat(join(folder, 'state.safetensors')).catch(() => undefined);
+  if (begun) return (await resume(folder)).model;
+  await rm(folder, { recursive: true, force: true });
+  return (await train(folder, config)).model;
+}
+
+/** Measures models on the test set. */
+class Meter {
+  /** Features of the originals, from the first measurement on. */
+  private reference: FeatureSet | undefined;
+
+  private constructor(
+    private readonly teacher: VisionEncoder,
+    private readonly features: FeatureExtractor,
+    private readonly train: Dataset,
+    private readonly test: Dataset,
+    private readonly shown: NdArray<Uint8Array>,
+  ) {}
+
+  static async open({ pictures }: Plan, of: { teacher: string; train: Dataset; test: Dataset }): Promise<Meter> {
+    const teacher = await VisionEncoder.load(of.teacher, { dtype: 'bfloat16' });
+    const test = first(of.test, pictures.test);
+    const options = {
+      batchSize: Math.min(pictures.seams, test.length),
+      size: teacher.config.imageSize,
+      crop: 'center',
+      epochs: 1,
+    } as const;
+    const shown = (await batches(test, { ...options, prefetch: 0 }).next()).value?.pixels;
+    return new Meter(teacher, await encoderFeatures(teacher), first(of.train, pictures.probe), test, shown as NdArray<Uint8Array>);
+  }
+
+  async measure(
+    folder: string,
+    { probe, steps }: { probe: boolean; steps: readonly number[] },
+  ): Promise<Omit<RunResult, keyof RunPlan | 'seconds'>> {
+    const model = await UniFlow.load(folder, { dtype: 'bfloat16' });
+    try {
+      const one = await this.evaluated(model, 1, probe);
+      const { tokens, latents, teacher } = one.understanding ?? {};
+      const { images } = await model.reconstruct({ pixels: this.shown }, { steps: 1 });
+      const sampling: Record<string, Quality> = {};
+      for (const n of steps) sampling[n] = qualityOf(n === 1 ? one : await this.evaluated(model, n, false));
+      return {
+        ...qualityOf(one),
+        seams: seams(images as NdArray<Uint8Array>, this.shown, PATCH),
+        layers: one.layers ?? [],
+        ...(tokens && latents && teacher
+          ? { understanding: { tokens: tokens.probe, latents: latents.probe, teacher: teacher.probe } }
+          : {}),
+        ...(steps.length > 0 ? { sampling } : {}),
+      };
+    } finally {
+      await model.dispose();
+    }
+  }
+
+  private async evaluated(model: UniFlow, steps: number, probe: boolean): Promise<Evaluation> {
+    const { teacher, features, reference, test, train } = this;
+    const result = await evaluate(model, {
+      data: test,
+      teacher,
+      features,
+      reference,
+      steps,
+      ...(probe ? { train } : {}),
+      latentPool: 'concat',
+    });
+    this.reference ??= result.featureSets?.reference;
+    return result;
+  }
+
+  close(): Promise<void> {
+    return this.teacher.dispose();
+  }
+}
+
+function qualityOf({ psnr, ssim, fid }: Evaluation): Quality {
+  return { psnr, ssim, fid: (fid as NonNullable<typeof fid>).value };
+}
+
+/** The first `count` samples. Evaluations ask for the hash again and again; it is computed once. */
+function first(dataset: Dataset, count: number): Dataset {
+  const kept = subset(
+    dataset,
+    Array.from({ length: Math.min(count, dataset.length) }, (_, i) => i),
+  );
+  let hash: Promise<string> | undefined;
+  return { ...kept, hash: () => (hash ??= kept.hash()) };
+}
+
+const trainPath = (folder: string): string => join(folder, 'train-images-idx3-ubyte.gz');
+const testPath = (folder: string): string => join(folder, 't10k-images-idx3-ubyte.gz');
+
+export const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
+
+function lineOf({ regime, seed, globalBlocks, understanding, psnr, ssim, fid, seams, seconds }: RunResult): string {
+  const probes = understanding ? `tokens ${percent(understanding.tokens)}, latents ${percent(understanding.latents)}, ` : '';
+  const quality = `PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(3)}, FID ${fid.toFixed(2)}, seams ${seams.toFixed(3)}`;
+  return `${regime.padEnd(8)} K=${globalBlocks} seed ${seed}: ${probes}${quality}, ${seconds.toFixed(0)} s`;
+}

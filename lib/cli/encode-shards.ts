@@ -1,0 +1,111 @@
+/** `uniflow encode` into a folder: shards, which may take days and can be interrupted. */
+import { stat } from 'node:fs/promises';
+import { extname } from 'node:path';
+import type { Fit } from '../batch/fit.js';
+import type { FormatName } from '../batch/formats/index.js';
+import { encodeToShards, type RunProgress, type RunResult } from '../batch/run.js';
+import { openSource, type Source } from '../batch/source.js';
+import type { StoreType } from '../batch/store.js';
+import { UniFlowError } from '../errors.js';
+import { embeddedModel } from '../package.js';
+import type { EncodeCommandOptions } from './encode.js';
+import { plural, printJson } from './output.js';
+import { Progress } from './progress.js';
+import { loadModel } from './shared.js';
+
+/** Options of `encode` that only make sense with a folder. */
+export interface ShardCommandOptions {
+  shardSize?: number;
+  format?: FormatName;
+  fit?: Fit;
+  store?: StoreType;
+  /** False with --no-latents. */
+  latents: boolean;
+  maxFailures?: number;
+}
+
+/** Whether what --out names is a folder: it is one, ends as one, or has no extension. */
+export async function isFolder(out: string): Promise<boolean> {
+  if (out.endsWith('/') || extname(out) === '') return true;
+  return (await stat(out).catch(() => undefined))?.isDirectory() ?? false;
+}
+
+/** @throws {UniFlowError} `BAD_INPUT` where one of them comes with a file. */
+export function refuseShardOptions({ shardSize, format, fit, store, latents, maxFailures }: ShardCommandOptions): void {
+  const given = { 'shard-size': shardSize, format, fit, store, 'no-latents': !latents || undefined, 'max-failures': maxFailures };
+  const name = Object.entries(given).find(([, value]) => value !== undefined)?.[0];
+  if (name !== undefined)
+    throw new UniFlowError(
+      'BAD_INPUT',
+      `--${name} is for shards, and takes a folder as --out (a name without extension, or with / at the end)`,
+      {
+        subject: 'out',
+      },
+    );
+}
+
+export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  const { out, json = false, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures } = options;
+  const source = openSource(inputs, { signal });
+  const uniflow = await loadModel(options, signal);
+  const progress = new Progress('encode', { unit: 'images' }, json).start(undefined);
+  const counting = new AbortController();
+  if (source.repeatable && !json) void count(source, counting.signal).then((total) => total === undefined || progress.expect(total));
+  const started = performance.now();
+  const detailOf = details();
+  try {
+    const result = await encodeToShards(uniflow, source, out, {
+      ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, batchSize: batch, signal },
+      model: options.model ?? embeddedName,
+      onFailure: ({ id, reason }) => {
+        process.exitCode = 1;
+        if (!json) progress.line(`uniflow: ${id}: ${reason}`);
+      },
+      onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
+    });
+    progress.stop();
+    if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // also of those that failed before a stop
+    report(out, result, (performance.now() - started) / 1000, json);
+  } finally {
+    counting.abort();
+    progress.stop();
+  }
+}
+
+/** What the model that comes along is called: where it is installed says nothing. */
+const embeddedName = embeddedModel.split('/').slice(-2).join('/');
+
+/** Goes through the source once more, to say how long it will take. */
+async function count(source: Source, signal: AbortSignal): Promise<number | undefined> {
+  const items = source[Symbol.asyncIterator]();
+  for (let total = 0; ; total++) {
+    if (signal.aborted) return undefined;
+    if ((await items.next()).done) return total;
+  }
+}
+
+const SECONDS_BETWEEN_READINGS = 1;
+
+/** How busy the stages were in about the last second, and how many pictures failed. */
+function details(): (state: RunProgress) => string {
+  let next = 0;
+  let stages = '';
+  return ({ failures, utilisation }) => {
+    const now = performance.now() / 1000;
+    if (now >= next) {
+      next = now + SECONDS_BETWEEN_READINGS;
+      stages = Object.entries(utilisation())
+        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
+        .join(', ');
+    }
+    return failures > 0 ? `${stages}, ${failures} failed` : stages;
+  };
+}
+
+function report(out: string, { manifest, before, complete }: RunResult, seconds: number, json: boolean): void {
+  const { count, failures, shards } = manifest;
+  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, seconds });
+  const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';
+  const what = `${plural(count, 'picture')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
+  process.stdout.write(complete ? `${what}: it was complete before\n` : `${what}\n`);
+}
