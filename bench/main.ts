@@ -3,6 +3,7 @@ import { Command, InvalidArgumentError } from 'commander';
 import { writeFile } from 'node:fs/promises';
 import { measurePeak } from '../lib/device.js';
 import { rows as attention } from './attention.js';
+import { rows as batch } from './batch.js';
 import { rows as data } from './data.js';
 import { rows as elementwise } from './elementwise.js';
 import { rows as flow } from './flow.js';
@@ -19,7 +20,7 @@ import { machineLines, peakLine, tableHead, tableRow } from './table.js';
 import { rows as tokenizer } from './tokenizer.js';
 import { rows as training } from './training.js';
 
-const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, data, tokenizer, training];
+const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, data, batch, tokenizer, training];
 
 /** Peaks that differ by more between the beginning and the end mean that something else ran. */
 const MAX_DRIFT = 0.1;

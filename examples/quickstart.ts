@@ -3,15 +3,12 @@ import { mkdir, readdir } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { sideBySide, UniFlow, writeImage } from '../lib/index.js';
-import { writeDctModel } from './dct.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const out = join(here, '..', 'out', 'quickstart');
 const photos = (await readdir(join(here, 'photos'))).filter((name) => name.endsWith('.jpg')).sort();
 
-const model = join(out, 'model');
-await writeDctModel(model); // computed weights; with a trained checkpoint, its folder or hub name stands here
-const uniflow = await UniFlow.load(model);
+const uniflow = await UniFlow.load(); // the small tokenizer that comes along; a folder or hub name for another
 
 const begin = performance.now();
 const { images, originals, latents, grid, psnr, ssim, perImage } = await uniflow.reconstruct(

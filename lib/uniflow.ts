@@ -231,7 +231,7 @@ export class UniFlow {
     for await (const event of new Pipeline(this, options).run(inNumbers(source))) {
       if ('error' in event) throw event.error;
       const { pictures, ...encoded } = event;
-      yield { ids: pictures.map(({ id }) => id), ...encoded };
+      yield { ids: pictures.map(({ record }) => record.id), ...encoded };
     }
   }
 

@@ -16,8 +16,9 @@ export function run(command, args, options = {}) {
   process.exit(status ?? 1);
 }
 
-export function prepare({ tests = false } = {}) {
-  const absent = installMissing({ tests });
+/** @param wanted what is needed besides the addon: `tests`, `fashionMnist`. */
+export function prepare(wanted = {}) {
+  const absent = installMissing(wanted);
   if (absent.length > 0) {
     console.error(`\n${advice(absent)}\n`);
     process.exit(1);
@@ -25,6 +26,6 @@ export function prepare({ tests = false } = {}) {
   // not `npm ci`: it refuses a lock file when some other platform's optional package is missing in the registry
   if (age('node_modules/.package-lock.json') < age('package-lock.json'))
     run('npm', ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
-  run(process.execPath, ['scripts/install.mjs', ...(tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
+  run(process.execPath, ['scripts/install.mjs', ...(wanted.tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
   run('npx', ['tsc', '-p', 'tsconfig.json']);
 }

@@ -21,13 +21,20 @@ const needs = [
   { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
   { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
 ];
-const needsOfTests = [{ what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') }];
+/** What some commands need besides. */
+const needsOf = {
+  tests: [{ what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') }],
+  // elsewhere the four files can be had from its makers: --data
+  fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],
+};
 
-export const missing = ({ tests = false } = {}) => [...needs, ...(tests ? needsOfTests : [])].filter((n) => !n.there());
+/** @param wanted names of {@link needsOf}, true for what is wanted. */
+export const missing = (wanted = {}) =>
+  [needs, ...Object.keys(needsOf).map((name) => (wanted[name] ? needsOf[name] : []))].flat().filter((n) => !n.there());
 
 /** One message that names what is missing and the command that installs it. */
 export function advice(absent) {
-  const names = (manager) => absent.map((n) => n[manager]).join(' ');
+  const names = (manager) => absent.map((n) => n[manager] ?? `(${n.what}: by hand)`).join(' ');
   return `uniflow-tokenizer needs ${absent.map((n) => n.what).join(', ')}. Install with:
   Debian/Ubuntu:  sudo apt-get install -y ${names('apt')}
   Fedora:         sudo dnf install -y ${names('dnf')}

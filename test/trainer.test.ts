@@ -278,8 +278,7 @@ describe('accumulate', () => {
 test('noise and times may be views of other arrays', async () => {
   const noise = ndarray(numbers(4 * PATCHES * VALUES), [4, PATCHES, VALUES]);
   const apart = ndarray(new Float32Array(2 * noise.size), [4, PATCHES, VALUES], [2 * PATCHES * VALUES, 2 * VALUES, 2]);
-  for (let b = 0; b < 4; b++)
-    for (let n = 0; n < PATCHES; n++) for (let v = 0; v < VALUES; v++) apart.set(b, n, v, noise.get(b, n, v));
+  for (let b = 0; b < 4; b++) for (let n = 0; n < PATCHES; n++) for (let v = 0; v < VALUES; v++) apart.set(b, n, v, noise.get(b, n, v));
   const flowOf = (of: NdArray): Promise<number> => small(async ({ trainer }) => (await trainer.step({ pixels: pixels(), noise: of })).flow);
   expect(await flowOf(apart)).toBe(await flowOf(noise));
 });

@@ -23,20 +23,30 @@ const PASSING = new Set([408, 425, 429]);
 export async function download(url: string, options: DownloadOptions = {}): Promise<Buffer> {
   const { retries = 5, backoff = 500, timeout = 30_000, maxBytes = 64 * 2 ** 20, signal } = options;
   const attempt = async (): Promise<Buffer> => {
-    const limit = AbortSignal.timeout(timeout);
-    const response = await fetch(url, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
-    if (!response.ok) throw await refusalOf(response, signal);
-    return bodyOf(response, maxBytes);
+    try {
+      const limit = AbortSignal.timeout(timeout);
+      const response = await fetch(url, { signal: signal ? AbortSignal.any([signal, limit]) : limit });
+      if (!response.ok) throw await refusalOf(response, signal);
+      return await bodyOf(response, maxBytes);
+    } catch (error) {
+      throw error instanceof AbortError ? error : new Error(whyOf(error as Error), { cause: error });
+    }
   };
+  const refused = (error: Error): UniFlowError => {
+    return new UniFlowError('NETWORK', `${url}: cannot be downloaded: ${error.message}`, { subject: url, cause: error });
+  };
+  if (!URL.canParse(url) || !/^https?:/i.test(url)) throw refused(new Error('expected an http or https URL'));
   try {
-    if (!/^https?:/i.test(url)) throw new Error('expected an http or https URL');
     return await pRetry(attempt, { retries, minTimeout: backoff, maxTimeout: MAX_BACKOFF, randomize: true, ...(signal ? { signal } : {}) });
   } catch (error) {
     throwIfAborted(signal);
-    const { message, cause } = error as Error;
-    const why = cause instanceof Error ? `${message}: ${cause.message}` : message;
-    throw new UniFlowError('NETWORK', `${url}: cannot be downloaded: ${why}`, { subject: url, cause: error });
+    throw refused(error as Error);
   }
+}
+
+/** fetch says only in the cause what failed. */
+function whyOf({ message, cause }: Error): string {
+  return cause ? `${message}: ${(cause as Error).message}` : message;
 }
 
 /** The error of a status: final, or one to try again after the server's time. */

@@ -157,7 +157,10 @@ function statisticsOf(shards: readonly ShardRecord[]): Manifest['statistics'] {
 }
 
 /** `mean` and `variance`, float64 [Z]. */
-function statisticsFile({ sha256, header: { model } }: Manifest, { count, mean, variance }: NonNullable<Manifest['statistics']>): Uint8Array[] {
+function statisticsFile(
+  { sha256, header: { model } }: Manifest,
+  { count, mean, variance }: NonNullable<Manifest['statistics']>,
+): Uint8Array[] {
   const bytes = 8 * mean.length;
   const head = safetensorsHeader({
     __metadata__: { count: String(count), data: sha256, model: model.sha256 },

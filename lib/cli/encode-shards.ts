@@ -38,9 +38,7 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
     throw new UniFlowError(
       'BAD_INPUT',
       `--${name} is for shards, and takes a folder as --out (a name without extension, or with / at the end)`,
-      {
-        subject: 'out',
-      },
+      { subject: 'out' },
     );
 }
 
@@ -50,7 +48,7 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, json).start(undefined);
   const counting = new AbortController();
-  if (source.repeatable && !json) void count(source, counting.signal).then((total) => total === undefined || progress.expect(total));
+  if (source.repeatable && !json) void expectCount(source, progress, counting.signal).catch(() => undefined); // the run says what is wrong
   const started = performance.now();
   const detailOf = details();
   try {
@@ -76,12 +74,14 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
 const embeddedName = embeddedModel.split('/').slice(-2).join('/');
 
 /** Goes through the source once more, to say how long it will take. */
-async function count(source: Source, signal: AbortSignal): Promise<number | undefined> {
+async function expectCount(source: Source, progress: Progress, signal: AbortSignal): Promise<void> {
   const items = source[Symbol.asyncIterator]();
-  for (let total = 0; ; total++) {
-    if (signal.aborted) return undefined;
-    if ((await items.next()).done) return total;
+  let total = 0;
+  while (!(await items.next()).done) {
+    if (signal.aborted) return;
+    total++;
   }
+  progress.expect(total);
 }
 
 const SECONDS_BETWEEN_READINGS = 1;

@@ -56,7 +56,10 @@ async function* walkInto(root: string, folder: string, wanted: (id: string) => b
   if (visited.has(`${dev}:${ino}`)) return;
   visited.add(`${dev}:${ino}`);
   const entries: Dirent[] | UniFlowError = await readdir(path, { withFileTypes: true }).catch((cause: unknown) => unreadable(path, cause));
-  if (entries instanceof UniFlowError) return yield { id: folder, error: entries };
+  if (entries instanceof UniFlowError) {
+    yield { id: folder, error: entries };
+    return;
+  }
   for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     if (entry.name.startsWith('.')) continue;
     const id = folder === '' ? entry.name : `${folder}/${entry.name}`;

@@ -1,0 +1,78 @@
+/**
+ * Encoding a folder of photographs end to end, JPEG files to shards, beside the two rates that it cannot beat: the encoder alone on pixels that
+ * are there, and sharp's decoding alone. The slower one is the limit; the figure says which it is, and how much of it is reached. Memory over
+ * many pictures is measured by batch-memory.ts.
+ */
+import ndarray from 'ndarray';
+import { readdir, readFile, rm } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import pLimit from 'p-limit';
+import sharp from 'sharp';
+import { encodeToShards } from '../lib/batch/run.js';
+import { openSource } from '../lib/batch/source.js';
+import type { Preset } from '../lib/config.js';
+import { UniFlow } from '../lib/uniflow.js';
+import type { Figures, Row } from './harness.js';
+import { noisePixels } from './inputs.js';
+import { makeCrops } from './photos.js';
+
+const SIDE = 224;
+/** Of the files. */
+const CROP = 320;
+const PICTURES = 256;
+const BATCH = 16;
+
+/** Pictures a second, the better of two runs. */
+async function rateOf(work: () => Promise<unknown>): Promise<number> {
+  let best = Infinity;
+  for (let run = 0; run < 2; run++) {
+    const begin = performance.now();
+    await work();
+    best = Math.min(best, performance.now() - begin);
+  }
+  return (1000 * PICTURES) / best;
+}
+
+function encodeAlone(uniflow: UniFlow): Promise<number> {
+  const pixels = ndarray(noisePixels(PICTURES * SIDE * SIDE), [PICTURES, SIDE, SIDE, 3]);
+  return rateOf(() => uniflow.encode({ pixels }, { batchSize: BATCH }));
+}
+
+async function decodeAlone(folder: string): Promise<number> {
+  const files = await Promise.all((await readdir(folder)).map((name) => readFile(join(folder, name))));
+  const limit = pLimit(availableParallelism());
+  return rateOf(() => limit.map(files, (bytes) => sharp(bytes).raw().toBuffer()));
+}
+
+function folderToShards(preset: Preset): Row {
+  const limits = { encode: 0, 'sharp decode': 0 };
+  let begin = 0;
+  let runs = 0;
+  return {
+    ...{ family: 'batch', name: `${preset}: JPEGs to shards`, shape: `${PICTURES}x${CROP}->${SIDE}`, dtype: 'uint8', images: PICTURES },
+    cost: { bytes: 3 * PICTURES * (CROP ** 2 + SIDE ** 2) },
+    setup: async (make) => {
+      const folder = await makeCrops(PICTURES, CROP);
+      const uniflow = UniFlow.random(preset);
+      make.onRelease(() => Promise.all([rm(folder, { recursive: true }), rm(`${folder}-shards`, { recursive: true }), uniflow.dispose()]));
+      limits.encode = await encodeAlone(uniflow);
+      limits['sharp decode'] = await decodeAlone(folder);
+      return async () => {
+        await rm(`${folder}-shards`, { recursive: true, force: true });
+        await encodeToShards(uniflow, openSource(folder), `${folder}-shards`, { size: SIDE, batchSize: BATCH, store: 'float16' });
+        runs++;
+      };
+    },
+    watch: () => {
+      [begin, runs] = [performance.now(), 0];
+      return (): Figures => {
+        const rate = (1000 * PICTURES * runs) / (performance.now() - begin);
+        const [limit, most] = Object.entries(limits).reduce((a, b) => (b[1] < a[1] ? b : a));
+        return { [`% of ${limit} alone, the limit`]: (100 * rate) / most };
+      };
+    },
+  };
+}
+
+export const rows: Row[] = [folderToShards('tiny'), folderToShards('nano')];
