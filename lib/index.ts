@@ -39,6 +39,7 @@ export type { TimeSampling } from './train/schedule.js';
 export { openDataset, subset, type Dataset, type Sample } from './data/dataset.js';
 export { batches, type Batch, type LoaderOptions } from './data/loader.js';
 export * from './batch/index.js';
+export * from './queue/index.js';
 export * from './eval/index.js';
 export { serve, type ServeOptions, type Service } from './serve/index.js';
 export { embeddedModel } from './package.js';

@@ -1,5 +1,5 @@
 /** Where this package is, and what it ships. */
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** The package's folder, from `lib/` (tests) as from `dist/`. */
@@ -10,3 +10,6 @@ export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
  * packages (models/default/README.md). It reconstructs; having had no pretrained teacher, it does not understand.
  */
 export const embeddedModel = join(packageRoot, 'models', 'default');
+
+/** What it is called in files: where it is installed says nothing. */
+export const embeddedName = `${basename(dirname(embeddedModel))}/${basename(embeddedModel)}`;

@@ -272,7 +272,7 @@ describe('config.json', () => {
 describe('load()', () => {
   test.each<[string, unknown, unknown, ErrorCode, string]>([
     ['a folder that is not there', './no/such/folder', {}, 'NOT_FOUND', 'no/such/folder'],
-    ['nothing', undefined, {}, 'BAD_INPUT', 'model'],
+    ['null', null, {}, 'BAD_INPUT', 'model'],
     ['a number', 7, {}, 'BAD_INPUT', 'model'],
     ['an empty name', '', {}, 'BAD_INPUT', 'model'],
     ["dtype 'float16'", golden('uniflow-tiny'), { dtype: 'float16' }, 'BAD_INPUT', 'dtype.*float16'],
@@ -400,7 +400,7 @@ describe('pixels', () => {
     ['a typed array', new Float32Array(3 * 56 * 56), 'pixels'],
     ['one image without its batch', random(3, 56, 56), 'pixels.*\\[3, 56, 56\\]'],
     ['channels last', random(1, 56, 56, 3), 'pixels.*\\[1, 56, 56, 3\\]'],
-    ['bytes', bytes, 'pixels.*uint8'],
+    ['bytes, channels first', bytes, 'pixels.*\\[1, 3, 56, 56\\]'],
     ['doubles', doubles, 'pixels.*Float64Array'],
     ['a list of numbers', list, 'pixels.*Array'],
     ['less data than the shape says', short, 'pixels'],

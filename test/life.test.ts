@@ -319,7 +319,7 @@ describe('memory', () => {
       };
       const start = memoryStats().host.active;
       for (let i = 0; i < 30; i++) await cycle();
-      const rss = () => (gc(), process.memoryUsage().rss);
+      const rss = () => (gc(), resident());
       const before = rss();
       for (let i = 0; i < 100; i++) await cycle();
       if (memoryStats().host.active !== start) throw new Error('native memory is left');
@@ -341,7 +341,7 @@ describe('memory', () => {
         for (let i = 0; i < times; i++) await uniflow.encode(input);
       };
       await encode(500);
-      const rss = () => (gc(), gc(), process.memoryUsage().rss);
+      const rss = () => (gc(), gc(), resident());
       const before = { rss: rss(), stats: memoryStats() };
       await encode(1000);
       const after = memoryStats();

@@ -4,6 +4,7 @@ export { openShards, type ReadOptions, type Shards, type ShardSample } from './r
 export { openSource, unique, type Source } from './source.js';
 export { ShardEncoder, type EncodeShardOptions, type FileRecord, type ShardOptions, type ShardRecord } from './shard.js';
 export { headerOf, seal, type Header, type Manifest } from './manifest.js';
+export { openOutput } from './open-output.js';
 export { FolderOutput, type ByteRange, type Output } from './output.js';
 export type { DownloadOptions } from './download.js';
 export type { Fit, Placement } from './fit.js';

@@ -1,8 +1,8 @@
 /** Where results go, and are read from: a folder here; a store of objects can be another. */
-import { mkdir, open, readdir, rm, stat } from 'node:fs/promises';
+import { link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, sep } from 'node:path';
 import { unreadable } from '../data/files.js';
-import { removeTemporaries, replaceFile } from '../io/files.js';
+import { removeTemporaries, replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
 /** Bytes from `begin` up to `end`. */
 export interface ByteRange {
@@ -18,6 +18,10 @@ export interface Output {
   readonly scratch: string;
   /** The file appears complete or not at all, and lasts; one of that name is replaced. The chunks may be asked for once. */
   write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void>;
+  /** The same, but a file of that name is left as it is. @returns whether there was none: of several that try at once, one is told so. */
+  create(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<boolean>;
+  /** Gives a file another name, at which one is replaced. @throws where there is no such file. */
+  move(from: string, to: string): Promise<void>;
   /** @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` where the range is not there. */
   read(name: string, range?: ByteRange): Promise<Buffer>;
   /** Names that begin with `prefix`, sorted. */
@@ -47,6 +51,29 @@ export class FolderOutput implements Output {
     await mkdir(dirname(path), { recursive: true });
     await replaceFile(path, async (file) => {
       for await (const chunk of chunks) await file.writeFile(chunk);
+    });
+    await syncFolder(dirname(path));
+  }
+
+  async create(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<boolean> {
+    const temporary = temporaryOf(name);
+    await this.write(temporary, chunks);
+    try {
+      await link(this.pathOf(temporary), this.pathOf(name));
+      await syncFolder(dirname(this.pathOf(name)));
+      return true;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+      throw unwritable(this.pathOf(name), error);
+    } finally {
+      await this.remove(temporary);
+    }
+  }
+
+  async move(from: string, to: string): Promise<void> {
+    const path = this.pathOf(to);
+    await rename(this.pathOf(from), path).catch((error: unknown) => {
+      throw unwritable(path, error);
     });
     await syncFolder(dirname(path));
   }

@@ -1,4 +1,4 @@
-/** Pictures in a Parquet file: a column of bytes, or of Hugging Face's { bytes, path }. */
+/** Pictures in a Parquet file: a column of bytes, or of Hugging Face's { bytes, path }. Loaded when it is needed: hyparquet takes 20 MB. */
 import {
   asyncBufferFromFile,
   parquetMetadataAsync,
@@ -16,11 +16,6 @@ import { UniFlowError } from '../errors.js';
 interface Table {
   file: AsyncBuffer;
   metadata: FileMetaData;
-}
-
-/** Whether a file's name is that of a Parquet file. */
-export function isParquet(path: string): boolean {
-  return /\.parquet$/i.test(path);
 }
 
 /** The pictures of a file by row; their bytes are not read yet. */

@@ -3,7 +3,7 @@ import { readEntry } from '../data/tar.js';
 import { UniFlowError } from '../errors.js';
 import type { ImageSource, RgbImage } from '../io/image.js';
 import { download, type DownloadOptions } from './download.js';
-import { readCell, type ParquetCell } from './parquet.js';
+import type { ParquetCell } from './parquet.js';
 
 /** A part of a file, in bytes: what lies in an archive. */
 export interface FilePart {
@@ -37,5 +37,6 @@ export async function readPicture(picture: Picture, options: DownloadOptions): P
   if (typeof picture === 'string' || picture instanceof URL || picture instanceof Uint8Array || 'data' in picture) return picture;
   if ('error' in picture) throw new UniFlowError('BAD_INPUT', picture.error);
   if ('url' in picture) return download(picture.url, options);
-  return 'parquet' in picture ? readCell(picture) : readEntry(picture.path, picture);
+  if ('parquet' in picture) return (await import('./parquet.js')).readCell(picture);
+  return readEntry(picture.path, picture);
 }

@@ -55,6 +55,9 @@ export interface ShardRecord {
   failures: Failure[];
 }
 
+/** What a shard is written to. */
+export type ShardSink = Pick<Output, 'scratch' | 'write'>;
+
 /** Batches whose rows are being converted and written. */
 const WRITTEN_AT_ONCE = 4;
 
@@ -100,7 +103,7 @@ export class ShardEncoder {
   async encode(
     index: number,
     items: Iterable<Item> | AsyncIterable<Item>,
-    output: Output,
+    output: ShardSink,
     { signal, onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
     const census = new Census();
@@ -128,7 +131,7 @@ export class ShardEncoder {
     }
   }
 
-  private async write(index: number, rows: Rows, output: Output): Promise<FileRecord[]> {
+  private async write(index: number, rows: Rows, output: ShardSink): Promise<FileRecord[]> {
     const { pictures } = rows;
     if (pictures.length === 0) return [];
     const offsets = [0];
@@ -152,7 +155,7 @@ export interface EncodeShardOptions {
   onCount?: ((pictures: number) => void) | undefined;
 }
 
-async function writeHashed({ name, chunks }: ShardFile, output: Output): Promise<FileRecord> {
+async function writeHashed({ name, chunks }: ShardFile, output: ShardSink): Promise<FileRecord> {
   const hash = createHash('sha256');
   let bytes = 0;
   async function* passing(): AsyncGenerator<Uint8Array> {

@@ -14,7 +14,6 @@ import { entriesIn, tarEntries, type TarEntry } from '../data/tar.js';
 import { isKeysPicture, isTar, keyOf } from '../data/webdataset.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { IdTable } from './id-table.js';
-import { isParquet, parquetRows } from './parquet.js';
 import type { Item, Picture } from './picture.js';
 
 /** Pictures with unique ids, in an order that is always the same. */
@@ -28,6 +27,7 @@ type Items = AsyncGenerator<Item, void, undefined>;
 /** Names standard input, which has a tar. */
 const STDIN = '-';
 const REMOTE = /^https?:\/\//i;
+const isParquet = (path: string): boolean => /\.parquet$/i.test(path);
 
 /**
  * The pictures of `inputs`, in the order of the inputs:
@@ -128,7 +128,7 @@ async function* matching(pattern: string, signal: AbortSignal | undefined): Item
 /** What a file holds, by its name. */
 async function* inFile(path: string, signal: AbortSignal | undefined): Items {
   if (isTar(path)) yield* inTar(path, signal);
-  else if (isParquet(path)) yield* parquetRows(path);
+  else if (isParquet(path)) yield* (await import('./parquet.js')).parquetRows(path);
   else if (isIdx(path)) yield* streamIdx(path);
   else if (isList(path)) yield* inList(path);
   else if (/\.(jsonl|ndjson)$/i.test(path)) yield* inJsonLines(path);

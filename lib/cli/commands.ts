@@ -31,6 +31,7 @@ import {
 import type { ReconstructCommandOptions } from './reconstruct.js';
 import type { ServeCommandOptions } from './serve.js';
 import type { TrainCommandOptions } from './train.js';
+import type { WorkerCommandOptions } from './worker.js';
 
 const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
 
@@ -46,6 +47,7 @@ const INPUTS = 'picture files and folders; folders are searched to the bottom';
 
 export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
+  addWorker(program, signal);
   addDecode(program, signal);
   addReconstruct(program, signal);
   addServe(program, signal);
@@ -79,6 +81,9 @@ function addEncode(program: Command, signal: AbortSignal): void {
     .addOption(new Option('--store <type>', 'shards: numbers in the files (default: float32)').choices(Object.keys(STORES)))
     .option('--no-latents', 'shards: write the tokens only')
     .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
+    .option('--queue <url>', 'shards: have them made by `uniflow worker`s that take from this Redis, as redis://host:6379')
+    .option('--max-waiting <n>', 'queue: shards that wait for a worker; others are planned later (default: 64)', integerFrom(1))
+    .option('--detach', 'queue: return when all is planned; the same command without it waits, and seals the run')
     .addHelpText(
       'after',
       examples(
@@ -87,9 +92,32 @@ function addEncode(program: Command, signal: AbortSignal): void {
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
         "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
         'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
+        'uniflow encode /nfs/photos -o s3://bucket/latents --queue redis://10.0.0.1:6379',
       ) + '\nShards: a run that was stopped, even by a power cut, goes on where it was when the command is given again.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
+}
+
+function addWorker(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('worker')
+    .description('Encode shards of what `uniflow encode --queue` has planned, on as many machines as there are.');
+  withJson(withRevision(command))
+    .requiredOption('--queue <url>', 'Redis to take work from, as redis://host:6379')
+    .option('-m, --model <model>', 'where the model is, if not where the run says; its weights have to be the same')
+    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--concurrency <n>', 'shards under way at once (default: 2)', integerFrom(1))
+    .option('--stall <s>', 'give a shard to another worker when its own has not been heard of for so long (default: 30)', number)
+    .option('--metrics-port <n>', 'serve /metrics for Prometheus, and /healthz; 0 takes a free port', integerFrom(0))
+    .option('--metrics-host <address>', 'address to serve them on (default: 127.0.0.1, which only this machine can reach)')
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow worker --queue redis://10.0.0.1:6379',
+        'uniflow worker --queue redis://10.0.0.1:6379 -m my-model --metrics-host 0.0.0.0 --metrics-port 9100',
+      ) + '\nSIGTERM or Ctrl-C: takes no more shards, finishes those under way, exit code 0.\n',
+    )
+    .action(async (options: WorkerCommandOptions) => (await import('./worker.js')).workerCommand(options, signal));
 }
 
 function addDecode(program: Command, signal: AbortSignal): void {

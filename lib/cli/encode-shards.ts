@@ -3,11 +3,12 @@ import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
 import type { Fit } from '../batch/fit.js';
 import type { FormatName } from '../batch/formats/index.js';
-import { encodeToShards, type RunProgress, type RunResult } from '../batch/run.js';
+import { isS3 } from '../batch/open-output.js';
+import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../batch/run.js';
 import { openSource, type Source } from '../batch/source.js';
 import type { StoreType } from '../batch/store.js';
 import { UniFlowError } from '../errors.js';
-import { embeddedModel } from '../package.js';
+import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
@@ -22,17 +23,20 @@ export interface ShardCommandOptions {
   /** False with --no-latents. */
   latents: boolean;
   maxFailures?: number;
+  queue?: string;
+  maxWaiting?: number;
+  detach?: true;
 }
 
 /** Whether what --out names is a folder: it is one, ends as one, or has no extension. */
 export async function isFolder(out: string): Promise<boolean> {
-  if (out.endsWith('/') || extname(out) === '') return true;
+  if (isS3(out) || out.endsWith('/') || extname(out) === '') return true;
   return (await stat(out).catch(() => undefined))?.isDirectory() ?? false;
 }
 
 /** @throws {UniFlowError} `BAD_INPUT` where one of them comes with a file. */
-export function refuseShardOptions({ shardSize, format, fit, store, latents, maxFailures }: ShardCommandOptions): void {
-  const given = { 'shard-size': shardSize, format, fit, store, 'no-latents': !latents || undefined, 'max-failures': maxFailures };
+export function refuseShardOptions({ shardSize, format, fit, store, latents, maxFailures, queue }: ShardCommandOptions): void {
+  const given = { 'shard-size': shardSize, format, fit, store, 'no-latents': !latents || undefined, 'max-failures': maxFailures, queue };
   const name = Object.entries(given).find(([, value]) => value !== undefined)?.[0];
   if (name !== undefined)
     throw new UniFlowError(
@@ -43,7 +47,9 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
 }
 
 export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
-  const { out, json = false, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures } = options;
+  if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
+  refuseQueueOptions(options);
+  const { out, json = false } = options;
   const source = openSource(inputs, { signal });
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, json).start(undefined);
@@ -53,12 +59,7 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
   const detailOf = details();
   try {
     const result = await encodeToShards(uniflow, source, out, {
-      ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, batchSize: batch, signal },
-      model: options.model ?? embeddedName,
-      onFailure: ({ id, reason }) => {
-        process.exitCode = 1;
-        if (!json) progress.line(`uniflow: ${id}: ${reason}`);
-      },
+      ...runOptions(options, progress, signal),
       onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
     });
     progress.stop();
@@ -70,8 +71,25 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
   }
 }
 
-/** What the model that comes along is called: where it is installed says nothing. */
-const embeddedName = embeddedModel.split('/').slice(-2).join('/');
+/** Options of the library. */
+export function runOptions(options: EncodeCommandOptions, progress: Progress, signal: AbortSignal): Omit<RunOptions, 'onProgress'> {
+  const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures } = options;
+  return {
+    ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, batchSize: batch, signal },
+    model: options.model ?? embeddedName,
+    onFailure: ({ id, reason }) => {
+      process.exitCode = 1;
+      if (!json) progress.line(`uniflow: ${id}: ${reason}`);
+    },
+  };
+}
+
+function refuseQueueOptions({ out, maxWaiting, detach }: EncodeCommandOptions): void {
+  if (isS3(out))
+    throw new UniFlowError('BAD_INPUT', `${out} takes --queue: a run of one machine keeps its journal in a folder`, { subject: 'out' });
+  const given = maxWaiting !== undefined ? 'max-waiting' : detach && 'detach';
+  if (given) throw new UniFlowError('BAD_INPUT', `--${given} is for runs with --queue`, { subject: 'queue' });
+}
 
 /** Goes through the source once more, to say how long it will take. */
 async function expectCount(source: Source, progress: Progress, signal: AbortSignal): Promise<void> {
@@ -102,7 +120,7 @@ function details(): (state: RunProgress) => string {
   };
 }
 
-function report(out: string, { manifest, before, complete }: RunResult, seconds: number, json: boolean): void {
+export function report(out: string, { manifest, before, complete }: RunResult, seconds: number, json: boolean): void {
   const { count, failures, shards } = manifest;
   if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, seconds });
   const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';

@@ -30,6 +30,7 @@ const OPTIONS = new Set([
   'regime',
   'resume',
   'batch',
+  'queue',
 ]);
 
 /** The first signal ends the work cleanly; a second one ends the process, whatever it does. */

@@ -26,16 +26,24 @@ export function unwritable(path: string, cause: unknown): UniFlowError {
 
 /** Removes the temporary files that killed processes left in `folder`. Nobody may be writing there. */
 export async function removeTemporaries(folder: string): Promise<void> {
-  const left = (await readdir(folder)).filter((name) => TEMPORARY.test(name));
+  const left = (await readdir(folder)).filter(isTemporary);
   await Promise.all(left.map((name) => rm(join(folder, name), { force: true })));
 }
 
-/** Ends the name of a file that is being written. */
+/** A name for a file until it is complete. */
+export function temporaryOf(path: string): string {
+  return `${path}.${randomUUID()}.tmp`;
+}
+
+export function isTemporary(path: string): boolean {
+  return TEMPORARY.test(path);
+}
+
 const TEMPORARY = /\.[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}\.tmp$/;
 
 /** The same for several files: none is renamed before all are written. */
 export async function replaceFiles(files: readonly Replacement[]): Promise<void> {
-  const written = files.map(({ path, write }) => ({ path, write, temporary: `${path}.${randomUUID()}.tmp` }));
+  const written = files.map(({ path, write }) => ({ path, write, temporary: temporaryOf(path) }));
   try {
     for (const { write, temporary } of written) {
       const file = await open(temporary, 'w');

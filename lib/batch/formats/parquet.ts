@@ -1,9 +1,9 @@
 /**
  * A shard as Parquet, a row a picture: id, width, height, rows, cols, crop and padding as JSON, and latents and tokens as bytes, [rows * cols, Z]
- * little-endian. What the bytes are is in the file's metadata, as `dtype`.
+ * little-endian. What the bytes are is in the file's metadata, as `dtype`. The libraries are loaded when they are needed.
  */
-import { parquetMetadataAsync, parquetReadObjects, type AsyncBuffer, type FileMetaData } from 'hyparquet';
-import { ByteWriter, ParquetWriter, schemaFromColumnData, type ColumnSource } from 'hyparquet-writer';
+import type { AsyncBuffer, FileMetaData } from 'hyparquet';
+import type { ByteWriter, ColumnSource, ParquetWriter } from 'hyparquet-writer';
 import { STORE } from '../store.js';
 import type { PictureRecord } from '../pipeline.js';
 import { storedRow, type Format, type ShardContent } from './format.js';
@@ -23,6 +23,7 @@ export const parquet: Format = {
         return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
       },
     };
+    const { parquetMetadataAsync, parquetReadObjects } = await import('hyparquet');
     const metadata: FileMetaData = await parquetMetadataAsync(file);
     return async (column, row) => {
       const range = { rowStart: row, rowEnd: row + 1, useOffsetIndex: true, utf8: false };
@@ -37,13 +38,14 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { bytes } = STORE[store];
   const perRow = ((offsets.at(-1) as number) / pictures.length) * bytes * arrays.reduce((sum, { width }) => sum + width, 0);
   const rows = Math.max(1, Math.floor(GROUP_BYTES / perRow));
-  const sink = new ByteWriter();
+  const library = await import('hyparquet-writer');
+  const sink = new library.ByteWriter();
   let writer: ParquetWriter | undefined;
   for (let begin = 0; begin < pictures.length; begin += rows) {
     const columnData = await columnsOf(content, begin, Math.min(pictures.length, begin + rows));
-    writer ??= new ParquetWriter({
+    writer ??= new library.ParquetWriter({
       writer: sink,
-      schema: schemaFromColumnData({ columnData }),
+      schema: library.schemaFromColumnData({ columnData }),
       codec: 'UNCOMPRESSED',
       statistics: false,
       kvMetadata: [

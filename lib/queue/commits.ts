@@ -1,0 +1,130 @@
+/**
+ * What workers and planners agree by, all of it in the output: Redis only hands out work, and may lose it.
+ *
+ *     run.json                     the run: its header
+ *     staging/ID.shard-000003...   files of a worker that are not committed
+ *     records/shard-000003.json    the commit: written once, it says whose files are the shard
+ *     shard-000003...              the files, moved there by whoever comes after the commit first
+ */
+import { randomUUID } from 'node:crypto';
+import { UniFlowError } from '../errors.js';
+import { isTemporary } from '../io/files.js';
+import { checkSameRun, JOURNAL, type Header } from '../batch/manifest.js';
+import type { Output } from '../batch/output.js';
+import { stemOf, type ShardRecord, type ShardSink } from '../batch/shard.js';
+
+const RUN = 'run.json';
+const RECORDS = 'records/';
+const STAGING = 'staging/';
+
+/** A shard, and the worker's attempt that made its files. */
+interface Commit {
+  staged: string;
+  record: ShardRecord;
+}
+
+/** Begins a run, or goes on with it. @throws {UniFlowError} `BAD_INPUT` where the output has another one. */
+export async function beginRun(output: Output, header: Header): Promise<void> {
+  if ((await output.size(JOURNAL)) !== undefined)
+    throw new UniFlowError('BAD_INPUT', `${output.name} has a run of one machine: go on without --queue, or choose another folder`);
+  if ((await output.size(RUN)) === undefined && (await output.create(RUN, [json(header)]))) return;
+  checkSameRun(output.name, await readRun(output), header);
+}
+
+/** @throws {UniFlowError} `NOT_FOUND` where there is no run. */
+export async function readRun(output: Output): Promise<Header> {
+  return parse<Header>(output, RUN, await output.read(RUN));
+}
+
+/** One attempt at a shard. What it writes is seen by nobody until it is committed. */
+export class Attempt implements ShardSink {
+  private readonly staged = `${STAGING}${randomUUID()}.`;
+  private readonly names: string[] = [];
+
+  constructor(private readonly output: Output) {}
+
+  get scratch(): string {
+    return this.output.scratch;
+  }
+
+  async write(name: string, chunks: Parameters<Output['write']>[1]): Promise<void> {
+    this.names.push(name);
+    await this.output.write(this.staged + name, chunks);
+  }
+
+  /** @returns false where another attempt at the shard was committed before: then this one's files are removed. */
+  async commit(record: ShardRecord): Promise<boolean> {
+    const commit: Commit = { staged: this.staged, record };
+    if (!(await this.output.create(recordOf(record.index), [json(commit)]))) {
+      const there = await readCommit(this.output, record.index);
+      if (there?.staged !== this.staged) {
+        await this.drop(); // a store that answered twice may have said 'there is one' of our own
+        return false;
+      }
+    }
+    await publish(this.output, commit);
+    return true;
+  }
+
+  /** Removes what was written. */
+  async drop(): Promise<void> {
+    for (const name of this.names) await this.output.remove(this.staged + name);
+  }
+}
+
+/** Whether the shard is committed; then its files are at their place when this resolves. */
+export async function isCommitted(output: Output, index: number): Promise<boolean> {
+  const commit = await readCommit(output, index);
+  if (commit) await publish(output, commit);
+  return commit !== undefined;
+}
+
+/** Indices of the shards that are committed. */
+export async function committed(output: Output): Promise<number[]> {
+  const names = await output.list(RECORDS);
+  return names.flatMap((name) => /shard-(\d+)\.json$/.exec(name)?.[1] ?? []).map(Number);
+}
+
+/** @throws {UniFlowError} `NOT_FOUND` where it is not committed. */
+export async function readRecord(output: Output, index: number): Promise<ShardRecord> {
+  const name = recordOf(index);
+  return parse<Commit>(output, name, await output.read(name)).record;
+}
+
+/** Moves the files of workers that were killed between a commit and its end, and removes what was never committed. */
+export async function tidy(output: Output, records: Iterable<ShardRecord>): Promise<void> {
+  const there = new Set(await output.list(''));
+  for (const { index, files } of records) if (files.some(({ name }) => !there.has(name))) await isCommitted(output, index);
+  for (const name of there) if (name.startsWith(STAGING) || isTemporary(name)) await output.remove(name);
+}
+
+async function readCommit(output: Output, index: number): Promise<Commit | undefined> {
+  const name = recordOf(index);
+  return (await output.size(name)) === undefined ? undefined : parse<Commit>(output, name, await output.read(name));
+}
+
+/** Several may do it at once: a file that is not staged any more is where it belongs. */
+async function publish(output: Output, { staged, record }: Commit): Promise<void> {
+  for (const { name, bytes } of record.files) {
+    if ((await output.size(staged + name)) === undefined) continue;
+    await output.move(staged + name, name).catch(async (error: unknown) => {
+      if ((await output.size(name)) !== bytes) throw error;
+    });
+  }
+  for (const { name, bytes } of record.files) {
+    const size = await output.size(name);
+    if (size !== bytes)
+      throw UniFlowError.expected('BAD_INPUT', `${output.name}: ${name}`, `${bytes} bytes`, size === undefined ? 'none' : `${size}`);
+  }
+}
+
+const recordOf = (index: number): string => `${RECORDS}${stemOf(index)}.json`;
+const json = (value: object): Buffer => Buffer.from(`${JSON.stringify(value)}\n`);
+
+function parse<T>(output: Output, name: string, bytes: Buffer): T {
+  try {
+    return JSON.parse(bytes.toString()) as T;
+  } catch (cause) {
+    throw UniFlowError.expected('BAD_INPUT', `${output.name}: ${name}`, 'JSON', (cause as Error).message, cause);
+  }
+}

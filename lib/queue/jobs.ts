@@ -1,0 +1,125 @@
+/** Shards as jobs of BullMQ: what a job has, and how Redis is reached. */
+import { createHash } from 'node:crypto';
+import { Queue, type JobsOptions } from 'bullmq';
+import { Redis } from 'ioredis';
+import { UniFlowError } from '../errors.js';
+import type { Header } from '../batch/manifest.js';
+import type { Item } from '../batch/picture.js';
+
+/** All runs share one queue: a worker takes what there is. */
+export const QUEUE = 'uniflow';
+
+/** A shard to make: where its pictures are, never the pictures. */
+export interface ShardJob {
+  /** Of {@link runId}. */
+  run: string;
+  index: number;
+  /** Where the run is: a path that is the same on all machines, or a URL. */
+  out: string;
+  items: Item[];
+}
+
+const CONNECT_TIMEOUT = 5_000;
+const MAX_RECONNECT_DELAY = 2_000;
+const BACKOFF = 1_000;
+
+/** Names a run: the same output and header have the same name. */
+export function runId(out: string, header: Header): string {
+  return createHash('sha256')
+    .update(JSON.stringify([out, header]))
+    .digest('hex')
+    .slice(0, 16);
+}
+
+/**
+ * Connects to Redis; from then on the connection comes back by itself, and commands wait for it.
+ * @param onState is told when it is lost, and when it is back
+ * @throws {UniFlowError} `BAD_INPUT` for what is no URL of Redis, `NETWORK` where nothing answers.
+ */
+export async function connect(url: string, onState: (text: string) => void = () => undefined): Promise<Redis> {
+  const parsed = URL.canParse(url) ? new URL(url) : undefined;
+  if (!parsed || !/^rediss?:$/.test(parsed.protocol) || parsed.hostname === '')
+    throw UniFlowError.expected('BAD_INPUT', 'queue', 'redis://host:port, with /db where it is not 0', `'${url.replace(/\/\/.*@/, '//')}'`);
+  const name = `${parsed.protocol}//${parsed.host}${parsed.pathname}`; // without the password
+  let connected = false;
+  let failure: Error | undefined;
+  const retryStrategy = (times: number): number | null => (connected ? Math.min(100 * times, MAX_RECONNECT_DELAY) : null);
+  const client = new Redis(url, { lazyConnect: true, maxRetriesPerRequest: null, connectTimeout: CONNECT_TIMEOUT, retryStrategy });
+  client.on('error', (error: Error) => (failure = error)); // 'close' says it
+  try {
+    await client.connect();
+  } catch (error) {
+    client.disconnect();
+    throw new UniFlowError('NETWORK', `${name} cannot be reached: ${(failure ?? (error as Error)).message}`, {
+      subject: 'queue',
+      cause: error,
+    });
+  }
+  connected = true;
+  let lost = false;
+  client.on('close', () => {
+    if (!lost && client.status !== 'end') onState(`${name}: the connection is lost; waiting for it to come back`);
+    lost = true;
+  });
+  client.on('ready', () => {
+    if (lost) onState(`${name}: the connection is back`);
+    lost = false;
+  });
+  return client;
+}
+
+/** The jobs of one run. */
+export class Jobs {
+  private readonly queue: Queue<ShardJob>;
+  private readonly options: JobsOptions;
+
+  constructor(
+    private readonly redis: Redis,
+    private readonly run: string,
+    private readonly out: string,
+    attempts: number,
+  ) {
+    this.queue = new Queue(QUEUE, { connection: redis });
+    this.queue.on('error', () => undefined); // of the connection, which says so itself
+    this.options = { attempts, backoff: { type: 'exponential', delay: BACKOFF }, removeOnComplete: true };
+  }
+
+  /** Adds the shard's job; where there is one, nothing. */
+  async add(index: number, items: Item[]): Promise<void> {
+    const { run, out } = this;
+    await this.queue.add('shard', { run, index, out, items }, { ...this.options, jobId: this.idOf(index) });
+  }
+
+  /** `none` also where it is done, for then it is in the output. */
+  async state(index: number): Promise<'none' | 'failed' | 'there'> {
+    const state = await this.queue.getJobState(this.idOf(index));
+    return state === 'unknown' || state === 'completed' ? 'none' : state === 'failed' ? 'failed' : 'there';
+  }
+
+  /** Why the shard's last attempt failed. */
+  async reason(index: number): Promise<string> {
+    return (await this.queue.getJob(this.idOf(index)))?.failedReason ?? 'unknown';
+  }
+
+  async remove(index: number): Promise<void> {
+    await this.queue.remove(this.idOf(index));
+  }
+
+  /** Jobs of all runs that no worker has begun. */
+  async waiting(): Promise<number> {
+    return this.queue.getJobCountByTypes('waiting', 'delayed');
+  }
+
+  async workers(): Promise<number> {
+    return this.queue.getWorkersCount();
+  }
+
+  async close(): Promise<void> {
+    this.redis.disconnect(); // what still waits for it would not end
+    await this.queue.close();
+  }
+
+  private idOf(index: number): string {
+    return `${this.run}-${index}`;
+  }
+}

@@ -1,0 +1,288 @@
+/** A run on many machines, as its planner sees it: shards go out as jobs, and are sealed when all are in the output. */
+import { resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { checkInteger, checkOptions } from '../check.js';
+import { throwIfAborted, UniFlowError } from '../errors.js';
+import type { UniFlow } from '../uniflow.js';
+import { headerOf, readManifest, checkSameRun, seal, type Header, type Manifest } from '../batch/manifest.js';
+import { isS3, openOutput } from '../batch/open-output.js';
+import type { Output } from '../batch/output.js';
+import type { Item } from '../batch/picture.js';
+import type { RunOptions } from '../batch/run.js';
+import { Census, ShardEncoder, type ShardRecord } from '../batch/shard.js';
+import { unique } from '../batch/source.js';
+import { beginRun, committed, readRecord, tidy } from './commits.js';
+import { connect, Jobs, runId } from './jobs.js';
+
+/** Of {@link encodeOnWorkers}. */
+export interface QueueOptions extends Omit<RunOptions, 'onProgress'> {
+  /** `redis://host:port/db`, or `rediss://`. */
+  queue: string;
+  /** Jobs that wait for a worker, of all runs: planning goes on when there are fewer. Default 64. */
+  maxWaiting?: number | undefined;
+  /** How often workers try a shard. Default 5. */
+  attempts?: number | undefined;
+  /** Return when all shards are planned, without waiting for them. Calling it again waits, and seals the run. Default false. */
+  detach?: boolean | undefined;
+  onProgress?: ((progress: QueueProgress) => void) | undefined;
+  /** Told what the work waits for. */
+  onState?: ((text: string) => void) | undefined;
+}
+
+export interface QueueProgress {
+  /** Pictures of the shards that are there. */
+  done: number;
+  /** Of these, how many were there before. */
+  before: number;
+  failures: number;
+  /** Shards that are there. */
+  shards: number;
+  /** Pictures of the source; undefined until it has been gone through. */
+  total: number | undefined;
+  /** Workers that are connected. */
+  workers: number;
+}
+
+export interface QueueResult {
+  /** Undefined where the run is not complete, with `detach`. */
+  manifest: Manifest | undefined;
+  before: number;
+  complete: boolean;
+  /** Shards of the run. */
+  planned: number;
+}
+
+const SECOND = 1_000;
+/** Looking at the output takes at most this share of the time. */
+const LOOKING = 0.1;
+
+/**
+ * Has the pictures of a source encoded by workers on as many machines as there are, into the shards and the manifest that encodeToShards
+ * makes. Workers read the pictures by their paths or URLs, which have to be the same for them. It may be stopped and called again at any time.
+ *
+ * @throws {UniFlowError} as encodeToShards; `NETWORK` where Redis cannot be reached; `UNSUPPORTED` for pictures that have no path or URL;
+ * `INTERNAL` where shards failed on all attempts: calling it again tries them again.
+ */
+export async function encodeOnWorkers(
+  uniflow: UniFlow,
+  source: AsyncIterable<Item> | Iterable<Item>,
+  out: string,
+  options: QueueOptions,
+): Promise<QueueResult> {
+  checkOptions(options);
+  const { shardSize = 1024, maxFailures = Infinity, maxWaiting = 64, attempts = 5 } = options;
+  checkInteger('shardSize', shardSize, 1, 2 ** 20);
+  checkInteger('maxWaiting', maxWaiting, 1, 1e6);
+  checkInteger('attempts', attempts, 1, 1000);
+  if (maxFailures !== Infinity) checkInteger('maxFailures', maxFailures, 0, Number.MAX_SAFE_INTEGER);
+  const encoder = new ShardEncoder(uniflow, options);
+  const redis = await connect(options.queue, options.onState);
+  const stop = (): void => redis.disconnect(); // which ends what waits for it
+  options.signal?.addEventListener('abort', stop);
+  try {
+    const where = isS3(out) ? out : resolve(out);
+    const output = await openOutput(where);
+    const header = await headerOf(encoder, shardSize);
+    const sealed = await readManifest(output);
+    if (sealed) {
+      checkSameRun(output.name, sealed.header, header);
+      return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length };
+    }
+    await beginRun(output, header);
+    const jobs = new Jobs(redis, runId(where, header), where, attempts);
+    try {
+      return await new Planner(header, source, output, jobs, { ...options, shardSize, maxFailures, maxWaiting }).run();
+    } finally {
+      await jobs.close();
+    }
+  } catch (error) {
+    throwIfAborted(options.signal);
+    throw error;
+  } finally {
+    options.signal?.removeEventListener('abort', stop);
+    redis.disconnect();
+  }
+}
+
+class Planner {
+  private readonly records = new Map<number, ShardRecord>();
+  /** Of each shard, the hash of the ids that the source has for it now. */
+  private readonly ids: string[] = [];
+  private total: number | undefined;
+  private done = 0;
+  private failures = 0;
+  private before = 0;
+  private nextLook = 0;
+  private workers = 0;
+
+  constructor(
+    private readonly header: Header,
+    private readonly source: AsyncIterable<Item> | Iterable<Item>,
+    private readonly output: Output,
+    private readonly jobs: Jobs,
+    private readonly options: QueueOptions & { shardSize: number; maxFailures: number; maxWaiting: number },
+  ) {}
+
+  async run(): Promise<QueueResult> {
+    await this.look();
+    this.before = this.done;
+    for (let again = false; ; again = true) {
+      await this.plan(again);
+      if (this.options.detach && this.records.size < this.ids.length) return this.result(undefined);
+      if (await this.settled()) return this.result(await this.seal());
+      this.options.onState?.('the queue has lost shards: they are planned again');
+    }
+  }
+
+  private result(manifest: Manifest | undefined): QueueResult {
+    return { manifest, before: this.before, complete: false, planned: this.ids.length };
+  }
+
+  /** Goes through the source, and sees to it that every shard is there or has a job. */
+  private async plan(again: boolean): Promise<void> {
+    let index = 0;
+    let total = 0;
+    for await (const { items, ids } of sections(unique(this.source), this.options.shardSize)) {
+      this.ids[index] = ids;
+      await this.lookNowAndThen();
+      this.checkIds(index);
+      if (!this.records.has(index)) await this.offer(index, items, again);
+      index++;
+      total += items.length;
+    }
+    this.ids.length = index;
+    this.total = total;
+    for (const known of this.records.keys()) this.checkIds(known);
+  }
+
+  /** A job that failed in an earlier run of the planner is tried again. */
+  private async offer(index: number, items: Item[], again: boolean): Promise<void> {
+    const state = await this.jobs.state(index);
+    if (state === 'there' || (state === 'failed' && again)) return;
+    if (state === 'failed') await this.jobs.remove(index);
+    const portable = items.map(portableItem);
+    while ((await this.jobs.waiting()) >= this.options.maxWaiting) {
+      await this.lookNowAndThen();
+      await sleep(SECOND / 10);
+    }
+    await this.jobs.add(index, portable);
+  }
+
+  /** Waits until all shards are there. @returns false where some have neither a record nor a job. */
+  private async settled(): Promise<boolean> {
+    for (;;) {
+      const before = await this.statesOfMissing();
+      await this.look();
+      const missing = before.filter(([index]) => !this.records.has(index));
+      if (missing.length === 0) return true;
+      if (missing.some(([, state]) => state === 'none')) return false;
+      if (missing.every(([, state]) => state === 'failed')) throw await this.failed(missing.map(([index]) => index));
+      await sleep(Math.max(SECOND / 4, this.nextLook - performance.now()));
+    }
+  }
+
+  private async statesOfMissing(): Promise<[index: number, state: 'none' | 'failed' | 'there'][]> {
+    const states: [number, 'none' | 'failed' | 'there'][] = [];
+    for (const index of this.ids.keys()) if (!this.records.has(index)) states.push([index, await this.jobs.state(index)]);
+    return states;
+  }
+
+  private async failed(missing: readonly number[]): Promise<UniFlowError> {
+    const reasons = [];
+    for (const index of missing.slice(0, 5)) reasons.push(`shard ${index}: ${await this.jobs.reason(index)}`);
+    const more = missing.length > 5 ? `; and ${missing.length - 5} more` : '';
+    return new UniFlowError(
+      'INTERNAL',
+      `${missing.length} of ${this.ids.length} shards failed: ${reasons.join('; ')}${more}. Run it again to try them again`,
+    );
+  }
+
+  private async lookNowAndThen(): Promise<void> {
+    throwIfAborted(this.options.signal);
+    if (performance.now() >= this.nextLook) await this.look();
+  }
+
+  /** Reads the records that are new. */
+  private async look(): Promise<void> {
+    throwIfAborted(this.options.signal);
+    const begin = performance.now();
+    for (const index of await committed(this.output)) {
+      if (this.records.has(index)) continue;
+      const record = await readRecord(this.output, index);
+      this.records.set(index, record);
+      this.done += record.items;
+      this.failures += record.failures.length;
+      record.failures.forEach((failure) => this.options.onFailure?.(failure));
+    }
+    const { maxFailures } = this.options;
+    if (this.failures > maxFailures)
+      throw new UniFlowError(
+        'BAD_INPUT',
+        `stopped: ${this.failures} pictures could not be read, and ${maxFailures} are allowed. Run it again to go on`,
+      );
+    this.workers = await this.jobs.workers();
+    const { done, failures, total, workers } = this;
+    this.options.onProgress?.({ done, before: this.before, failures, shards: this.records.size, total, workers });
+    this.nextLook = performance.now() + Math.max(SECOND, (performance.now() - begin) / LOOKING);
+  }
+
+  /** @throws {UniFlowError} where the shard was made of other pictures than the source has for it. */
+  private checkIds(index: number): void {
+    const record = this.records.get(index);
+    if (!record || record.ids === this.ids[index]) return;
+    const there = `${record.items}, '${record.firstId}' to '${record.lastId}'`;
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      `${this.output.name}: the pictures of shard ${index}`,
+      `those that it was made of (${there})`,
+      'others',
+    );
+  }
+
+  private async seal(): Promise<Manifest> {
+    const records = [...this.records.values()];
+    for (const { index } of records) this.checkIds(index);
+    if (records.every(({ count }) => count === 0))
+      throw new UniFlowError(
+        'BAD_INPUT',
+        `nothing is written: no picture could be read; ${this.failures > 0 ? `${this.failures} failed` : 'there is none'}`,
+      );
+    await tidy(this.output, records);
+    return seal(this.output, this.header, records);
+  }
+}
+
+/** Consecutive items with the hash of their ids. */
+async function* sections(source: AsyncIterable<Item>, size: number): AsyncGenerator<{ items: Item[]; ids: string }, void, undefined> {
+  let items: Item[] = [];
+  for await (const item of source) {
+    items.push(item);
+    if (items.length < size) continue;
+    yield { items, ids: await hashIds(items) };
+    items = [];
+  }
+  if (items.length > 0) yield { items, ids: await hashIds(items) };
+}
+
+async function hashIds(items: readonly Item[]): Promise<string> {
+  const census = new Census();
+  for (const passing = census.count(items); !(await passing.next()).done;);
+  return census.record().ids;
+}
+
+/** The item as another process finds it. @throws {UniFlowError} `UNSUPPORTED` where only this one can. */
+function portableItem({ id, image }: Item): Item {
+  if (typeof image === 'string') return { id, image: resolve(image) };
+  if (image instanceof URL && image.protocol === 'file:') return { id, image: fileURLToPath(image) };
+  if (typeof image === 'object' && !(image instanceof URL || image instanceof Uint8Array || 'data' in image)) {
+    if ('parquet' in image) return { id, image: { ...image, parquet: resolve(image.parquet) } };
+    if ('path' in image) return { id, image: { ...image, path: resolve(image.path) } };
+    if ('url' in image || 'error' in image) return { id, image };
+  }
+  throw new UniFlowError(
+    'UNSUPPORTED',
+    `${id} has no path or URL by which a worker could read it: a queue takes files, archives (.tar, .parquet) and URLs, but neither standard input nor IDX`,
+    { subject: id },
+  );
+}

@@ -1,0 +1,199 @@
+/** A worker: takes shards from the queue, whatever run they are of, and commits them to the run's output. */
+import { WaitingError, Worker, type Job } from 'bullmq';
+import type { Redis } from 'ioredis';
+import type { Server } from 'node:http';
+import { checkSameRun, headerOf, type Header } from '../batch/manifest.js';
+import { openOutput } from '../batch/open-output.js';
+import type { Output } from '../batch/output.js';
+import { ShardEncoder, type ShardRecord } from '../batch/shard.js';
+import { checkInteger, checkOptions } from '../check.js';
+import { UniFlowError } from '../errors.js';
+import type { FloatType } from '../native.js';
+import { embeddedName } from '../package.js';
+import { UniFlow } from '../uniflow.js';
+import { Attempt, isCommitted, readRun } from './commits.js';
+import { connect, QUEUE, type ShardJob } from './jobs.js';
+import { Metrics, urlOf } from './metrics.js';
+
+/** Of {@link startWorker}. */
+export interface WorkerOptions {
+  /** `redis://host:port/db`, or `rediss://`. */
+  queue: string;
+  /** Folder or name of the model. Default: what the run says. Its weights have to be the run's either way. */
+  model?: string | undefined;
+  revision?: string | undefined;
+  /** Shards under way at once: one is written while another is computed. Default 2. */
+  concurrency?: number | undefined;
+  /** Milliseconds after which a shard of a worker that died is given to another, twice that at most. Default 30,000. */
+  stall?: number | undefined;
+  /** Serves /metrics and /healthz. */
+  metrics?: { host?: string | undefined; port: number } | undefined;
+  /** Told of each shard that this worker has made. */
+  onShard?: ((record: ShardRecord, seconds: number) => void) | undefined;
+  /** Told of attempts that failed, and what the work waits for. */
+  onState?: ((text: string) => void) | undefined;
+}
+
+/** A worker that runs. */
+export interface ShardWorker {
+  /** Of its metrics, where they are served. */
+  readonly url: string | undefined;
+  /** Resolves when the worker is closed; rejects where it cannot do the work that is there: its model is another, the output out of reach. */
+  readonly ended: Promise<void>;
+  /** Takes no more shards, finishes those under way, and stops. */
+  close(): Promise<void>;
+}
+
+/** A run that the worker takes part in. */
+interface Run {
+  encoder: ShardEncoder;
+  output: Output;
+}
+
+/** Runs that are kept open. Their models are kept anyway. */
+const KEPT_RUNS = 4;
+/** A shard whose workers died so many times is failed: it may be what kills them. */
+const MAX_DEATHS = 10;
+
+/** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached. */
+export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
+  checkOptions(options);
+  const { queue, concurrency = 2, stall = 30_000, metrics } = options;
+  checkInteger('concurrency', concurrency, 1, 1024);
+  checkInteger('stall', stall, 100, 3_600_000);
+  const redis = await connect(queue, options.onState);
+  const tasks = new Tasks(redis, options, concurrency, stall);
+  try {
+    if (metrics) await tasks.serve(metrics.host ?? '127.0.0.1', metrics.port);
+  } catch (error) {
+    await tasks.close();
+    throw error;
+  }
+  return tasks;
+}
+
+class Tasks implements ShardWorker {
+  readonly ended: Promise<void>;
+  private end!: (error?: unknown) => void;
+  private closing: Promise<void> | undefined;
+  private readonly worker: Worker<ShardJob>;
+  private readonly runs = new Map<string, Promise<Run>>();
+  private readonly models = new Map<string, Promise<UniFlow>>();
+  private readonly metrics: Metrics;
+  private server: Server | undefined;
+  private active = 0;
+  private last: ShardEncoder | undefined;
+
+  constructor(
+    private readonly redis: Redis,
+    private readonly options: WorkerOptions,
+    concurrency: number,
+    stall: number,
+  ) {
+    this.ended = new Promise((resolve, reject) => (this.end = (error) => (error === undefined ? resolve() : reject(error))));
+    this.ended.catch(() => undefined); // who does not ask need not be told
+    this.metrics = new Metrics(
+      () => this.active,
+      () => this.last?.pipeline.meter.read(),
+    );
+    const intervals = { lockDuration: stall, stalledInterval: stall, maxStalledCount: MAX_DEATHS };
+    this.worker = new Worker<ShardJob>(QUEUE, (job, token) => this.take(job, token), { connection: redis, concurrency, ...intervals });
+    this.worker.on('error', () => undefined); // of the connection, which says so itself
+    this.worker.on('failed', (job, error) => {
+      this.metrics.ended('failed');
+      this.options.onState?.(`shard ${job?.data.index ?? '?'}, attempt ${job?.attemptsMade ?? '?'}: ${error.message}`);
+    });
+  }
+
+  get url(): string | undefined {
+    return this.server && urlOf(this.server);
+  }
+
+  async serve(host: string, port: number): Promise<void> {
+    this.server = await this.metrics.serve(host, port, () => this.redis.status === 'ready' && !this.closing);
+  }
+
+  close(error?: unknown): Promise<void> {
+    this.closing ??= this.stop().then(
+      () => this.end(error),
+      (failure: unknown) => this.end(error ?? failure),
+    );
+    return this.closing;
+  }
+
+  private async stop(): Promise<void> {
+    await this.worker.close();
+    this.redis.disconnect();
+    this.server?.close();
+    this.server?.closeAllConnections();
+    for (const model of this.models.values()) await (await model.catch(() => undefined))?.dispose();
+  }
+
+  private async take(job: Job<ShardJob>, token: string | undefined): Promise<void> {
+    let run: Run;
+    try {
+      run = await this.runOf(job.data);
+    } catch (error) {
+      await job.moveToWait(token); // for a worker that can; it is no failed attempt
+      void this.close(error);
+      throw new WaitingError();
+    }
+    this.active++;
+    try {
+      await this.make(job.data, run);
+    } finally {
+      this.active--;
+    }
+  }
+
+  private async make({ index, items }: ShardJob, { encoder, output }: Run): Promise<void> {
+    if (await isCommitted(output, index)) return this.metrics.ended('there');
+    const begin = performance.now();
+    const attempt = new Attempt(output);
+    const onCount = (images: number): void => this.metrics.computed(images);
+    const record = await encoder.encode(index, items, attempt, { onCount }).catch(async (error: unknown) => {
+      await attempt.drop().catch(() => undefined); // the planner removes what is left
+      throw error;
+    });
+    if (!(await attempt.commit(record))) return this.metrics.ended('there');
+    const seconds = (performance.now() - begin) / 1000;
+    this.metrics.made(record, seconds);
+    this.options.onShard?.(record, seconds);
+  }
+
+  private async runOf({ run, out }: ShardJob): Promise<Run> {
+    const found = this.runs.get(run) ?? this.openRun(out);
+    this.runs.delete(run);
+    this.runs.set(run, found);
+    for (const oldest of this.runs.keys()) {
+      if (this.runs.size <= KEPT_RUNS) break;
+      this.runs.delete(oldest);
+    }
+    const { encoder } = await found;
+    this.last = encoder;
+    return found;
+  }
+
+  /** @throws {UniFlowError} where this worker would make other shards than the run's. */
+  private async openRun(out: string): Promise<Run> {
+    const output = await openOutput(out);
+    const header = await readRun(output);
+    const { fit, size, store, format, batchSize, arrays, shardSize, model } = header;
+    const array = { latents: arrays.latents !== undefined, tokens: arrays.tokens !== undefined };
+    const options = { fit, size, store, format, batchSize, ...array, model: model.name };
+    const encoder = new ShardEncoder(await this.load(header), options);
+    checkSameRun(output.name, header, await headerOf(encoder, shardSize));
+    return { encoder, output };
+  }
+
+  private load({ model: { name, dtype } }: Header): Promise<UniFlow> {
+    const model = this.options.model ?? name;
+    if (model === '') throw UniFlowError.expected('BAD_INPUT', 'model', 'a model, for the run does not name one', 'none');
+    const key = `${model}\0${dtype}`;
+    const found =
+      this.models.get(key) ??
+      UniFlow.load(model === embeddedName ? undefined : model, { dtype: dtype as FloatType, revision: this.options.revision });
+    this.models.set(key, found);
+    return found;
+  }
+}
