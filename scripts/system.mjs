@@ -23,7 +23,10 @@ const needs = [
 ];
 /** What some commands need besides. */
 const needsOf = {
-  tests: [{ what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') }],
+  tests: [
+    { what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') },
+    { what: 'Redis', apt: 'redis-server', dnf: 'redis', brew: 'redis', there: () => has('redis-server') },
+  ],
   // elsewhere the four files can be had from its makers: --data
   fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],
 };

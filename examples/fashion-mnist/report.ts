@@ -63,8 +63,8 @@ All numbers are in [reproduction.json](reproduction.json); the code is in [examp
 A small vision transformer (${sizeOf(plan)}) learns to classify Fashion-MNIST: 70,000 real pictures of clothes, 28 x 28, Debian's
 \`dataset-fashion-mnist\`. It is the teacher, and the start of ${runs.length} tokenizers: five regimes with ${plan.seeds} seeds each, all with the same budget
 (${steps} steps of ${batch} pictures, the same learning rates, λ = ${plan.adaptation.lambdaDistillation}, Z = ${plan.adaptation.latentChannels}, K = ${plan.globalBlocks}), and others for the seams. Measured on the first ${pictures.test}
-pictures of the test set, decoded in one step; probes learn from the first ${pictures.probe} of the training set. Learning rates and λ had been chosen on
-pictures held out of the training set.
+pictures of the test set, decoded in one step; probes learn from the first ${pictures.probe} of the training set. Learning rates, λ and how times are
+drawn had been chosen on pictures held out of the training set, the same for all regimes.
 
 ## Claims
 
@@ -116,7 +116,7 @@ ${plan.samplingSteps
   )
   .join('\n')}
 
-Adaptive regime.
+Adaptive regime. Training draws its times near the noise (logit-normal, mean ${timeMean(plan)}), which favours few steps.
 `;
 }
 
@@ -138,6 +138,10 @@ const layersOf = ({ encoder }: Plan): number[] => Array.from({ length: encoder['
 
 function cosinesOf(runs: readonly RunResult[]): string[] {
   return (runs[0]?.layers ?? []).map((_, layer) => statistic(runs.map((run) => run.layers[layer] as number)).mean.toFixed(3));
+}
+
+function timeMean({ adaptation: { time } }: Plan): number {
+  return typeof time === 'object' ? time.mean : 0;
 }
 
 function sizeOf({ encoder }: Plan): string {

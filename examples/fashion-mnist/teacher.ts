@@ -88,7 +88,8 @@ export async function trainTeacher(data: Dataset, options: TeacherOptions): Prom
   };
   for await (const { pixels, labels, step: at } of loader) {
     classifier.encoder.encoder.invalidate();
-    onStep?.(at + 1, await step(pixels, labels, at));
+    const loss = await step(pixels, labels, at);
+    onStep?.(at + 1, loss);
     if (at + 1 === steps) break;
   }
   optimizer.finish({ average: false });

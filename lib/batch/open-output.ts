@@ -1,7 +1,5 @@
 /** Outputs by name. */
-import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { unwritable } from '../io/files.js';
 import { FolderOutput, type Output } from './output.js';
 
 /** Whether it names a place in a store of objects. */
@@ -10,14 +8,9 @@ export function isS3(out: string): boolean {
 }
 
 /**
- * The output that `out` names: `s3://bucket/prefix`, or a folder, which is made if it is missing.
- * @throws {UniFlowError} `BAD_INPUT` where it cannot be made, `NETWORK` where it cannot be reached.
+ * The output that `out` names: a folder, which is made when something is written to it, or `s3://bucket/prefix`.
+ * @throws {UniFlowError} `BAD_INPUT` where it is no such URL, `NETWORK` where the bucket cannot be reached.
  */
 export async function openOutput(out: string): Promise<Output> {
-  if (isS3(out)) return (await import('./s3-output.js')).S3Output.open(out);
-  const folder = resolve(out);
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw unwritable(folder, error);
-  });
-  return new FolderOutput(folder);
+  return isS3(out) ? (await import('./s3-output.js')).S3Output.open(out) : new FolderOutput(resolve(out));
 }

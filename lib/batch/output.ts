@@ -1,6 +1,6 @@
 /** Where results go, and are read from: a folder here; a store of objects can be another. */
 import { link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
-import { dirname, join, sep } from 'node:path';
+import { dirname, join, relative, sep } from 'node:path';
 import { unreadable } from '../data/files.js';
 import { removeTemporaries, replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
@@ -48,7 +48,9 @@ export class FolderOutput implements Output {
 
   async write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
     const path = this.pathOf(name);
-    await mkdir(dirname(path), { recursive: true });
+    await mkdir(dirname(path), { recursive: true }).catch((error: unknown) => {
+      throw unwritable(path, error);
+    });
     await replaceFile(path, async (file) => {
       for await (const chunk of chunks) await file.writeFile(chunk);
     });
@@ -96,9 +98,10 @@ export class FolderOutput implements Output {
   }
 
   async list(prefix: string): Promise<string[]> {
-    const names = await readdir(this.name, { recursive: true });
-    return names
-      .map((name) => name.replaceAll(sep, '/'))
+    const entries = await readdir(this.name, { recursive: true, withFileTypes: true });
+    return entries
+      .filter((entry) => entry.isFile())
+      .map((entry) => relative(this.name, join(entry.parentPath, entry.name)).replaceAll(sep, '/'))
       .filter((name) => name.startsWith(prefix))
       .sort();
   }

@@ -47,7 +47,7 @@ export class S3Output implements Output {
     const region = own && !AWS_REGION ? { region: 'us-east-1' } : {}; // which other stores do not ask for, but the SDK does
     const client = new S3Client({ forcePathStyle: own, maxAttempts: ATTEMPTS, ...region });
     const output = new S3Output(url, client, bucket, prefix && `${prefix}/`);
-    await output.send('the bucket', () => client.send(new HeadBucketCommand({ Bucket: bucket })));
+    await output.send('', () => client.send(new HeadBucketCommand({ Bucket: bucket })));
     return output;
   }
 
@@ -69,7 +69,7 @@ export class S3Output implements Output {
   }
 
   async move(from: string, to: string): Promise<void> {
-    const source = `${this.bucket}/${encodeURIComponent(this.prefix + from)}`;
+    const source = [this.bucket, ...(this.prefix + from).split('/')].map(encodeURIComponent).join('/');
     await this.send(to, () => this.client.send(new CopyObjectCommand({ ...this.keyOf(to), CopySource: source })));
     await this.remove(from);
   }
@@ -136,10 +136,10 @@ export class S3Output implements Output {
     const subject = this.urlOf(name);
     if (statusOf(cause) === 404) return UniFlowError.expected('NOT_FOUND', subject, 'an object', 'none', cause);
     const { name: kind, message } = cause as Error;
-    return new UniFlowError('NETWORK', `${subject}: ${[kind, message].filter((text) => text && text !== 'Error').join(': ')}`, {
-      subject,
-      cause,
-    });
+    const why = [kind === 'Unknown' ? `HTTP ${statusOf(cause)}` : kind, message].filter(
+      (text) => !['', 'Error', 'UnknownError'].includes(text),
+    );
+    return new UniFlowError('NETWORK', `${subject}: ${why.join(': ')}`, { subject, cause });
   }
 }
 

@@ -79,6 +79,11 @@ export async function isCommitted(output: Output, index: number): Promise<boolea
   return commit !== undefined;
 }
 
+/** Whether the shard is committed, whatever has become of its files since. */
+export async function isRecorded(output: Output, index: number): Promise<boolean> {
+  return (await output.size(recordOf(index))) !== undefined;
+}
+
 /** Indices of the shards that are committed. */
 export async function committed(output: Output): Promise<number[]> {
   const names = await output.list(RECORDS);

@@ -107,7 +107,7 @@ export class Jobs {
 
   /** Jobs of all runs that no worker has begun. */
   async waiting(): Promise<number> {
-    return this.queue.getJobCountByTypes('waiting', 'delayed');
+    return this.queue.getWaitingCount();
   }
 
   async workers(): Promise<number> {

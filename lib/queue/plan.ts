@@ -1,9 +1,10 @@
 /** A run on many machines, as its planner sees it: shards go out as jobs, and are sealed when all are in the output. */
+import type { Redis } from 'ioredis';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { checkInteger, checkOptions } from '../check.js';
-import { throwIfAborted, UniFlowError } from '../errors.js';
+import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 import type { UniFlow } from '../uniflow.js';
 import { headerOf, readManifest, checkSameRun, seal, type Header, type Manifest } from '../batch/manifest.js';
 import { isS3, openOutput } from '../batch/open-output.js';
@@ -12,10 +13,10 @@ import type { Item } from '../batch/picture.js';
 import type { RunOptions } from '../batch/run.js';
 import { Census, ShardEncoder, type ShardRecord } from '../batch/shard.js';
 import { unique } from '../batch/source.js';
-import { beginRun, committed, readRecord, tidy } from './commits.js';
+import { beginRun, committed, isRecorded, readRecord, tidy } from './commits.js';
 import { connect, Jobs, runId } from './jobs.js';
 
-/** Of {@link encodeOnWorkers}. */
+/** Of encodeOnWorkers. */
 export interface QueueOptions extends Omit<RunOptions, 'onProgress'> {
   /** `redis://host:port/db`, or `rediss://`. */
   queue: string;
@@ -53,55 +54,57 @@ export interface QueueResult {
   planned: number;
 }
 
+type Items = AsyncIterable<Item> | Iterable<Item>;
+
 const SECOND = 1_000;
 /** Looking at the output takes at most this share of the time. */
 const LOOKING = 0.1;
 
-/**
- * Has the pictures of a source encoded by workers on as many machines as there are, into the shards and the manifest that encodeToShards
- * makes. Workers read the pictures by their paths or URLs, which have to be the same for them. It may be stopped and called again at any time.
- *
- * @throws {UniFlowError} as encodeToShards; `NETWORK` where Redis cannot be reached; `UNSUPPORTED` for pictures that have no path or URL;
- * `INTERNAL` where shards failed on all attempts: calling it again tries them again.
- */
-export async function encodeOnWorkers(
-  uniflow: UniFlow,
-  source: AsyncIterable<Item> | Iterable<Item>,
-  out: string,
-  options: QueueOptions,
-): Promise<QueueResult> {
+/** See index.ts. */
+export async function encodeOnWorkers(uniflow: UniFlow, source: Items, out: string, options: QueueOptions): Promise<QueueResult> {
   checkOptions(options);
   const { shardSize = 1024, maxFailures = Infinity, maxWaiting = 64, attempts = 5 } = options;
   checkInteger('shardSize', shardSize, 1, 2 ** 20);
   checkInteger('maxWaiting', maxWaiting, 1, 1e6);
   checkInteger('attempts', attempts, 1, 1000);
   if (maxFailures !== Infinity) checkInteger('maxFailures', maxFailures, 0, Number.MAX_SAFE_INTEGER);
+  throwIfAborted(options.signal);
   const encoder = new ShardEncoder(uniflow, options);
   const redis = await connect(options.queue, options.onState);
-  const stop = (): void => redis.disconnect(); // which ends what waits for it
-  options.signal?.addEventListener('abort', stop);
+  const ended = new AbortController();
+  const abortion = new Promise<never>((_, reject) => {
+    const { signal } = options;
+    signal?.addEventListener('abort', () => reject(aborted(signal)), { signal: ended.signal });
+  });
   try {
-    const where = isS3(out) ? out : resolve(out);
-    const output = await openOutput(where);
-    const header = await headerOf(encoder, shardSize);
-    const sealed = await readManifest(output);
-    if (sealed) {
-      checkSameRun(output.name, sealed.header, header);
-      return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length };
-    }
-    await beginRun(output, header);
-    const jobs = new Jobs(redis, runId(where, header), where, attempts);
-    try {
-      return await new Planner(header, source, output, jobs, { ...options, shardSize, maxFailures, maxWaiting }).run();
-    } finally {
-      await jobs.close();
-    }
-  } catch (error) {
-    throwIfAborted(options.signal);
-    throw error;
+    // What waits for a connection that is lost cannot be ended, but need not be waited for.
+    return await Promise.race([
+      planned(redis, encoder, source, out, { ...options, shardSize, maxFailures, maxWaiting, attempts }),
+      abortion,
+    ]);
   } finally {
-    options.signal?.removeEventListener('abort', stop);
+    ended.abort();
     redis.disconnect();
+  }
+}
+
+type Settings = QueueOptions & { shardSize: number; maxFailures: number; maxWaiting: number; attempts: number };
+
+async function planned(redis: Redis, encoder: ShardEncoder, source: Items, out: string, settings: Settings): Promise<QueueResult> {
+  const where = isS3(out) ? out : resolve(out);
+  const output = await openOutput(where);
+  const header = await headerOf(encoder, settings.shardSize);
+  const sealed = await readManifest(output);
+  if (sealed) {
+    checkSameRun(output.name, sealed.header, header);
+    return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length };
+  }
+  await beginRun(output, header);
+  const jobs = new Jobs(redis, runId(where, header), where, settings.attempts);
+  try {
+    return await new Planner(header, source, output, jobs, settings).run();
+  } finally {
+    await jobs.close();
   }
 }
 
@@ -118,10 +121,10 @@ class Planner {
 
   constructor(
     private readonly header: Header,
-    private readonly source: AsyncIterable<Item> | Iterable<Item>,
+    private readonly source: Items,
     private readonly output: Output,
     private readonly jobs: Jobs,
-    private readonly options: QueueOptions & { shardSize: number; maxFailures: number; maxWaiting: number },
+    private readonly options: Settings,
   ) {}
 
   async run(): Promise<QueueResult> {
@@ -160,6 +163,7 @@ class Planner {
   private async offer(index: number, items: Item[], again: boolean): Promise<void> {
     const state = await this.jobs.state(index);
     if (state === 'there' || (state === 'failed' && again)) return;
+    if (state === 'none' && (await isRecorded(this.output, index))) return; // since the last look
     if (state === 'failed') await this.jobs.remove(index);
     const portable = items.map(portableItem);
     while ((await this.jobs.waiting()) >= this.options.maxWaiting) {

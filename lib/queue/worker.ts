@@ -1,5 +1,5 @@
 /** A worker: takes shards from the queue, whatever run they are of, and commits them to the run's output. */
-import { WaitingError, Worker, type Job } from 'bullmq';
+import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
 import type { Server } from 'node:http';
 import { checkSameRun, headerOf, type Header } from '../batch/manifest.js';
@@ -38,7 +38,7 @@ export interface WorkerOptions {
 export interface ShardWorker {
   /** Of its metrics, where they are served. */
   readonly url: string | undefined;
-  /** Resolves when the worker is closed; rejects where it cannot do the work that is there: its model is another, the output out of reach. */
+  /** Resolves when the worker is closed; rejects where its model is not that of the work that is there. */
   readonly ended: Promise<void>;
   /** Takes no more shards, finishes those under way, and stops. */
   close(): Promise<void>;
@@ -54,6 +54,8 @@ interface Run {
 const KEPT_RUNS = 4;
 /** A shard whose workers died so many times is failed: it may be what kills them. */
 const MAX_DEATHS = 10;
+/** Milliseconds before a shard is offered again that a worker could not begin. */
+const PUT_BACK = 10_000;
 
 /** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached. */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
@@ -72,9 +74,17 @@ export async function startWorker(options: WorkerOptions): Promise<ShardWorker> 
   return tasks;
 }
 
+/** The output of a run is not to be seen from here: not mounted, not allowed, or not there any more. */
+class OutOfReach extends Error {}
+
+async function openHeader(out: string): Promise<{ output: Output; header: Header }> {
+  const output = await openOutput(out);
+  return { output, header: await readRun(output) };
+}
+
 class Tasks implements ShardWorker {
   readonly ended: Promise<void>;
-  private end!: (error?: unknown) => void;
+  private end!: (error?: Error) => void;
   private closing: Promise<void> | undefined;
   private readonly worker: Worker<ShardJob>;
   private readonly runs = new Map<string, Promise<Run>>();
@@ -90,7 +100,9 @@ class Tasks implements ShardWorker {
     concurrency: number,
     stall: number,
   ) {
-    this.ended = new Promise((resolve, reject) => (this.end = (error) => (error === undefined ? resolve() : reject(error))));
+    this.ended = new Promise((resolve, reject) => {
+      this.end = (error) => (error ? reject(error) : resolve());
+    });
     this.ended.catch(() => undefined); // who does not ask need not be told
     this.metrics = new Metrics(
       () => this.active,
@@ -98,7 +110,9 @@ class Tasks implements ShardWorker {
     );
     const intervals = { lockDuration: stall, stalledInterval: stall, maxStalledCount: MAX_DEATHS };
     this.worker = new Worker<ShardJob>(QUEUE, (job, token) => this.take(job, token), { connection: redis, concurrency, ...intervals });
-    this.worker.on('error', () => undefined); // of the connection, which says so itself
+    this.worker.on('error', (error) => {
+      if (this.redis.status === 'ready') this.options.onState?.(error.message); // a connection that is lost says so itself
+    });
     this.worker.on('failed', (job, error) => {
       this.metrics.ended('failed');
       this.options.onState?.(`shard ${job?.data.index ?? '?'}, attempt ${job?.attemptsMade ?? '?'}: ${error.message}`);
@@ -113,10 +127,10 @@ class Tasks implements ShardWorker {
     this.server = await this.metrics.serve(host, port, () => this.redis.status === 'ready' && !this.closing);
   }
 
-  close(error?: unknown): Promise<void> {
+  close(error?: Error): Promise<void> {
     this.closing ??= this.stop().then(
       () => this.end(error),
-      (failure: unknown) => this.end(error ?? failure),
+      (failure: Error) => this.end(error ?? failure),
     );
     return this.closing;
   }
@@ -134,9 +148,7 @@ class Tasks implements ShardWorker {
     try {
       run = await this.runOf(job.data);
     } catch (error) {
-      await job.moveToWait(token); // for a worker that can; it is no failed attempt
-      void this.close(error);
-      throw new WaitingError();
+      throw await this.giveBack(job, token, error as Error);
     }
     this.active++;
     try {
@@ -144,6 +156,18 @@ class Tasks implements ShardWorker {
     } finally {
       this.active--;
     }
+  }
+
+  /** Leaves the job to workers that can do it; it is no failed attempt. @returns what BullMQ wants thrown. */
+  private async giveBack(job: Job<ShardJob>, token: string | undefined, error: Error): Promise<Error> {
+    if (error instanceof OutOfReach) {
+      this.options.onState?.(`shard ${job.data.index} is put back: ${error.message}`);
+      await job.moveToDelayed(Date.now() + PUT_BACK, token);
+      return new DelayedError();
+    }
+    await job.moveToWait(token);
+    void this.close(error);
+    return new WaitingError();
   }
 
   private async make({ index, items }: ShardJob, { encoder, output }: Run): Promise<void> {
@@ -165,6 +189,7 @@ class Tasks implements ShardWorker {
     const found = this.runs.get(run) ?? this.openRun(out);
     this.runs.delete(run);
     this.runs.set(run, found);
+    found.catch(() => this.runs.delete(run));
     for (const oldest of this.runs.keys()) {
       if (this.runs.size <= KEPT_RUNS) break;
       this.runs.delete(oldest);
@@ -176,8 +201,9 @@ class Tasks implements ShardWorker {
 
   /** @throws {UniFlowError} where this worker would make other shards than the run's. */
   private async openRun(out: string): Promise<Run> {
-    const output = await openOutput(out);
-    const header = await readRun(output);
+    const { output, header } = await openHeader(out).catch((error: Error) => {
+      throw new OutOfReach(error.message, { cause: error });
+    });
     const { fit, size, store, format, batchSize, arrays, shardSize, model } = header;
     const array = { latents: arrays.latents !== undefined, tokens: arrays.tokens !== undefined };
     const options = { fit, size, store, format, batchSize, ...array, model: model.name };

@@ -1,0 +1,640 @@
+/** Batch encoding on many machines: workers in processes of their own, a real Redis, a real S3 server, and all of them killed. */
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from '@jest/globals';
+// @ts-expect-error it comes without types
+import Server3 from '@20minutes/s3rver';
+import { parquetWriteBuffer } from 'hyparquet-writer';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer, type Server, type ServerResponse } from 'node:http';
+import { createServer as createSocket, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import sharp from 'sharp';
+import { create } from 'tar';
+import {
+  encodeOnWorkers,
+  encodeToShards,
+  openOutput,
+  openShards,
+  openSource,
+  startWorker,
+  UniFlow,
+  UniFlowError,
+  type Item,
+  type Output,
+  type ShardRecord,
+  type QueueOptions,
+  type QueueResult,
+  type ShardWorker,
+} from '../lib/index.js';
+import { Attempt, isCommitted, readRecord, tidy } from '../lib/queue/commits.js';
+import { connect } from '../lib/queue/jobs.js';
+import { startCommand, type CommandRun } from './support.js';
+
+const S3rver = Server3 as new (options: object) => { run(): Promise<AddressInfo>; close(): Promise<void> };
+
+const BUSY = 120_000; // the machine may have other work
+
+let dir: string;
+let uniflow: UniFlow;
+let redis: RedisServer;
+let web: Pictures;
+let bucket: InstanceType<typeof S3rver>;
+const inDir = (...parts: string[]): string => join(dir, ...parts);
+
+async function until(what: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await what())) await sleep(20);
+}
+
+async function freePort(): Promise<number> {
+  const socket = createSocket().listen(0, '127.0.0.1');
+  await once(socket, 'listening');
+  const { port } = socket.address() as AddressInfo;
+  socket.close();
+  return port;
+}
+
+/** Debian's redis-server with its append-only file, which it has again after a kill. */
+class RedisServer {
+  private child: ChildProcess | undefined;
+  private constructor(
+    private readonly port: number,
+    private readonly folder: string,
+  ) {}
+
+  static async start(folder: string): Promise<RedisServer> {
+    await mkdir(folder);
+    const server = new RedisServer(await freePort(), folder);
+    await server.start();
+    return server;
+  }
+
+  get url(): string {
+    return `redis://127.0.0.1:${this.port}`;
+  }
+
+  async start(): Promise<void> {
+    const options = { port: this.port, bind: '127.0.0.1', dir: this.folder, appendonly: 'yes', appendfsync: 'always', save: '' };
+    this.child = spawn(
+      'redis-server',
+      Object.entries(options).flatMap(([name, value]) => [`--${name}`, String(value)]),
+      { stdio: 'ignore' },
+    );
+    for (;;) {
+      const client = await connect(this.url).catch(() => undefined);
+      client?.disconnect();
+      if (client) return;
+      await sleep(50);
+    }
+  }
+
+  async kill(): Promise<void> {
+    const ended = once(this.child!, 'exit');
+    this.child!.kill('SIGKILL');
+    await ended;
+  }
+
+  async command(...words: [string, ...string[]]): Promise<unknown> {
+    const client = await connect(this.url);
+    try {
+      return await client.call(...words);
+    } finally {
+      client.disconnect();
+    }
+  }
+
+  /** Jobs in a state. */
+  async count(state: 'wait' | 'active' | 'failed'): Promise<number> {
+    return (await this.command(state === 'failed' ? 'ZCARD' : 'LLEN', `bull:uniflow:${state}`)) as number;
+  }
+}
+
+/** Pictures over HTTP. Some are broken. It answers all requests up to one, and holds the others back until it is opened. */
+class Pictures {
+  private readonly server: Server;
+  private readonly held: (() => void)[] = [];
+  private limit = Infinity;
+  requests = 0;
+
+  constructor(private readonly photos: Buffer[]) {
+    this.server = createServer((request, response) => {
+      const answer = (): void => this.answer(Number(/\d+/.exec(request.url!)![0]), response);
+      if (++this.requests > this.limit) this.held.push(answer);
+      else answer();
+    }).listen(0, '127.0.0.1');
+  }
+
+  items(count: number): Item[] {
+    const { port } = this.server.address() as AddressInfo;
+    return Array.from({ length: count }, (_, i) => ({ id: `picture ${i}`, image: { url: `http://127.0.0.1:${port}/${i}` } }));
+  }
+
+  holdAfter(requests: number): void {
+    this.requests = 0;
+    this.limit = requests;
+  }
+
+  get holds(): number {
+    return this.held.length;
+  }
+
+  open(): void {
+    this.limit = Infinity;
+    for (const answer of this.held.splice(0)) answer();
+  }
+
+  close(): void {
+    this.server.closeAllConnections();
+    this.server.close();
+  }
+
+  private answer(i: number, response: ServerResponse): void {
+    if (i % 50 === 7) response.writeHead(404).end();
+    else response.end(i % 50 === 19 ? 'no picture' : this.photos[i % this.photos.length]);
+  }
+}
+
+function photo(width: number, height: number, seed: number): Promise<Buffer> {
+  const data = Buffer.alloc(width * height * 3);
+  for (let i = 0; i < data.length; i++) data[i] = (((i % (3 * width)) * (seed + 2)) / 9 + (i / width) * 3 + 40 * seed) & 255;
+  return sharp(data, { raw: { width, height, channels: 3 } })
+    .jpeg()
+    .toBuffer();
+}
+
+const shape = { shardSize: 8, batchSize: 4 };
+const COUNT = 240;
+const SHARDS = COUNT / shape.shardSize;
+
+const plan = (
+  folder: string,
+  source: Iterable<Item> | AsyncIterable<Item> = web.items(COUNT),
+  options: Partial<QueueOptions> = {},
+): Promise<QueueResult> =>
+  encodeOnWorkers(uniflow, source, folder.startsWith('s3:') ? folder : inDir(folder), {
+    ...shape,
+    model: inDir('model'),
+    queue: redis.url,
+    ...options,
+  });
+
+/** What a run is, less what only says how it went. */
+async function contents(output: Output): Promise<Record<string, string>> {
+  const found: Record<string, string> = {};
+  for (const name of await output.list(''))
+    if (!/^(run\.json|manifest\.jsonl|records|staging)/.test(name))
+      found[name] = createHash('sha256')
+        .update(await output.read(name))
+        .digest('hex');
+  return found;
+}
+
+/** The run is the one that a single machine makes of the same pictures, and nothing else is left. @returns the folder of that one. */
+async function expectSameAsLocal(
+  folder: string,
+  source: () => Iterable<Item> | AsyncIterable<Item> = () => web.items(COUNT),
+): Promise<string> {
+  const local = inDir(`local-${createHash('sha1').update(String(source)).digest('hex').slice(0, 8)}`);
+  await encodeToShards(uniflow, source(), local, { ...shape, model: inDir('model') });
+  const output = await openOutput(folder.startsWith('s3:') ? folder : inDir(folder));
+  expect(await contents(output)).toEqual(await contents(await openOutput(local)));
+  expect(await output.list('staging/')).toEqual([]);
+  return local;
+}
+
+async function failure(work: Promise<unknown>): Promise<UniFlowError> {
+  const error: unknown = await work.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  );
+  expect(error).toBeInstanceOf(UniFlowError);
+  return error as UniFlowError;
+}
+
+/** `uniflow worker` in a process of its own. */
+class WorkerProcess {
+  static readonly all: WorkerProcess[] = [];
+  readonly child: ChildProcess;
+  readonly ended: Promise<CommandRun>;
+
+  constructor(...args: string[]) {
+    const all = ['worker', '--queue', redis.url, '--stall', '1', '--metrics-port', '0', '--json', ...args];
+    ({ child: this.child, ended: this.ended } = startCommand(all, { OMP_NUM_THREADS: '1' }));
+    WorkerProcess.all.push(this);
+  }
+
+  static async start(...args: string[]): Promise<WorkerProcess & { url: string }> {
+    const worker = new WorkerProcess(...args);
+    let text = '';
+    for await (const chunk of worker.child.stdout!) if ((text += String(chunk)).includes('\n')) break;
+    return Object.assign(worker, { url: (JSON.parse(text) as { metrics: string }).metrics });
+  }
+
+  async kill(signal: NodeJS.Signals): Promise<CommandRun> {
+    this.child.kill(signal);
+    return this.ended;
+  }
+}
+
+/** Numbers of a worker by name. */
+async function metricsOf(worker: { url: string | undefined }): Promise<Record<string, number>> {
+  const text = await (await fetch(`${worker.url}/metrics`)).text();
+  return Object.fromEntries([...text.matchAll(/^(\w+(?:\{.*\})?) (\S+)$/gm)].map(([, name, value]) => [name, Number(value)]));
+}
+const shardsOf = async (worker: { url: string | undefined }, outcome: string): Promise<number> =>
+  (await metricsOf(worker))[`uniflow_worker_shards_total{outcome="${outcome}"}`]!;
+
+/** A worker in this process. */
+let here: ShardWorker | undefined;
+const workHere = async (): Promise<ShardWorker> => (here = await startWorker({ queue: redis.url, stall: 1000, metrics: { port: 0 } }));
+
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'uniflow-queue-'));
+  uniflow = UniFlow.random('nano');
+  await uniflow.save(inDir('model'));
+  web = new Pictures(await Promise.all(Array.from({ length: 12 }, (_, i) => photo(48 + 8 * (i % 3), 64, i))));
+  redis = await RedisServer.start(inDir('redis'));
+  bucket = new S3rver({
+    port: 0,
+    address: '127.0.0.1',
+    silent: true,
+    allowMismatchedSignatures: true, // of requests for the bucket itself: it leaves out the slash at the end
+    directory: inDir('s3'),
+    configureBuckets: [{ name: 'bucket', configs: [] }],
+  });
+  const url = `http://127.0.0.1:${(await bucket.run()).port}`;
+  Object.assign(process.env, { AWS_ACCESS_KEY_ID: 'S3RVER', AWS_SECRET_ACCESS_KEY: 'S3RVER', AWS_ENDPOINT_URL: url });
+}, BUSY);
+beforeEach(async () => {
+  await redis.command('FLUSHALL');
+});
+afterEach(async () => {
+  web.open();
+  await here?.close();
+  here = undefined;
+  for (const worker of WorkerProcess.all.splice(0)) await worker.kill('SIGKILL');
+}, BUSY);
+afterAll(async () => {
+  web.close();
+  await bucket.close();
+  await redis.kill();
+  await uniflow.dispose();
+  await rm(dir, { recursive: true, force: true });
+});
+
+describe('two workers', () => {
+  test(
+    'make what one machine makes, though one of them and Redis are killed',
+    async () => {
+      const [first] = await Promise.all([WorkerProcess.start(), WorkerProcess.start()]);
+      web.holdAfter(60);
+      const states: string[] = [];
+      const progress: number[] = [];
+      const planned = plan('killed', web.items(COUNT), {
+        onState: (text) => states.push(text),
+        onProgress: ({ workers }) => progress.push(workers),
+      });
+      await until(() => web.holds >= 24); // shards of both workers are under way
+      await first.kill('SIGKILL');
+      await redis.kill();
+      await sleep(500);
+      await redis.start();
+      web.open();
+      const { manifest, before } = await planned;
+      expect([manifest!.count, manifest!.failures, manifest!.shards.length, before]).toEqual([230, 10, SHARDS, 0]);
+      expect(Math.max(...progress)).toBeGreaterThan(0);
+      expect(states[0]).toMatch(/connection is lost/);
+      await expectSameAsLocal('killed');
+
+      const ids = [...(await readFile(inDir('killed', 'failures.jsonl'), 'utf8')).matchAll(/"id":"(.*?)"/g)].map(([, id]) => id);
+      for await (const { id } of await openShards(inDir('killed'))) ids.push(id);
+      expect(ids.sort()).toEqual(
+        web
+          .items(COUNT)
+          .map(({ id }) => id)
+          .sort(),
+      );
+    },
+    BUSY,
+  );
+
+  test(
+    'on one shard leave one: a worker that was believed dead comes too late',
+    async () => {
+      const slow = await WorkerProcess.start('--concurrency', '1');
+      web.holdAfter(0);
+      const planned = plan('late', web.items(8));
+      await until(() => web.holds === 8);
+      slow.child.kill('SIGSTOP');
+      const other = await workHere();
+      await until(() => web.holds === 16); // the same shard
+      web.open();
+      const { manifest } = await planned;
+      expect(manifest!.shards).toHaveLength(1);
+      const there = await contents(await openOutput(inDir('late')));
+      expect(await shardsOf(other, 'made')).toBe(1);
+      slow.child.kill('SIGCONT');
+      await until(async () => (await shardsOf(slow, 'there')) === 1);
+      expect(await contents(await openOutput(inDir('late')))).toEqual(there);
+      expect(await (await openOutput(inDir('late'))).list('staging/')).toEqual([]);
+    },
+    BUSY,
+  );
+});
+
+describe('a worker', () => {
+  test(
+    'that is told to stop finishes its shards; what waits goes on waiting',
+    async () => {
+      const worker = await WorkerProcess.start();
+      web.holdAfter(20);
+      const stop = new AbortController();
+      const planned = plan('drained', web.items(COUNT), { signal: stop.signal });
+      await until(() => web.holds > 8);
+      const ended = worker.kill('SIGTERM');
+      await sleep(300);
+      web.open();
+      const { code, stderr } = await ended;
+      expect([code, stderr]).toEqual([0, '']);
+      expect([await redis.count('active'), await redis.count('failed')]).toEqual([0, 0]);
+      const made = (await (await openOutput(inDir('drained'))).list('records/')).length;
+      expect(made).toBeGreaterThan(0);
+      expect(made + (await redis.count('wait'))).toBe(SHARDS);
+      stop.abort();
+      expect((await failure(planned)).code).toBe('ABORTED');
+    },
+    BUSY,
+  );
+
+  test(
+    'with another model leaves the work to others',
+    async () => {
+      const other = UniFlow.random('nano', { seed: 1 });
+      await other.save(inDir('other'));
+      await other.dispose();
+      const stop = new AbortController();
+      const planned = plan('model', web.items(8), { signal: stop.signal });
+      await until(async () => (await redis.count('wait')) === 1);
+      const worker = await startWorker({ queue: redis.url, model: inDir('other') });
+      const { code, message } = await failure(worker.ended);
+      expect(code).toBe('BAD_INPUT');
+      expect(message).toMatch(/model\.sha256/);
+      expect([await redis.count('wait'), await redis.count('failed')]).toEqual([1, 0]);
+      stop.abort();
+      await failure(planned);
+    },
+    BUSY,
+  );
+
+  test(
+    'that does not see the output puts the work back',
+    async () => {
+      await plan('gone', web.items(8), { detach: true });
+      await rm(inDir('gone'), { recursive: true });
+      const states: string[] = [];
+      here = await startWorker({ queue: redis.url, onState: (text) => states.push(text) });
+      await until(() => states.length > 0);
+      expect(states[0]).toMatch(/^shard 0 is put back: .*gone\/run\.json/);
+      await until(async () => (await redis.command('ZCARD', 'bull:uniflow:delayed')) === 1);
+      expect(await redis.count('failed')).toBe(0);
+      await expect(openOutput(inDir('gone')).then((output) => output.size('run.json'))).resolves.toBeUndefined();
+    },
+    BUSY,
+  );
+
+  test('says how it is', async () => {
+    const worker = await workHere();
+    await plan('metrics', web.items(20));
+    const metrics = await metricsOf(worker);
+    expect(metrics).toMatchObject({
+      'uniflow_worker_shards_total{outcome="made"}': 3,
+      'uniflow_worker_shards_total{outcome="failed"}': 0,
+      uniflow_worker_images_total: 18,
+      uniflow_worker_unreadable_total: 2,
+      uniflow_worker_shard_seconds_count: 3,
+      uniflow_worker_shards_active: 0,
+    });
+    expect(metrics['process_resident_memory_bytes']).toBeGreaterThan(1e7);
+    expect(metrics['uniflow_worker_stage_utilisation{stage="compute"}']).toBeGreaterThan(0);
+    expect((await fetch(`${worker.url}/healthz`)).status).toBe(200);
+    await redis.kill();
+    await until(async () => (await fetch(`${worker.url}/healthz`)).status === 503);
+    await redis.start();
+    await until(async () => (await fetch(`${worker.url}/healthz`)).status === 200);
+  });
+});
+
+describe.each(['folder', 's3'])('a commit in a %s', (kind) => {
+  const record = (content: string): ShardRecord => ({
+    index: 3,
+    files: [{ name: 'shard-000003.npy', bytes: content.length, sha256: '' }],
+    ...{ count: 1, items: 1, firstId: content, lastId: content, ids: content, statistics: null, failures: [] },
+  });
+  const attempt = async (output: Output, content: string): Promise<Attempt> => {
+    const one = new Attempt(output);
+    await one.write('shard-000003.npy', [Buffer.from(content)]);
+    return one;
+  };
+  const open = (name: string): Promise<Output> => openOutput(kind === 's3' ? `s3://bucket/commits-${name}` : inDir(`commits-${name}`));
+
+  test('is made once, whatever comes later or at the same time', async () => {
+    const output = await open('once');
+    const contents = ['one', 'another', 'a third', 'a fourth'];
+    const attempts = await Promise.all(contents.map((content) => attempt(output, content)));
+    const first = await attempts[0]!.commit(record('one'));
+    const others = await Promise.all([1, 2, 3].map((i) => attempts[i]!.commit(record(contents[i]!))));
+    expect([first, ...others]).toEqual([true, false, false, false]);
+    expect(String(await output.read('shard-000003.npy'))).toBe('one');
+    expect(await readRecord(output, 3)).toEqual(record('one'));
+    expect(await output.list('staging/')).toEqual([]);
+  });
+
+  test('that was cut short is completed by who comes next; what was not committed is removed', async () => {
+    const output = await open('short');
+    const [cut, dead] = [await attempt(output, 'mine'), await attempt(output, 'never committed')];
+    const move = jest.spyOn(output, 'move').mockRejectedValue(new Error('killed'));
+    await expect(cut.commit(record('mine'))).rejects.toThrow('killed');
+    move.mockRestore();
+    expect(await output.size('shard-000003.npy')).toBeUndefined();
+    expect(await dead.commit(record('never committed'))).toBe(false);
+    await attempt(output, 'of a worker that died');
+    await tidy(output, [record('mine')]);
+    expect(await output.list('')).toEqual(['records/shard-000003.json', 'shard-000003.npy']);
+    expect(String(await output.read('shard-000003.npy'))).toBe('mine');
+    expect(await isCommitted(output, 3)).toBe(true);
+    expect(await isCommitted(output, 4)).toBe(false);
+  });
+});
+
+describe('the planner', () => {
+  test(
+    'that is killed goes on, detached or not, and adds nothing twice',
+    async () => {
+      const list = inDir('list.jsonl');
+      await writeFile(
+        list,
+        web
+          .items(COUNT)
+          .map(({ id, image }) => JSON.stringify({ id, ...(image as { url: string }) }))
+          .join('\n'),
+      );
+      const options = ['--shard-size', '8', '--batch', '4', '-m', inDir('model'), '--queue', redis.url];
+      const command = (...more: string[]) =>
+        startCommand(['encode', list, '-o', inDir('planner'), ...options, ...more], { OMP_NUM_THREADS: '1' });
+      const killed = command('--max-waiting', '10');
+      await until(async () => (await redis.count('wait')) === 10);
+      await sleep(200);
+      expect(await redis.count('wait')).toBe(10); // no more than that
+      killed.child.kill('SIGKILL');
+      const { code, stdout } = await command('--detach').ended;
+      expect([code, stdout]).toEqual([0, expect.stringMatching(/^30 shards of .* planned/)]);
+      expect(await redis.count('wait')).toBe(SHARDS);
+      const worker = await workHere();
+      const sealed = await command('--json').ended;
+      expect(sealed.code).toBe(1); // some pictures are broken
+      expect(JSON.parse(sealed.stdout)).toMatchObject({ images: 230, failures: 10, shards: SHARDS, complete: false });
+      expect(await shardsOf(worker, 'made')).toBe(SHARDS);
+      expect(await shardsOf(worker, 'there')).toBe(0);
+      await expectSameAsLocal('planner');
+      expect(await plan('planner')).toMatchObject({ complete: true, before: COUNT });
+    },
+    BUSY,
+  );
+
+  test('plans again what Redis has lost', async () => {
+    web.holdAfter(20);
+    await workHere();
+    const states: string[] = [];
+    const planned = plan('lost', web.items(COUNT), { onState: (text) => states.push(text) });
+    await until(() => web.holds > 8);
+    await until(async () => (await redis.count('wait')) > 20);
+    await redis.command('FLUSHALL');
+    web.open();
+    await planned;
+    expect(states).toContainEqual(expect.stringMatching(/planned again/));
+    await expectSameAsLocal('lost');
+  });
+
+  test('can be stopped while it waits for Redis', async () => {
+    const stop = new AbortController();
+    const states: string[] = [];
+    const planned = plan('waiting', web.items(8), { signal: stop.signal, onState: (text) => states.push(text) });
+    await until(async () => (await redis.count('wait')) === 1);
+    await redis.kill();
+    await until(() => states.length > 0);
+    stop.abort();
+    expect((await failure(planned)).code).toBe('ABORTED');
+    await redis.start();
+  });
+
+  test('says which shards failed, and tries them again when it is called again', async () => {
+    await workHere();
+    await mkdir(inDir('failing'));
+    await writeFile(inDir('failing', 'staging'), 'in the way');
+    const { code, message } = await failure(plan('failing', web.items(20), { attempts: 2 }));
+    expect(code).toBe('INTERNAL');
+    expect(message).toMatch(/^3 of 3 shards failed: shard 0: .*staging.*; .*Run it again/);
+    await rm(inDir('failing', 'staging'));
+    expect((await plan('failing', web.items(20))).manifest!.shards).toHaveLength(3);
+  });
+
+  test('takes members of archives; refuses what has no path, and other pictures or options than those of the run', async () => {
+    await mkdir(inDir('members'));
+    for (const name of ['a', 'b', 'c']) await writeFile(inDir('members', `${name}.jpg`), await photo(50, 40, name.charCodeAt(0)));
+    await create({ cwd: inDir('members'), file: inDir('members.tar') }, ['a.jpg', 'b.jpg', 'c.jpg']);
+    const image = [await photo(40, 40, 1), await photo(40, 40, 2)];
+    await writeFile(
+      inDir('rows.parquet'),
+      Buffer.from(parquetWriteBuffer({ columnData: [{ name: 'image', data: image, type: 'BYTE_ARRAY' }] })),
+    );
+    const archives = () => openSource([inDir('members.tar'), inDir('rows.parquet'), inDir('members')]);
+    await workHere();
+    expect((await plan('archives', archives())).manifest!.count).toBe(8);
+    await expectSameAsLocal('archives', archives);
+
+    const pixels: Item = { id: 'in memory', image: await photo(8, 8, 0) };
+    expect(await failure(plan('memory', [pixels]))).toMatchObject({ code: 'UNSUPPORTED', subject: 'in memory' });
+    expect((await failure(plan('archives', archives(), { store: 'float16' }))).message).toMatch(/another run; they differ in store/);
+    const stop = new AbortController();
+    await plan('changed', web.items(16), { detach: true });
+    await until(async () => (await (await openOutput(inDir('changed'))).list('records/')).length === 2);
+    const reversed = plan('changed', web.items(16).reverse(), { signal: stop.signal });
+    expect((await failure(reversed)).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
+  });
+
+  test('is loaded when it is used: the library alone brings neither BullMQ nor the SDK of S3', async () => {
+    const script = `await import('./lib/index.ts'); console.log(JSON.stringify(Object.keys(require.cache)))`;
+    const child = spawn(process.execPath, ['--import', 'tsx', '-e', `(async () => { ${script} })()`], {
+      env: { ...process.env, NODE_OPTIONS: '' },
+    });
+    let [stdout, stderr] = ['', ''];
+    child.stdout.on('data', (data) => (stdout += String(data)));
+    child.stderr.on('data', (data) => (stderr += String(data)));
+    await once(child, 'close');
+    expect(stderr).toBe('');
+    expect((JSON.parse(stdout) as string[]).filter((path) => /node_modules\/(bullmq|ioredis|@aws-sdk)/.test(path))).toEqual([]);
+  });
+
+  test('says at once that there is no Redis, and shows no password', async () => {
+    const begin = performance.now();
+    const queue = `redis://user:secret@127.0.0.1:${await freePort()}/2`;
+    const { code, message } = await failure(plan('unreachable', [], { queue }));
+    expect(code).toBe('NETWORK');
+    expect(message).toMatch(/^redis:\/\/127\.0\.0\.1:\d+\/2 cannot be reached: .*ECONNREFUSED/);
+    expect((await failure(startWorker({ queue }))).code).toBe('NETWORK');
+    expect(performance.now() - begin).toBeLessThan(10_000);
+    expect(await failure(startWorker({ queue: 'localhost:6379' }))).toMatchObject({ code: 'BAD_INPUT', subject: 'queue' });
+  });
+
+  test.each([
+    [['-', '-o', 'latents', '--queue', 'redis://x'], 2, /standard input cannot be read by workers/],
+    [['photos', '-o', 's3://bucket/latents'], 2, /takes --queue/],
+    [['photos', '-o', 'latents', '--detach'], 2, /--detach is for runs with --queue/],
+    [['photos', '-o', 'latents.npy', '--queue', 'redis://x'], 2, /--queue is for shards/],
+  ])(
+    'refuses %j',
+    async (args, code, message) => {
+      const run = await startCommand(['encode', ...args]).ended;
+      expect(run.code).toBe(code);
+      expect(run.stderr).toMatch(message);
+    },
+    BUSY,
+  );
+});
+
+describe('S3', () => {
+  test(
+    'a run in a bucket is the run in a folder, and is read from there',
+    async () => {
+      const worker = await WorkerProcess.start();
+      const { manifest } = await plan('s3://bucket/runs/1');
+      expect(manifest!.count).toBe(230);
+      expect(await shardsOf(worker, 'made')).toBe(SHARDS);
+      const local = await openShards(await expectSameAsLocal('s3://bucket/runs/1'));
+      const shards = await openShards(await openOutput('s3://bucket/runs/1'));
+      await shards.verify();
+      expect(await shards.get('picture 100')).toEqual(await local.get('picture 100'));
+    },
+    BUSY,
+  );
+
+  test('objects: parts, ranges, names; nothing is replaced that is to be created', async () => {
+    const output = await openOutput('s3://bucket/objects');
+    const large = randomBytes(40 * 2 ** 20);
+    await output.write('large', [large.subarray(0, 9), large.subarray(9)]);
+    expect((await output.read('large')).equals(large)).toBe(true);
+    expect((await output.read('large', { begin: 20_000_000, end: 20_000_100 })).equals(large.subarray(20_000_000, 20_000_100))).toBe(true);
+    expect(await output.create('a/one', [Buffer.from('first')])).toBe(true);
+    expect(await output.create('a/one', [Buffer.from('second')])).toBe(false);
+    await output.move('a/one', 'b/two + a space');
+    expect(String(await output.read('b/two + a space'))).toBe('first');
+    expect([await output.size('a/one'), await output.size('large')]).toEqual([undefined, large.length]);
+    expect(await output.list('')).toEqual(['b/two + a space', 'large']);
+    await output.remove('large');
+    expect(await failure(output.read('large'))).toMatchObject({ code: 'NOT_FOUND', subject: 's3://bucket/objects/large' });
+    expect((await failure(openOutput('s3://missing/x'))).message).toMatch(/s3:\/\/missing/);
+  });
+});
