@@ -9,7 +9,10 @@ import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { borderRatio, seams } from '../examples/fashion-mnist/seams.js';
+import { PLAN } from '../examples/fashion-mnist/plan.js';
 import type { Results } from '../examples/fashion-mnist/reproduce.js';
+import { trainTeacher } from '../examples/fashion-mnist/teacher.js';
+import { openDataset } from '../lib/data/dataset.js';
 import { photos } from './support.js';
 
 describe('seams', () => {
@@ -49,6 +52,14 @@ describe('the command, on cuttings of photographs', () => {
     await reproduce();
   }, 120_000);
   afterAll(() => rm(folder, { recursive: true, force: true }));
+
+  test('trains the teacher', async () => {
+    const data = await openDataset(join(folder, 'train-images-idx3-ubyte.gz'));
+    const teacher = await trainTeacher(data, { encoder: PLAN.encoder, classes: 6, steps: 80, batch: 48, lr: 4e-3, warmup: 10, seed: 0 });
+    expect(await teacher.accuracy(data)).toBeGreaterThan(0.5); // chance: 0.17
+    await teacher.dispose();
+    await data.close();
+  });
 
   test('measures every regime', async () => {
     const { runs } = await results();
