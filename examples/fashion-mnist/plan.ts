@@ -27,7 +27,7 @@ export const PLAN: Plan = {
     ...{ model_type: 'intern_vit_6b', image_size: 28, patch_size: PATCH },
     ...{ hidden_size: 64, intermediate_size: 256, num_attention_heads: 4, num_hidden_layers: 4 },
   },
-  teacher: { steps: 5000, batch: 64, lr: 5e-3, warmup: 100, seed: 0 },
+  teacher: { steps: 4000, batch: 64, lr: 4e-3, warmup: 100, seed: 0 },
   adaptation: {
     ...{ latentChannels: 8, flowBlocks: 3, dtype: 'bfloat16' },
     ...{ steps: 1200, batch: 16, lr: 1e-2, encoderLr: 1e-3, warmup: 50, ema: 0.99, lambdaDistillation: 0.1 },

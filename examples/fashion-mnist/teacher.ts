@@ -1,5 +1,4 @@
 /** The teacher: a small vision transformer, trained to classify. */
-import type { NdArray } from 'ndarray';
 import type { Dataset } from '../../lib/data/dataset.js';
 import { batches } from '../../lib/data/loader.js';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
@@ -21,7 +20,6 @@ export interface TeacherOptions {
   lr: number;
   warmup: number;
   seed: number;
-  onStep?: (step: number, loss: number) => void;
 }
 
 /** An encoder, and a linear layer on the mean of its patch tokens. */
@@ -70,27 +68,19 @@ export class Classifier {
 
 /** Trains a classifier with cross-entropy and AdamW. The caller disposes of it. */
 export async function trainTeacher(data: Dataset, options: TeacherOptions): Promise<Classifier> {
-  const { steps, batch, lr, warmup, seed, onStep } = options;
+  const { steps, batch, lr, warmup, seed } = options;
   const classifier = new Classifier(options);
   const parameters = [...classifier.encoder.parameters, ...classifier.source.parameters];
   const optimizer = new AdamW([{ parameters, lr }], {}, 'bfloat16');
-  const loader = batches(data, { batchSize: batch, size: classifier.size, scale: [1, 1], seed });
-  const step = async (pixels: NdArray, labels: Int32Array | undefined, at: number): Promise<number> => {
-    const loss = tidy(() => {
+  for await (const { pixels, labels, step } of batches(data, { batchSize: batch, size: classifier.size, scale: [1, 1], seed })) {
+    classifier.encoder.encoder.invalidate();
+    tidy(() => {
       const tape = new Tape(optimizer.tensors);
       const { loss } = tape.record(() => crossEntropy(classifier.logits(Tensor.from(pixels)), labelsOf(labels)));
-      optimizer.step(tape.backward([{ loss, scale: 1 }]), at + 1, learningRate(at, { steps, warmup }));
-      return loss;
+      optimizer.step(tape.backward([{ loss, scale: 1 }]), step + 1, learningRate(step, { steps, warmup }));
     });
-    const value = (await loss.read()).get(0);
-    loss.dispose();
-    return value;
-  };
-  for await (const { pixels, labels, step: at } of loader) {
-    classifier.encoder.encoder.invalidate();
-    const loss = await step(pixels, labels, at);
-    onStep?.(at + 1, loss);
-    if (at + 1 === steps) break;
+    await native.synchronize();
+    if (step + 1 === steps) break;
   }
   optimizer.finish({ average: false });
   classifier.encoder.encoder.invalidate();
