@@ -1,9 +1,12 @@
 /** Where this package is, and what it ships. */
+import { readFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 /** The package's folder, from `lib/` (tests) as from `dist/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+export const packageVersion = (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version;
 
 /**
  * The folder of the tokenizer that comes with the package: a small one for colour photographs, trained from photographs in Debian's wallpaper

@@ -20,18 +20,10 @@ import { mergeMoments, momentsOf, type Moments } from '../lib/batch/moments.js';
 import { readPicture } from '../lib/batch/picture.js';
 import { Pipeline } from '../lib/batch/pipeline.js';
 import { fromStored, toStored } from '../lib/batch/store.js';
-import {
-  encodeToShards,
-  openShards,
-  openSource,
-  UniFlow,
-  UniFlowError,
-  type Item,
-  type RunOptions,
-  type ShardSample,
-} from '../lib/index.js';
+import { encodeToShards, openShards, openSource, UniFlow, type Item, type RunOptions, type ShardSample } from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
 import { readNpy } from '../lib/io/npy.js';
+import { failure } from './support.js';
 import { Compiled } from './fixtures/child.js';
 
 let dir: string;
@@ -86,15 +78,6 @@ async function samplesOf(folder: string): Promise<ShardSample[]> {
   const samples: ShardSample[] = [];
   for await (const sample of await openShards(folder)) samples.push(sample);
   return samples;
-}
-
-async function failure(work: Promise<unknown>): Promise<UniFlowError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  expect(error).toBeInstanceOf(UniFlowError);
-  return error as UniFlowError;
 }
 
 /** sha256 by name of all that a run leaves, but for the order in which it went. */

@@ -22,7 +22,6 @@ import {
   openSource,
   startWorker,
   UniFlow,
-  UniFlowError,
   type Item,
   type Output,
   type ShardRecord,
@@ -32,7 +31,7 @@ import {
 } from '../lib/index.js';
 import { Attempt, isCommitted, readRecord, tidy } from '../lib/queue/commits.js';
 import { connect } from '../lib/queue/jobs.js';
-import { startCommand, type CommandRun } from './support.js';
+import { failure, startCommand, type CommandRun } from './support.js';
 
 const S3rver = Server3 as new (options: object) => { run(): Promise<AddressInfo>; close(): Promise<void> };
 
@@ -203,15 +202,6 @@ async function expectSameAsLocal(
   expect(await contents(output)).toEqual(await contents(await openOutput(local)));
   expect(await output.list('staging/')).toEqual([]);
   return local;
-}
-
-async function failure(work: Promise<unknown>): Promise<UniFlowError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  expect(error).toBeInstanceOf(UniFlowError);
-  return error as UniFlowError;
 }
 
 /** `uniflow worker` in a process of its own. */

@@ -4,6 +4,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { UniFlowError } from '../lib/errors.js';
 import { native } from '../lib/native.js';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
@@ -64,4 +65,14 @@ export function startCommand(args: readonly string[], env: NodeJS.ProcessEnv = {
   child.stdout.on('data', (text) => (run.stdout += String(text)));
   child.stderr.on('data', (text) => (run.stderr += String(text)));
   return { child, ended: new Promise((resolve) => child.on('close', (code) => resolve({ ...run, code }))) };
+}
+
+/** The UniFlowError that `work` rejects with. */
+export async function failure(work: Promise<unknown>): Promise<UniFlowError> {
+  const error: unknown = await work.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  );
+  expect(error).toBeInstanceOf(UniFlowError);
+  return error as UniFlowError;
 }

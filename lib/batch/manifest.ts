@@ -1,11 +1,9 @@
 /** What a run is, which of its shards are there, and the seal on a run that is complete. */
 import { createHash } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { valueBytes } from '../io/checkpoint.js';
 import { safetensorsHeader } from '../io/files.js';
-import { packageRoot } from '../package.js';
+import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import type { Fit } from './fit.js';
 import type { ArrayName } from './formats/format.js';
@@ -53,10 +51,9 @@ export interface Manifest {
 /** Hashes the weights, which takes a while for a large model. */
 export async function headerOf(encoder: ShardEncoder, shardSize: number): Promise<Header> {
   const { uniflow, pipeline, arrays, store, format, model: name } = encoder;
-  const { version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string };
   const { fit, size, patch } = pipeline.target;
   return {
-    ...{ schema: 1, version },
+    ...{ schema: 1, version: packageVersion },
     model: { name, sha256: await hashModel(uniflow), dtype: uniflow.dtype },
     arrays: Object.fromEntries(arrays.map((array) => [array, encoder.widthOf(array)])),
     ...{ store, format, fit, size, patch, batchSize: pipeline.batchSize, shardSize },
@@ -161,11 +158,8 @@ function statisticsFile(
   { sha256, header: { model } }: Manifest,
   { count, mean, variance }: NonNullable<Manifest['statistics']>,
 ): Uint8Array[] {
-  const bytes = 8 * mean.length;
-  const head = safetensorsHeader({
-    __metadata__: { count: String(count), data: sha256, model: model.sha256 },
-    mean: { dtype: 'F64', shape: [mean.length], data_offsets: [0, bytes] },
-    variance: { dtype: 'F64', shape: [mean.length], data_offsets: [bytes, 2 * bytes] },
-  });
+  const vector = { dtype: 'F64', shape: [mean.length] } as const;
+  const entries = [['mean', vector] as const, ['variance', vector] as const];
+  const head = safetensorsHeader(entries, { count: String(count), data: sha256, model: model.sha256 });
   return [head, new Uint8Array(Float64Array.from([...mean, ...variance]).buffer)];
 }

@@ -3,13 +3,14 @@ import ndarray from 'ndarray';
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { valueBytes } from '../io/checkpoint.js';
+import type { SafetensorsEntry } from '../io/files.js';
 import { Tensor } from '../tensor.js';
 
 /** How latents and tokens are stored. */
 export type StoreType = 'float32' | 'float16' | 'bfloat16';
 
 /** Bytes of an element, and what the formats call it. NumPy has no bfloat16: there, its bits are uint16. */
-export const STORE: Record<StoreType, { bytes: 2 | 4; safetensors: string; npy: '<f4' | '<f2' | '<u2' }> = {
+export const STORE: Record<StoreType, { bytes: 2 | 4; safetensors: SafetensorsEntry['dtype']; npy: '<f4' | '<f2' | '<u2' }> = {
   float32: { bytes: 4, safetensors: 'F32', npy: '<f4' },
   float16: { bytes: 2, safetensors: 'F16', npy: '<f2' },
   bfloat16: { bytes: 2, safetensors: 'BF16', npy: '<u2' },

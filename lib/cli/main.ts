@@ -1,10 +1,10 @@
 #!/usr/bin/env node
 /** The command line: exit codes, errors and signals. The commands are in commands.ts. */
 import { Command, CommanderError } from 'commander';
-import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { inspect } from 'node:util';
 import { UniFlowError } from '../errors.js';
+import { packageVersion } from '../package.js';
 import { addCommands } from './commands.js';
 
 const FAILED = 1;
@@ -48,10 +48,9 @@ function interruption(): { signal: AbortSignal; exitCode: () => number | undefin
 }
 
 function buildProgram(signal: AbortSignal): Command {
-  const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string };
   const program = new Command('uniflow')
     .description('The UniFlow visual tokenizer: pictures to latents, and back.')
-    .version(version)
+    .version(packageVersion)
     .option('--verbose', 'print where an error comes from (as UNIFLOW_DEBUG=1 does)')
     .configureHelp({ showGlobalOptions: true })
     .configureOutput({ outputError: (text, write) => write(`uniflow: ${oneLine(text.replace(/^error: /, ''))}\n`) })

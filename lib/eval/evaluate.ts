@@ -16,6 +16,7 @@ import { checkBatchSize } from '../gather.js';
 import { checkSize } from '../io/input.js';
 import { imageQuality, sliceTokens } from '../ops.js';
 import { cancellable, tidy, type Grid, type Tensor } from '../tensor.js';
+import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
 import { checkComparable, type FeatureSet } from './feature-set.js';
@@ -23,7 +24,7 @@ import { FeatureTable, flat, imagesOf, meanOfTokens } from './features.js';
 import { fid } from './fid.js';
 import { KNN_DEFAULTS, knnAccuracy } from './knn.js';
 import { checkTeacher, layerDistances } from './layers.js';
-import { parametersPin, version, type DataPin, type SamplingPin } from './pins.js';
+import { parametersPin, type DataPin, type SamplingPin } from './pins.js';
 import { linearProbe, PROBE_DEFAULTS } from './probe.js';
 
 /**
@@ -89,7 +90,7 @@ class Run {
     const { data, train, teacher, latentPool = 'mean', origin = {} } = this.options;
     const { seed } = this.sampling;
     return {
-      ...{ version, model: origin.model ?? (await parametersPin(this.uniflow.parameters)), dtype: this.uniflow.dtype },
+      ...{ version: packageVersion, model: origin.model ?? (await parametersPin(this.uniflow.parameters)), dtype: this.uniflow.dtype },
       ...(teacher ? { teacher: origin.teacher ?? (await parametersPin(teacher.parameters)) } : {}),
       data: await this.dataPin('data', data, origin.data),
       ...(train ? { train: await this.dataPin('train', train, origin.train) } : {}),
@@ -112,7 +113,8 @@ class Run {
   private sides({ model, dtype, data }: EvaluationPins): { reference: Side; reconstructions: Side } | undefined {
     const { features, reference } = this.options;
     if (!features) return undefined;
-    const pins = 'extract' in features ? { extractor: features.pin, data, crop: 'center', size: this.size, version } : undefined;
+    const pins =
+      'extract' in features ? { extractor: features.pin, data, crop: 'center', size: this.size, version: packageVersion } : undefined;
     const reconstructions: Side = pins
       ? { pins: { ...pins, reconstruction: { model, dtype, sampling: this.sampling } } }
       : (features as FeatureSet);

@@ -1,12 +1,11 @@
 /** What pins an evaluation: the same pins, the same numbers. */
 import { createHash } from 'node:crypto';
-import { createReadStream, readFileSync } from 'node:fs';
+import { createReadStream } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
-import { native } from '../native.js';
-import { packageRoot } from '../package.js';
+import { valueBytes } from '../io/checkpoint.js';
 import type { Parameter } from '../parameters.js';
 
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
@@ -44,9 +43,6 @@ export const featurePins = z.object({
 });
 export type FeaturePins = z.infer<typeof featurePins>;
 
-/** This library's version. */
-export const version = (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version;
-
 /** Hash of a file, as `sha256sum` prints it; of several, one behind the other. */
 export async function fileHash(...paths: readonly string[]): Promise<string> {
   const hash = createHash('sha256');
@@ -71,11 +67,9 @@ export async function weightsOf(name: string, folder: string): Promise<WeightsPi
 export async function parametersPin(parameters: readonly Parameter[]): Promise<WeightsPin> {
   const hash = createHash('sha256');
   for (const { tensor, parts } of parameters) {
-    const values = native.parameterBytes(tensor.handle, 'float32');
-    const bytes = new Uint8Array(values.shape[0] as number);
-    await values.read(bytes);
-    values.dispose();
-    hash.update(`${parts.map(({ name, shape }) => `${name} [${shape.join()}]`).join()}\n`).update(bytes);
+    hash
+      .update(`${parts.map(({ name, shape }) => `${name} [${shape.join()}]`).join()}\n`)
+      .update(await valueBytes(tensor.handle, 'float32'));
   }
   return { name: 'in memory', sha256: hash.digest('hex') };
 }

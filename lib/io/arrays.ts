@@ -55,15 +55,11 @@ export class ArraySpool {
 
   /** All arrays, in a file that appears complete or not at all. */
   async writeSafetensors(path: string, metadata: Record<string, string>): Promise<void> {
-    const header: Record<string, unknown> = { __metadata__: metadata };
-    let end = 0;
-    for (const [name, { type, rows, row }] of this.arrays) {
-      const begin = end;
-      end += row.reduce((a, b) => a * b, rows * type.bytes);
-      header[name] = { dtype: type.safetensors, shape: [rows, ...row], data_offsets: [begin, end] };
-    }
+    const entries = [...this.arrays].map(
+      ([name, { type, rows, row }]) => [name, { dtype: type.safetensors, shape: [rows, ...row] }] as const,
+    );
     await replaceFile(path, async (file) => {
-      await file.writeFile(safetensorsHeader(header));
+      await file.writeFile(safetensorsHeader(entries, metadata));
       for (const array of this.arrays.values()) await copy(array.file, file);
     });
   }

@@ -177,18 +177,12 @@ const storedType = ({ matrix }: Parameter, dtype: FloatType): FloatType => (matr
 const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
 async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType, signal?: AbortSignal): Promise<void> {
-  const header: Record<string, unknown> = { __metadata__: { format: 'pt' } };
-  let offset = 0;
-  for (const parameter of parameters) {
-    const stored = STORED[storedType(parameter, dtype)];
-    for (const { name, shape, absent } of parameter.parts) {
-      if (absent) continue;
-      const bytes = elements(shape) * stored.bytes;
-      header[name] = { dtype: stored.name, shape, data_offsets: [offset, offset + bytes] };
-      offset += bytes;
-    }
-  }
-  await file.writeFile(safetensorsHeader(header));
+  const entries = parameters.flatMap((parameter) => {
+    const { name: type } = STORED[storedType(parameter, dtype)];
+    const stored = parameter.parts.filter(({ absent }) => !absent);
+    return stored.map(({ name, shape }) => [name, { dtype: type, shape }] as const);
+  });
+  await file.writeFile(safetensorsHeader(entries, { format: 'pt' }));
   for (const parameter of parameters) {
     throwIfAborted(signal);
     const type = storedType(parameter, dtype);

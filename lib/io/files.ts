@@ -67,8 +67,23 @@ async function refuseFolder(path: string): Promise<void> {
   if (there?.isDirectory()) throw new Error(`${path} is a folder`);
 }
 
-/** A safetensors header with its length in front, padded so that the elements are aligned. */
-export function safetensorsHeader(header: Record<string, unknown>): Buffer {
+/** Bytes of an element of each type that we store. */
+const ELEMENT_BYTES = { F64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, U8: 1 } as const;
+
+export interface SafetensorsEntry {
+  dtype: keyof typeof ELEMENT_BYTES;
+  shape: readonly number[];
+}
+
+/** The head of a safetensors file whose tensors follow each other in this order: length and JSON, padded so that the elements are aligned. */
+export function safetensorsHeader(tensors: Iterable<readonly [name: string, SafetensorsEntry]>, metadata: Record<string, string>): Buffer {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let end = 0;
+  for (const [name, { dtype, shape }] of tensors) {
+    const begin = end;
+    end += shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
+    header[name] = { dtype, shape, data_offsets: [begin, end] };
+  }
   const json = Buffer.from(JSON.stringify(header));
   const padding = Buffer.alloc((8 - (json.length % 8)) % 8, ' ');
   const length = Buffer.alloc(8);

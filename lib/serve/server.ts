@@ -3,12 +3,10 @@ import accepts from '@fastify/accepts';
 import multipart from '@fastify/multipart';
 import { fastify, type FastifyInstance, type FastifyRequest } from 'fastify';
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
-import { packageRoot } from '../package.js';
+import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import { SAFETENSORS_TYPE } from './answers.js';
 import { Batcher } from './batcher.js';
@@ -46,7 +44,7 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
   observe(app, metrics);
   guard(app, settings, stopping);
   addRoutes(app, uniflow, settings, traffic, batcher);
-  await addPages(app, settings, metrics, () => !stopping.now && !traffic.full());
+  addPages(app, settings, metrics, () => !stopping.now && !traffic.full());
 
   await app.listen({ host: settings.host, port: settings.port });
   const { address, port, family } = app.server.address() as AddressInfo;
@@ -128,9 +126,8 @@ function hasToken(request: FastifyRequest, token: string): boolean {
   return timingSafeEqual(digest(given), digest(token));
 }
 
-async function addPages(app: FastifyInstance, settings: Settings, metrics: Metrics, ready: () => boolean): Promise<void> {
-  const { version } = JSON.parse(await readFile(join(packageRoot, 'package.json'), 'utf8')) as { version: string };
-  const document = openApi(settings, version);
+function addPages(app: FastifyInstance, settings: Settings, metrics: Metrics, ready: () => boolean): void {
+  const document = openApi(settings, packageVersion);
   app.get('/openapi.json', () => document);
   app.get('/metrics', async (_, reply) => reply.type(metrics.contentType).send(await metrics.text()));
   app.get('/healthz', (_, reply) => reply.type('text/plain').send('ok\n'));

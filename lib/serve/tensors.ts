@@ -52,14 +52,8 @@ export function safetensorsFile(
   arrays: Readonly<Record<string, { rows: readonly Float32Array[]; row: readonly number[] }>>,
   metadata: Record<string, string>,
 ): Buffer {
-  const header: Record<string, unknown> = { __metadata__: metadata };
-  let end = 0;
-  for (const [name, { rows, row }] of Object.entries(arrays)) {
-    const begin = end;
-    end += row.reduce((a, b) => a * b, 4 * rows.length);
-    header[name] = { dtype: 'F32', shape: [rows.length, ...row], data_offsets: [begin, end] };
-  }
-  return Buffer.concat([safetensorsHeader(header), ...Object.values(arrays).flatMap(({ rows }) => rows.map(bytesOf))]);
+  const entries = Object.entries(arrays).map(([name, { rows, row }]) => [name, { dtype: 'F32', shape: [rows.length, ...row] }] as const);
+  return Buffer.concat([safetensorsHeader(entries, metadata), ...Object.values(arrays).flatMap(({ rows }) => rows.map(bytesOf))]);
 }
 
 /** The latents of such a file. @throws UniFlowError `BAD_INPUT` naming `subject`. */

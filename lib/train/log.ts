@@ -4,6 +4,7 @@ import { open, writeFile, type FileHandle } from 'node:fs/promises';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { replaceFile, unwritable } from '../io/files.js';
+import type { StepResult } from './trainer.js';
 
 /** What happened in a run. `loss`, `flow`, `distillation`, `gradNorm` and the rest may be NaN or infinite. */
 export type LogEntry =
@@ -16,21 +17,7 @@ export type LogEntry =
       machine: { cpu: string; threads: number; kernels: string; node: string };
     }
   | { event: 'resume'; time: string; step: number }
-  | {
-      event: 'step';
-      step: number;
-      epoch: number;
-      loss: number;
-      flow: number;
-      distillation: number;
-      /** Misalignment and weight of each layer, shallow to deep; empty without distillation. */
-      alpha: number[];
-      weight: number[];
-      gradNorm: number;
-      lr: number;
-      imagesPerSecond: number;
-      skipped: boolean;
-    }
+  | (StepResult & { event: 'step'; step: number; epoch: number; lr: number; imagesPerSecond: number })
   | { event: 'validation'; step: number; psnr: number; ssim: number; flow?: number; distillation?: number }
   | { event: 'checkpoint'; step: number; path: string }
   | { event: 'end'; time: string; step: number; reason: 'done' | 'interrupted' | 'early-stop' | 'failed'; message?: string };

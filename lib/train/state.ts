@@ -15,14 +15,9 @@ const FORMAT = 'uniflow-training-1';
 export async function saveState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<void> {
   const { tensors, position } = trainer.state();
   const metadata = { format: FORMAT, position: JSON.stringify(position), pins: JSON.stringify(pins) };
-  const header: Record<string, unknown> = { __metadata__: metadata };
-  let offset = 0;
-  for (const [name, { shape }] of tensors) {
-    const bytes = 4 * shape.reduce((a, b) => a * b, 1);
-    header[name] = { dtype: 'F32', shape, data_offsets: [offset, (offset += bytes)] };
-  }
+  const entries = [...tensors].map(([name, { shape }]) => [name, { dtype: 'F32', shape }] as const);
   await replaceFile(path, async (file) => {
-    await file.writeFile(safetensorsHeader(header));
+    await file.writeFile(safetensorsHeader(entries, metadata));
     for (const tensor of tensors.values()) await file.writeFile(await valueBytes(tensor, 'float32'));
   });
 }

@@ -2,7 +2,7 @@
  * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z] or with grids of their own [T,Z], and `grids` int32 [n,2], the rows and columns of
  * each picture. The metadata are those of `uniflow encode`: `uniflow decode` takes a shard.
  */
-import { safetensorsHeader } from '../../io/files.js';
+import { safetensorsHeader, type SafetensorsEntry } from '../../io/files.js';
 import { STORE } from '../store.js';
 import { shapeOf, type Format, type ShardContent } from './format.js';
 
@@ -30,16 +30,12 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { arrays, pictures, store, offsets, uniform, model } = content;
   const grids = Int32Array.from(pictures.flatMap(({ grid }) => [grid.rows, grid.cols]));
   const { bytes, safetensors: dtype } = STORE[store];
-  const header: Record<string, unknown> = { __metadata__: metadataOf() };
-  let end = 0;
-  const enter = (name: string, type: string, shape: number[], size: number): void => {
-    header[name] = { dtype: type, shape, data_offsets: [end, end + size] } satisfies Entry;
-    end += size;
-  };
   const sizes = arrays.map(({ width }) => (offsets.at(-1) as number) * width * bytes);
-  enter('grids', 'I32', [pictures.length, 2], grids.byteLength); // in front, so that what follows is aligned
-  arrays.forEach((array, i) => enter(array.name, dtype, shapeOf(array, content), sizes[i] as number));
-  yield safetensorsHeader(header);
+  const entries: [string, SafetensorsEntry][] = [
+    ['grids', { dtype: 'I32', shape: [pictures.length, 2] }], // in front, so that what follows is aligned
+    ...arrays.map((array): [string, SafetensorsEntry] => [array.name, { dtype, shape: shapeOf(array, content) }]),
+  ];
+  yield safetensorsHeader(entries, metadataOf());
   yield new Uint8Array(grids.buffer);
   for (const [i, { rows }] of arrays.entries()) yield* rows.chunks(sizes[i] as number);
 
