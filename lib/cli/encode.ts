@@ -3,6 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { ArraySpool } from '../io/arrays.js';
+import { embeddedName } from '../package.js';
 import type { Grid } from '../tensor.js';
 import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } from './encode-shards.js';
 import { latentFormat, writeLatents } from './latents.js';
@@ -41,7 +42,7 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
     });
     if (outcome.images === 0)
       throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
-    const files = await writeLatents(options.out, spool, { ids, grid, model: options.model as string });
+    const files = await writeLatents(options.out, spool, { ids, grid, model: options.model ?? embeddedName });
     const shape = spool.shape('latents');
     if (options.json) printJson({ files, shape, grid, ...outcome });
     else
