@@ -1,4 +1,5 @@
 /** The pixel flow of four pictures at the official size: noise, every step through the velocity field, pixels. Compute-bound. */
+import { onCpu } from '../lib/device.js';
 import { Decoder } from '../lib/decoder/decoder.js';
 import { timeGrid } from '../lib/decoder/schedule.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
@@ -19,7 +20,7 @@ function row(name: string, dtype: FloatType, { steps = 1, guidance = 1 }: { step
     ...{ family: 'flow', name, shape: `${BATCH}x${PATCHES}x${width}`, dtype, images: BATCH },
     cost: flowCost({ patches: BATCH * PATCHES, width, patch, blocks: flowBlocks, steps, guided: guidance !== 1, dtype }),
     setup: (make) => {
-      const source = new RandomSource(dtype, 1);
+      const source = new RandomSource(onCpu(dtype), 1);
       const decoder = new Decoder({ ...config.decoder, globalBlocks: 0 }, source, nativeNormalisation(config));
       for (const { tensor } of source.parameters) make.keep(tensor.handle);
       const condition = new Tensor(make.tensor([BATCH, PATCHES, width], dtype));

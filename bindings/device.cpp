@@ -1,9 +1,8 @@
 /// Threads, memory, cancellation, and what the machine can do.
-#include <cstring>
-
 #include "bindings/convert.h"
 #include "bindings/env.h"
 #include "bindings/ops.h"
+#include "native/core/device.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/linear.h"
 
@@ -25,15 +24,45 @@ Napi::Value create_token(const Napi::CallbackInfo& info) {
   return handle;
 }
 
-Napi::Value memory_stats(const Napi::CallbackInfo& info) {
-  const MemoryStats s = Allocator::host().stats();
-  auto out = Napi::Object::New(info.Env());
-  auto put = [&](const char* name, int64_t v) { out[name] = Napi::Number::New(info.Env(), static_cast<double>(v)); };
-  put("active", s.active);
-  put("peak", s.peak);
-  put("pool", s.pool);
-  put("handles", live_handles());
+Napi::Object stats_of(Napi::Env env, const MemoryStats& s) {
+  auto out = Napi::Object::New(env);
+  for (const auto& [name, v] : {std::pair{"active", s.active}, std::pair{"peak", s.peak}, std::pair{"pool", s.pool}})
+    out[name] = Napi::Number::New(env, static_cast<double>(v));
   return out;
+}
+
+/// { handles, devices: { cpu: { active, peak, pool }, 'cuda:0': ... } }, of those that have been used.
+Napi::Value memory_stats(const Napi::CallbackInfo& info) {
+  auto out = Napi::Object::New(info.Env()), devices = Napi::Object::New(info.Env());
+  for (Device* d : Device::opened()) devices[d->name()] = stats_of(info.Env(), d->memory().stats());
+  out["devices"] = devices;
+  out["handles"] = Napi::Number::New(info.Env(), static_cast<double>(live_handles()));
+  return out;
+}
+
+/// Every device that there is: { name, available, description }.
+Napi::Value list_devices(const Napi::CallbackInfo& info) {
+  const std::vector<Device::Status> all = Device::all();
+  auto out = Napi::Array::New(info.Env(), all.size());
+  for (uint32_t i = 0; i < all.size(); ++i) {
+    auto o = Napi::Object::New(info.Env());
+    o["name"] = Napi::String::New(info.Env(), all[i].name);
+    o["available"] = Napi::Boolean::New(info.Env(), all[i].available);
+    o["description"] = Napi::String::New(info.Env(), all[i].description);
+    out[i] = o;
+  }
+  return out;
+}
+
+/// openDevice(name): its full name ('cuda' is 'cuda:0').
+Napi::Value open_device(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), Device::get(string(info[0], "device")).name());
+}
+
+/// useDevice(name): tensors made from no other tensor are made there from now on.
+Napi::Value use_device(const Napi::CallbackInfo& info) {
+  Environment::of(info.Env()).session()->set_device(&Device::get(string(info[0], "device")));
+  return info.Env().Undefined();
 }
 
 Napi::Value cpu_info(const Napi::CallbackInfo& info) {
@@ -41,28 +70,28 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
   out["kernels"] = Napi::String::New(info.Env(), cpu::kernels().name);
   out["linear"] = Napi::String::New(info.Env(), cpu::linear_backend());
   out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::native_bfloat16());
-  out["threads"] = Napi::Number::New(info.Env(), Stream::cpu().threads());
+  out["threads"] = Napi::Number::New(info.Env(), Device::cpu().stream().threads());
   out["defaultThreads"] = Napi::Number::New(info.Env(), default_threads());
   return out;
 }
 
-/// measurePeak(into): Float64Array of [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s], measured on the stream.
+/// measurePeak(into): Float64Array of [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s] of the device in use, measured on its stream.
 Napi::Value measure_peak(const Napi::CallbackInfo& info) {
   if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
       info[0].As<Napi::TypedArray>().ElementLength() != 3)
     throw Error(ErrorCode::BadInput, "into", "a Float64Array of 3", "something else");
   double* into = info[0].As<Napi::Float64Array>().Data();
-  auto run = [into](const CancelToken&) {
-    into[0] = cpu::kernels().fma_peak(DType::BFloat16);
-    into[1] = cpu::kernels().fma_peak(DType::Float32);
-    Tensor from(DType::UInt8, {256 << 20}), to(DType::UInt8, {256 << 20});
-    for (Tensor* t : {&from, &to}) {
-      t->buffer()->allocate();
-      std::memset(t->data(), 1, static_cast<size_t>(t->bytes()));
-    }
-    into[2] = cpu::kernels().copy_rate(to.data(), from.data(), from.bytes());
+  Environment& environment = Environment::of(info.Env());
+  Device& device = environment.session()->device();
+  const int64_t bytes = device.is_cpu() ? 256 << 20 : 1 << 30;
+  Tensor from(device, DType::UInt8, {bytes}), to(device, DType::UInt8, {bytes});
+  auto run = [=](const Run& run) {
+    into[0] = run.kernels.peak(DType::BFloat16);
+    into[1] = run.kernels.peak(DType::Float32);
+    for (const Tensor& t : {from, to}) run.kernels.copy_rows(t.data(), bytes / 1024, nullptr, 0, bytes / 1024, 1024);  // touched once
+    into[2] = run.kernels.copy_rate(to.data(), from.data(), bytes);
   };
-  return Environment::of(info.Env()).submit({"measurePeak", {}, {}, run}, info[0].As<Napi::Object>());
+  return environment.submit(device.stream(), {"measurePeak", {}, {from, to}, run}, info[0].As<Napi::Object>());
 }
 
 }  // namespace
@@ -88,23 +117,31 @@ void define_device(Napi::Object exports) {
       const Napi::Array a = array(i[0], "tensors");
       for (uint32_t k = 0; k < a.Length(); ++k) tensors.push_back(tensor(a.Get(k), "tensor"));
     }
-    return Environment::of(i.Env()).submit({"synchronize", std::move(tensors), {}, [](const CancelToken&) {}}, Napi::Object::New(i.Env()));
+    Environment& environment = Environment::of(i.Env());
+    Device& device = tensors.empty() ? environment.session()->device() : tensors[0].device();
+    return environment.submit(device.stream(), {"synchronize", std::move(tensors), {}, [](const Run&) {}}, Napi::Object::New(i.Env()));
   });
   function("setThreads", [](const Napi::CallbackInfo& i) {
     const int64_t n = integer(i[0], "threads");
     if (n < 1 || n > 1024) throw Error(ErrorCode::BadInput, "threads", "1 to 1024", std::to_string(n));
-    Stream::cpu().set_threads(static_cast<int>(n));
+    Device::cpu().stream().set_threads(static_cast<int>(n));
     return i.Env().Undefined();
   });
   function("memoryStats", memory_stats);
   function("resetPeak", [](const Napi::CallbackInfo& i) {
-    Allocator::host().reset_peak();
+    for (Device* d : Device::opened()) d->memory().reset_peak();
     return i.Env().Undefined();
   });
   function("trimMemory", [](const Napi::CallbackInfo& i) {
-    Allocator::host().trim();
+    for (Device* d : Device::opened()) {
+      d->memory().trim();
+      d->staging().trim();
+    }
     return i.Env().Undefined();
   });
+  function("devices", list_devices);
+  function("openDevice", open_device);
+  function("useDevice", use_device);
   function("cpuInfo", cpu_info);
   function("measurePeak", measure_peak);
 }

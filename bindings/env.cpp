@@ -15,34 +15,25 @@ Environment::Environment(Napi::Env env) : env_(env) {
 Environment::~Environment() = default;
 
 void Environment::close() {
-  Stream::cpu().close(session_);
-  Stream::host().close(host_session_);
+  session_->close();
   std::lock_guard lock(mutex_);
   closed_ = true;
   completed_.clear();
   napi_release_threadsafe_function(wake_, napi_tsfn_abort);
 }
 
-Napi::Promise Environment::submit(Command command, Napi::Object keep) {
-  return submit_to(Stream::cpu(), session_, std::move(command), keep);
-}
-
-Napi::Promise Environment::submit_host(Command command, Napi::Object keep) {
-  return submit_to(Stream::host(), host_session_, std::move(command), keep);
-}
-
-Napi::Promise Environment::submit_to(Stream& stream, const std::shared_ptr<Session>& session, Command command, Napi::Object keep) {
+Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object keep) {
   auto* pending = new Pending{Napi::Promise::Deferred::New(env_), Napi::Persistent(keep), nullptr};
   const Napi::Promise promise = pending->deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, wake_);
   command.done = [this, pending](std::shared_ptr<const Error> failure) {
-    // On the stream's thread. close() waits for this call to return, so `this` is alive.
+    // On a thread of the device. close() waits for this call to return, so `this` is alive.
     pending->failure = std::move(failure);
     std::lock_guard lock(mutex_);
     completed_.emplace_back(pending);
     napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   };
-  stream.enqueue(session, std::move(command));
+  stream.enqueue(session_, std::move(command));
   return promise;
 }
 

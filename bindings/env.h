@@ -20,15 +20,12 @@ class Environment {
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   const std::shared_ptr<Session>& session() const { return session_; }
-  const std::shared_ptr<Session>& host_session() const { return host_session_; }
   Napi::FunctionReference error_class;   // UniFlowError, given by lib/native.ts
   Napi::FunctionReference tensor_class;
 
   /// Queues `command` and returns a promise that resolves with undefined when it has ended, or rejects with its
   /// failure. `keep` stays alive until then.
-  Napi::Promise submit(Command command, Napi::Object keep);
-  /// The same on the host's side stream.
-  Napi::Promise submit_host(Command command, Napi::Object keep);
+  Napi::Promise submit(Stream& stream, Command command, Napi::Object keep);
 
   /// Cancels and waits for this environment's work. Called while the environment is torn down.
   void close();
@@ -40,11 +37,10 @@ class Environment {
     std::shared_ptr<const Error> failure;
   };
 
-  Napi::Promise submit_to(Stream& stream, const std::shared_ptr<Session>& session, Command command, Napi::Object keep);
   void settle_completed();
 
   Napi::Env env_;
-  std::shared_ptr<Session> session_ = std::make_shared<Session>(), host_session_ = std::make_shared<Session>();
+  std::shared_ptr<Session> session_ = std::make_shared<Session>();
   napi_threadsafe_function wake_ = nullptr;
   int64_t pending_ = 0;  // the event loop is kept alive while promises are
   std::mutex mutex_;

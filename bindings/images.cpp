@@ -45,12 +45,12 @@ Napi::Value resample(const Napi::CallbackInfo& info) {
   auto keep = Napi::Array::New(info.Env(), 2);
   keep[0u] = info[0];
   keep[1u] = info[3];
-  auto run = [=](const CancelToken&) {
+  auto run = [=](const Run&) {
     if (mode == "cover") center_crop(in, out, width, height);
     else if (mode == "stretch") resize(in, out, width, height, f);
     else shortest_edge_crop(in, out, width, height, edge, f);
   };
-  return Environment::of(info.Env()).submit_host({"resample", {}, {}, run}, keep);
+  return Environment::of(info.Env()).submit(Stream::side(), {"resample", {}, {}, run}, keep);
 }
 
 }  // namespace

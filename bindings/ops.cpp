@@ -5,6 +5,7 @@
 
 #include "bindings/convert.h"
 #include "bindings/env.h"
+#include "native/core/device.h"
 #include "native/ops/attention.h"
 #include "native/ops/elementwise.h"
 #include "native/ops/flow.h"
@@ -72,15 +73,19 @@ ops::FlowOptions flow_options(Napi::Value v) {
 }
 
 /// fromHost(array, shape): a tensor with a copy of the array, taken before this returns.
-Tensor from_host(const ops::SessionRef&, const Info& info) {
+Tensor from_host(const ops::SessionRef& session, const Info& info) {
   const Shape dimensions = shape(info[1], "shape");  // first: reading them may run the caller's code, which may take the data away
   const HostArray in = host_array(info[0], "data");
-  Tensor t(in.dtype, dimensions);
-  if (static_cast<size_t>(t.bytes()) != in.bytes)
-    throw Error(ErrorCode::BadInput, "data", std::to_string(t.size()) + " elements for " + to_string(t.shape()),
+  Device& device = session->device();
+  const Tensor staged(device, in.dtype, dimensions, device.is_cpu() ? Placement::Pooled : Placement::Staging);
+  if (static_cast<size_t>(staged.bytes()) != in.bytes)
+    throw Error(ErrorCode::BadInput, "data", std::to_string(staged.size()) + " elements for " + to_string(dimensions),
                 std::to_string(in.bytes / static_cast<size_t>(size_of(in.dtype))));
-  t.buffer()->allocate();
-  if (in.bytes) std::memcpy(t.data(), in.data, in.bytes);
+  staged.buffer()->allocate();
+  if (in.bytes) std::memcpy(staged.data(), in.data, in.bytes);
+  if (device.is_cpu()) return staged;
+  const Tensor t(device, in.dtype, dimensions, Placement::Transfer);
+  device.stream().enqueue(session, {"fromHost", {}, {t}, [=](const Run& run) { run.backend.upload(t, staged); }});
   return t;
 }
 

@@ -4,8 +4,9 @@
 
 #include "bindings/convert.h"
 #include "bindings/env.h"
-#include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
+#include "native/core/device.h"
+#include "native/ops/elementwise.h"
+#include "native/ops/linear.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -25,7 +26,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
     info.This().As<Napi::Object>().TypeTag(&kTensorTag);
     // V8 hears of weights only: activations come and go by the gigabyte within a call, and telling it of each would make it
     // collect garbage, for tens of milliseconds, that tidy() has already disposed of.
-    if (tensor.buffer()->placement == Placement::Persistent) {
+    if (tensor.buffer()->placement == Placement::Persistent && tensor.device().is_cpu()) {
       accounted_ = tensor.buffer()->bytes;
       Napi::MemoryManagement::AdjustExternalMemory(info.Env(), accounted_);
     }
@@ -39,6 +40,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "TensorHandle",
                        {InstanceAccessor<&TensorHandle::get_shape>("shape"), InstanceAccessor<&TensorHandle::get_dtype>("dtype"),
+                        InstanceAccessor<&TensorHandle::get_device>("device"),
                         InstanceAccessor<&TensorHandle::get_packed>("packed"), InstanceAccessor<&TensorHandle::get_disposed>("disposed"),
                         InstanceAccessor<&TensorHandle::get_bytes>("bytes"), InstanceMethod<&TensorHandle::dispose>("dispose"),
                         InstanceMethod<&TensorHandle::reshape>("reshape"), InstanceMethod<&TensorHandle::slice>("slice"), InstanceMethod<&TensorHandle::share>("share"), InstanceMethod<&TensorHandle::read>("read")});
@@ -69,6 +71,9 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   }
   Napi::Value get_dtype(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), name_of(live().dtype())); });
+  }
+  Napi::Value get_device(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), live().device().name()); });
   }
   Napi::Value get_packed(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] { return Napi::Boolean::New(info.Env(), live().packing() != nullptr); });
@@ -108,16 +113,14 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
     return guarded(info.Env(), [&]() -> Napi::Value {
       const Tensor t = live();
       const HostArray into = host_array(info[0], "into");
-      const DType want = t.dtype() == DType::BFloat16 ? DType::Float32 : t.dtype();
+      const DType want = t.dtype() == DType::BFloat16 || t.dtype() == DType::Float8 ? DType::Float32 : t.dtype();
       if (into.dtype != want || into.bytes != static_cast<size_t>(t.size() * size_of(want)))
         throw Error(ErrorCode::BadInput, "into", std::to_string(t.size()) + " elements of " + name_of(want),
                     std::to_string(into.bytes) + " bytes of " + name_of(into.dtype));
-      auto copy = [t, into, want](const CancelToken&) {
-        if (t.packing()) cpu::unpack(*t.packing(), t.data(), into.data, want);
-        else if (t.dtype() != want) cpu::kernels().cast(t.data(), t.dtype(), into.data, want, t.size());
-        else if (into.bytes) std::memcpy(into.data, t.data(), into.bytes);
-      };
-      return Environment::of(info.Env()).submit({"read", {t}, {}, copy}, info[0].As<Napi::Object>());
+      Environment& environment = Environment::of(info.Env());
+      const Tensor plain = t.packing() ? ops::unpack_linear(environment.session(), t) : t.dtype() != want ? ops::cast(environment.session(), t, want) : t;
+      auto copy = [plain, into](const Run& run) { run.backend.download(into.data, plain); };
+      return environment.submit(t.device().stream(), {"read", {plain}, {}, copy}, info[0].As<Napi::Object>());
     });
   }
 

@@ -55,11 +55,11 @@ ops::NormOptions norm_options(const Napi::Object& o) {
           optional_tensor(o.Get("shift"), "shift"), real(o.Get("eps"), "eps"), boolean(o.Get("rms"), "rms")};
 }
 
-ops::LayerWeights layer_weights(Napi::Value v) {
+LayerWeights layer_weights(Napi::Value v) {
   const std::string s = string(v, "weights");
-  if (s == "adaptive") return ops::LayerWeights::Adaptive;
-  if (s == "uniform") return ops::LayerWeights::Uniform;
-  if (s == "last") return ops::LayerWeights::Last;
+  if (s == "adaptive") return LayerWeights::Adaptive;
+  if (s == "uniform") return LayerWeights::Uniform;
+  if (s == "last") return LayerWeights::Last;
   throw Error(ErrorCode::BadInput, "weights", "'adaptive', 'uniform' or 'last'", "'" + s + "'");
 }
 

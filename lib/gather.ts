@@ -2,7 +2,7 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError, throwIfAborted } from './errors.js';
 import { native } from './native.js';
-import { cancellable, tidy, Tensor } from './tensor.js';
+import { cancellable, onDevice, tidy, Tensor } from './tensor.js';
 
 /** About this many tokens make a batch: enough rows to keep the matrix products busy, few enough to bound memory. */
 const TOKENS_PER_BATCH = 4096;
@@ -40,6 +40,8 @@ class Gathered {
 }
 
 export interface BatchRun {
+  /** Where it runs. */
+  device: string;
   count: number;
   batchSize: number;
   signal?: AbortSignal | undefined;
@@ -69,7 +71,7 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
           await reading; // at most one batch is queued behind the one that runs
           throwIfAborted(run.signal);
           reading = read(
-            queue(() => tidy(() => run.forward(inputs, begin, end))),
+            queue(() => onDevice(run.device, () => tidy(() => run.forward(inputs, begin, end)))),
             begin,
           );
         } finally {
@@ -78,7 +80,7 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
       }
       await reading;
     } catch (error) {
-      await native.synchronize(); // nothing of this call is under way, or in memory, when it rejects
+      await onDevice(run.device, () => native.synchronize()); // nothing of this call is under way, or in memory, when it rejects
       throw error;
     }
     return gathered.map((g) => g.array);

@@ -7,6 +7,8 @@ import { packageRoot } from './package.js';
 
 export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32';
 export type FloatType = 'float32' | 'bfloat16';
+/** How a linear weight is stored for products: float8 (e4m3) only on GPUs that compute with it. */
+export type WeightType = FloatType | 'float8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
 export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
 export type HostArray = Float32Array | Uint8Array | Uint8ClampedArray | Int32Array | Uint16Array;
@@ -16,6 +18,8 @@ export interface TensorHandle {
   readonly shape: number[];
   readonly dtype: DType;
   readonly packed: boolean;
+  /** 'cpu', 'cuda:0'. */
+  readonly device: string;
   readonly disposed: boolean;
   readonly bytes: number;
   dispose(): void;
@@ -116,7 +120,7 @@ export interface CpuInfo {
 export interface Native {
   setErrorClass(errorClass: typeof UniFlowError): void;
   fromHost(data: HostArray, shape: readonly number[]): TensorHandle;
-  packLinear(weight: TensorHandle, dtype: FloatType): TensorHandle;
+  packLinear(weight: TensorHandle, dtype: WeightType): TensorHandle;
   linear(
     x: TensorHandle,
     weight: TensorHandle,
@@ -243,8 +247,8 @@ export interface Native {
     metadata: Record<string, string>;
     tensors: Record<string, { dtype: string; shape: number[] }>;
   };
-  loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: FloatType, packed: boolean): TensorHandle;
-  randomParameter(shape: readonly number[], dtype: FloatType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
+  loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: WeightType, packed: boolean): TensorHandle;
+  randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
   constantParameter(shape: readonly number[], value: number): TensorHandle;
   /** uint8 [bytes]: the values in C order, as a checkpoint stores them. */
   parameterBytes(parameter: TensorHandle, dtype: FloatType): TensorHandle;
@@ -252,10 +256,16 @@ export interface Native {
   cancel(token: CancelToken): void;
   /** Operations queued from now on carry this token; without one, nobody can cancel them. */
   useToken(token?: CancelToken): void;
-  /** Resolves when all that was queued has run; rejects if one of `tensors` could not be made. */
+  /** Resolves when all that was queued on the device (of the tensors, or in use) has run; rejects if one of `tensors` could not be made. */
   synchronize(tensors?: TensorHandle[]): Promise<void>;
   setThreads(threads: number): void;
-  memoryStats(): { active: number; peak: number; pool: number; handles: number };
+  memoryStats(): { handles: number; devices: Record<string, { active: number; peak: number; pool: number }> };
+  /** Every device that there is, or why there is none of its kind. */
+  devices(): { name: string; available: boolean; description: string }[];
+  /** Opens a device and returns its full name: 'cuda' is 'cuda:0'. */
+  openDevice(name: string): string;
+  /** Tensors that are made from no other tensor are made there from now on. */
+  useDevice(name: string): void;
   resetPeak(): void;
   trimMemory(): void;
   cpuInfo(): CpuInfo;

@@ -1,7 +1,8 @@
 /** A model's parameters: where they come from (a checkpoint, or random numbers) and under which names they are saved. */
-import { native, type FloatType } from './native.js';
+import { type Placement } from './device.js';
+import { native, type FloatType, type WeightType } from './native.js';
 import { type Linear, type Norm } from './ops.js';
-import { tensorOf, type Tensor } from './tensor.js';
+import { onDevice, tensorOf, type Tensor } from './tensor.js';
 
 /** How a parameter starts when it is not loaded. */
 export type Init = { std: number } | { value: number };
@@ -25,10 +26,14 @@ export interface Parameter {
 export abstract class ParameterSource {
   readonly parameters: Parameter[] = [];
 
-  constructor(readonly dtype: FloatType) {}
+  constructor(readonly placement: Placement) {}
 
-  /** All parts under each other, as a tensor of `shape`. */
-  protected abstract make(parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor;
+  get dtype(): FloatType {
+    return this.placement.dtype;
+  }
+
+  /** All parts under each other, as a tensor of `shape`; a matrix is packed for products in `dtype`. */
+  protected abstract make(parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean, init: Init): Tensor;
 
   private prefix = '';
 
@@ -43,16 +48,16 @@ export abstract class ParameterSource {
     }
   }
 
-  private add(parts: readonly Part[], shape: readonly number[], matrix: boolean, init: Init): Tensor {
+  private add(parts: readonly Part[], shape: readonly number[], dtype: WeightType, matrix: boolean, init: Init): Tensor {
     const named = parts.map((part) => ({ ...part, name: this.prefix + part.name }));
-    const tensor = this.make(named, shape, matrix, init);
+    const tensor = onDevice(this.placement.device, () => this.make(named, shape, dtype, matrix, init));
     this.parameters.push({ tensor, parts: named, matrix });
     return tensor;
   }
 
   /** float32, in its own shape or `as` another one. */
   plain(name: string, shape: readonly number[], init: Init, as: readonly number[] = shape): Tensor {
-    return this.add([{ name, shape }], as, false, init);
+    return this.add([{ name, shape }], as, 'float32', false, init);
   }
 
   norm(name: string, width: number, bias: boolean): Norm {
@@ -64,13 +69,18 @@ export abstract class ParameterSource {
 
   /**
    * `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, each with an equal share of the rows;
-   * `bias` says for which of them the checkpoint has one. `weightShape` is the stored shape where it is not [out, in].
+   * `bias` says for which of them the checkpoint has one. `weightShape` is the stored shape where it is not [out, in]. `compact`: float8
+   * where the model is to have it.
    */
   linear(
     name: string | readonly string[],
     out: number,
     inputs: number,
-    { bias = true, weightShape }: { bias?: boolean | readonly boolean[]; weightShape?: readonly number[] } = {},
+    {
+      bias = true,
+      weightShape,
+      compact = false,
+    }: { bias?: boolean | readonly boolean[]; weightShape?: readonly number[]; compact?: boolean } = {},
   ): Linear {
     const names = typeof name === 'string' ? [name] : name;
     const rows = out / names.length;
@@ -78,8 +88,8 @@ export abstract class ParameterSource {
     const weights = names.map((n) => ({ name: `${n}.weight`, shape: weightShape ?? [rows, inputs] }));
     const biases = names.map((n, i) => ({ name: `${n}.bias`, shape: [rows], absent: !has[i] }));
     return {
-      weight: this.add(weights, [out, inputs], true, { std: 0.02 }),
-      bias: has.includes(true) ? this.add(biases, [out], false, { value: 0 }) : undefined,
+      weight: this.add(weights, [out, inputs], compact && this.placement.float8 ? 'float8' : this.dtype, true, { std: 0.02 }),
+      bias: has.includes(true) ? this.add(biases, [out], 'float32', false, { value: 0 }) : undefined,
     };
   }
 }
@@ -89,11 +99,11 @@ export class SharedSource extends ParameterSource {
   private readonly byName: Map<string, Tensor>;
 
   constructor(
-    dtype: FloatType,
+    placement: Placement,
     parameters: readonly Parameter[],
     private readonly ownPrefix: string,
   ) {
-    super(dtype);
+    super(placement);
     this.byName = new Map(parameters.map(({ tensor, parts }) => [(parts[0] as Part).name, tensor]));
   }
 
@@ -108,14 +118,14 @@ export class RandomSource extends ParameterSource {
   private stream = 0;
 
   constructor(
-    dtype: FloatType,
+    placement: Placement,
     private readonly seed: number,
   ) {
-    super(dtype);
+    super(placement);
   }
 
-  protected make(_parts: readonly Part[], shape: readonly number[], packed: boolean, init: Init): Tensor {
+  protected make(_parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean, init: Init): Tensor {
     if ('value' in init) return tensorOf(native.constantParameter(shape, init.value));
-    return tensorOf(native.randomParameter(shape, packed ? this.dtype : 'float32', packed, this.seed, this.stream++, init.std));
+    return tensorOf(native.randomParameter(shape, dtype, packed, this.seed, this.stream++, init.std));
   }
 }

@@ -44,6 +44,10 @@ export class Tensor {
   get packed(): boolean {
     return this.handle.packed;
   }
+  /** `'cpu'`, `'cuda:0'`. */
+  get device(): string {
+    return this.handle.device;
+  }
   get disposed(): boolean {
     return this.handle.disposed;
   }
@@ -167,6 +171,26 @@ function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
   else if (value && typeof value === 'object') for (const v of Object.values(value)) tensorsIn(v, found);
   return found;
 }
+
+// ----- devices --------------------------------------------------------------------------------------------------
+
+let current = 'cpu';
+
+/** Tensors that `fn` makes from no other tensor (uploads, parameters, random numbers) are on `device`. `fn` must be synchronous. */
+export function onDevice<T>(device: string, fn: () => T): T {
+  const outer = current;
+  if (device === outer) return fn();
+  native.useDevice(device);
+  current = device;
+  try {
+    return fn();
+  } finally {
+    current = outer;
+    native.useDevice(outer);
+  }
+}
+
+// ----- cancellation ---------------------------------------------------------------------------------------------
 
 let token: CancelToken | undefined;
 

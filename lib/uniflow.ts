@@ -28,7 +28,7 @@ import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
 import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
-import { Tensor, type Grid } from './tensor.js';
+import { onDevice, Tensor, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
   /** The semantic tokens as well: the encoder's patch tokens. */
@@ -110,6 +110,8 @@ export class UniFlow {
     readonly config: UniFlowConfig,
     /** As in config.json. */
     readonly configJson: Record<string, unknown>,
+    /** Where the model is, `'cpu'` or `'cuda:0'`. */
+    readonly device: string,
     readonly dtype: FloatType,
     encoderSource: ParameterSource,
     decoderSource: ParameterSource,
@@ -135,11 +137,11 @@ export class UniFlow {
    * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit between config.json and the tensors.
    */
   static async load(model: string = embeddedModel, options: LoadOptions = {}): Promise<UniFlow> {
-    const dtype = checkDevice(options);
+    const placement = checkDevice(options);
     const checkpoint = await Checkpoint.open(await resolveModel(model, options));
     const config = parseUniFlowConfig(checkpoint.config);
-    const source = new CheckpointSource(checkpoint, dtype);
-    const uniflow = new UniFlow(config, checkpoint.config, dtype, source, source);
+    const source = new CheckpointSource(checkpoint, placement);
+    const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
     await source.finish();
     return uniflow;
   }
@@ -158,24 +160,26 @@ export class UniFlow {
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const { mean, std } = encoder.preprocessing;
     const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, mean, std });
-    const shared = new SharedSource(encoder.dtype, encoder.parameters, encoderPrefix(encoder.config.family));
-    return new UniFlow(config, uniFlowJson(config, encoder.configJson), encoder.dtype, shared, new RandomSource(encoder.dtype, seed));
+    const { device, dtype } = encoder;
+    const placement = { device, dtype, float8: false };
+    const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
+    return new UniFlow(config, uniFlowJson(config, encoder.configJson), device, dtype, shared, new RandomSource(placement, seed));
   }
 
   /** A randomly initialised model, of a preset's size or as a config.json says. */
   static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
     const json = typeof config === 'string' ? presets[config] : config;
     if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
-    const dtype = checkDevice(device);
-    const source = new RandomSource(dtype, seed);
-    return new UniFlow(parseUniFlowConfig(json), json, dtype, source, source);
+    const placement = checkDevice(device);
+    const source = new RandomSource(placement, seed);
+    return new UniFlow(parseUniFlowConfig(json), json, placement.device, placement.dtype, source, source);
   }
 
   // ----- encode -------------------------------------------------------------------------------------------------
 
   /** Images to latents, and to tokens and hidden states where asked for. */
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<Encoded> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, options);
+    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
     try {
       return await this.encodeBatches(batches, options);
     } finally {
@@ -186,6 +190,7 @@ export class UniFlow {
   private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
     const grid = this.gridOf(batches.size);
     const [latents, ...rest] = await runBatches({
+      device: this.device,
       count: batches.count,
       batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
       signal: options.signal,
@@ -259,9 +264,11 @@ export class UniFlow {
     if (noise !== undefined) checkNoise(noise, [batch as number, patches as number, 3 * this.config.patch ** 2]);
     const all: Tensor[] = [];
     try {
-      all.push(checkFinite(floats(latents, 'latents'), 'latents'));
-      if (noise !== undefined) all.push(checkFinite(floats(noise, 'noise'), 'noise'));
+      const upload = (array: NdArray, name: string): Tensor => onDevice(this.device, () => checkFinite(floats(array, name), name));
+      all.push(upload(latents, 'latents'));
+      if (noise !== undefined) all.push(upload(noise, 'noise'));
       const [images] = await runBatches({
+        device: this.device,
         count: batch as number,
         batchSize: checkBatchSize(options.batchSize, patches as number),
         signal: options.signal,
@@ -295,16 +302,17 @@ export class UniFlow {
 
   /** Encodes and decodes, and says how close the pictures came to the preprocessed originals. */
   async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, options);
+    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
     try {
       const encoded = await this.encodeBatches(batches, options);
       const decoded = await this.decode(encoded.latents, { ...options, grid: encoded.grid });
       const grid = encoded.grid;
       const [originals, quality] = await runBatches({
+        device: this.device,
         count: batches.count,
         batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
         signal: options.signal,
-        load: async (begin, end) => [await batches.load(begin, end), rowsOf(decoded, begin, end)],
+        load: async (begin, end) => [await batches.load(begin, end), onDevice(this.device, () => rowsOf(decoded, begin, end))],
         forward: ([before, after]) => {
           const bytes = (pixels: Tensor): Tensor =>
             pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation);
@@ -334,7 +342,7 @@ export class UniFlow {
   async dispose(): Promise<void> {
     this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
-    await native.synchronize();
+    await onDevice(this.device, () => native.synchronize());
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();

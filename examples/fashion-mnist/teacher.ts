@@ -1,4 +1,5 @@
 /** The teacher: a small vision transformer, trained to classify. */
+import { onCpu } from '../../lib/device.js';
 import type { Dataset } from '../../lib/data/dataset.js';
 import { batches } from '../../lib/data/loader.js';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
@@ -31,7 +32,7 @@ export class Classifier {
 
   constructor({ encoder, classes, seed }: TeacherOptions) {
     this.encoder = VisionEncoder.random(encoder, { seed, dtype: 'bfloat16' });
-    this.source = new RandomSource('bfloat16', seed + 1);
+    this.source = new RandomSource(onCpu('bfloat16'), seed + 1);
     this.head = this.source.linear('head', classes, this.encoder.config.width);
     const { rows, cols } = this.encoder.encoder.trainedGrid;
     this.mean = meanOfGroups(rows * cols, classes);

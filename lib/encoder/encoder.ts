@@ -68,14 +68,14 @@ export class Encoder {
       c.qkNorm && name ? source.plain(`${name}.weight`, [d], { value: 1 }) : undefined;
     return {
       norm1: source.norm(n.norm1, d, withBias),
-      qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v] }),
+      qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v], compact: true }),
       qNorm: qkNorm(n.qNorm),
       kNorm: qkNorm(n.kNorm),
-      proj: source.linear(n.proj, d, d, { bias: c.bias.proj }),
+      proj: source.linear(n.proj, d, d, { bias: c.bias.proj, compact: true }),
       scale1: scale(n.scale1),
       norm2: source.norm(n.norm2, d, withBias),
-      fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp }),
-      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp }),
+      fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp, compact: true }),
+      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp, compact: true }),
       scale2: scale(n.scale2),
     };
   }

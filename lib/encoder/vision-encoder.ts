@@ -11,7 +11,7 @@ import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNorm
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';
 import { checkDevice, type DeviceOptions } from '../device.js';
-import type { Grid } from '../tensor.js';
+import { onDevice, type Grid } from '../tensor.js';
 import { parseEncoderConfig, type EncoderConfig } from './config.js';
 import { Encoder } from './encoder.js';
 import { families, towerPrefixes } from './families.js';
@@ -44,6 +44,8 @@ export class VisionEncoder {
     readonly configJson: Record<string, unknown>,
     readonly preprocessing: Preprocessing,
     readonly parameters: readonly Parameter[],
+    /** Where the encoder is, `'cpu'` or `'cuda:0'`. */
+    readonly device: string,
     readonly dtype: FloatType,
   ) {}
 
@@ -53,26 +55,26 @@ export class VisionEncoder {
    * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit, `UNSUPPORTED` for another model type.
    */
   static async load(model: string, options: LoadOptions = {}): Promise<VisionEncoder> {
-    const dtype = checkDevice(options);
+    const placement = checkDevice(options);
     const dir = await resolveModel(model, options);
     const checkpoint = await Checkpoint.open(dir);
     const config = parseEncoderConfig(checkpoint.config);
     const preprocessing = await readPreprocessing(dir, config);
     const prefix = towerPrefix(checkpoint, config);
-    const source = new CheckpointSource(checkpoint, dtype, prefix);
-    const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), dtype);
+    const source = new CheckpointSource(checkpoint, placement, prefix);
+    const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), placement.dtype);
     await source.finish(families[config.family].ignore);
-    return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, source.parameters, dtype);
+    return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, source.parameters, placement.device, placement.dtype);
   }
 
   /** A randomly initialised encoder, as a Hugging Face config.json says: one to train. */
   static random(config: Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): VisionEncoder {
-    const dtype = checkDevice(device);
+    const placement = checkDevice(device);
     const parsed = parseEncoderConfig(config);
     const preprocessing = defaultPreprocessing(parsed.family, parsed.imageSize);
-    const source = new RandomSource(dtype, seed);
-    const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), dtype);
-    return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, dtype);
+    const source = new RandomSource(placement, seed);
+    const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), placement.dtype);
+    return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, placement.device, placement.dtype);
   }
 
   get config(): EncoderConfig {
@@ -86,10 +88,11 @@ export class VisionEncoder {
 
   /** Images to tokens. Pictures are decoded, resized and cropped as this encoder's published preprocessing does. */
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<EncoderResult> {
-    const batches = batchesOf(images, this.preprocessing, this.config.patch, options);
+    const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
       const grid = { rows: batches.size[0] / this.config.patch, cols: batches.size[1] / this.config.patch };
       const [last, ...states] = await runBatches({
+        device: this.device,
         count: batches.count,
         batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
         signal: options.signal,
@@ -119,7 +122,7 @@ export class VisionEncoder {
   async dispose(): Promise<void> {
     this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
-    await native.synchronize();
+    await onDevice(this.device, () => native.synchronize());
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();

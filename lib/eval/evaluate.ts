@@ -15,7 +15,7 @@ import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { checkSize } from '../io/input.js';
 import { imageQuality, sliceTokens } from '../ops.js';
-import { cancellable, tidy, type Grid, type Tensor } from '../tensor.js';
+import { cancellable, type Grid, onDevice, type Tensor, tidy } from '../tensor.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
@@ -143,7 +143,9 @@ class Run {
   }
 
   private encodeBatch(pixels: NdArray<Uint8Array>, decoding: boolean): Promise<Record<string, NdArray>> {
-    return cancellable(this.options.signal, (queue) => readAll(queue(() => tidy(() => this.encode(imagesOf(pixels), decoding)))));
+    return cancellable(this.options.signal, (queue) =>
+      readAll(queue(() => onDevice(this.uniflow.device, () => tidy(() => this.encode(imagesOf(pixels), decoding))))),
+    );
   }
 
   /** Latents z [B,N,Z] and cosine distances where they are decoded, features where there is a probe. */
@@ -166,7 +168,9 @@ class Run {
   private async decodeBatch(originals: NdArray<Uint8Array>, z: NdArray): Promise<Record<string, NdArray>> {
     const { signal, features, reference } = this.options;
     const images = (await this.uniflow.decode(z, { ...this.sampling, grid: this.grid, signal })) as NdArray<Uint8Array>;
-    const { quality } = await readAll(tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images)) })));
+    const { quality } = await readAll(
+      onDevice(this.uniflow.device, () => tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images)) }))),
+    );
     const extractor = features && 'extract' in features ? features : undefined;
     if (!extractor) return { quality: quality as NdArray };
     const reconstructions = await extractor.extract(images, signal);

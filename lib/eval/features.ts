@@ -6,7 +6,7 @@ import { UniFlowError } from '../errors.js';
 import { checkBatchSize, runBatches } from '../gather.js';
 import { native, type ResampleFilter } from '../native.js';
 import { cast, sliceTokens } from '../ops.js';
-import { Tensor, tensorOf } from '../tensor.js';
+import { onDevice, Tensor, tensorOf } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
 
@@ -44,10 +44,11 @@ export async function encoderFeatures(
     extract: async (pixels, signal) => {
       const resized = await stretched(pixels, size, filter);
       const [features] = await runBatches({
+        device: model.device,
         count: resized.shape[0] as number,
         batchSize: checkBatchSize(undefined, rows * cols),
         signal,
-        load: (begin, end) => [imagesOf(resized, begin, end)],
+        load: (begin, end) => [onDevice(model.device, () => imagesOf(resized, begin, end))],
         forward: ([batch]) => {
           const { last } = encoder.forward(batch as Tensor);
           return [pool === 'class' ? flat(sliceTokens(last, 0, 1)) : meanOfTokens(sliceTokens(last, encoder.prefix, last.dim(1)))];

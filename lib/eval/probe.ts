@@ -9,6 +9,7 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { checkInteger, checkNumber, checkOptions } from '../check.js';
 import { permutation } from '../data/random.js';
+import { onCpu } from '../device.js';
 import { throwIfAborted } from '../errors.js';
 import { crossEntropy } from '../losses/cross-entropy.js';
 import { native } from '../native.js';
@@ -59,7 +60,7 @@ export async function linearProbe(train: LabelledFeatures, test: LabelledFeature
   checkNumber('lr', settings.lr, 0, Infinity);
   const { classes } = checkLabelled(train, test);
   const rows = shuffled(train, settings.seed);
-  const source = new RandomSource('float32', settings.seed);
+  const source = new RandomSource(onCpu('float32'), settings.seed);
   const probe = source.linear('probe', classes, train.features.shape[1] as number);
   const data = upload(rows);
   const scaling = await Scaling.of(data.features);

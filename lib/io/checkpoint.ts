@@ -2,11 +2,11 @@
 import { mkdir, readFile, stat, type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { checkOptions, describe } from '../check.js';
-import { checkFloatType } from '../device.js';
+import { checkFloatType, type Placement } from '../device.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import { native, type FileHandle, type FloatType, type ParameterPart, type TensorHandle } from '../native.js';
+import { type FileHandle, type FloatType, native, type ParameterPart, type TensorHandle, type WeightType } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
-import { tensorOf, type Tensor } from '../tensor.js';
+import { onDevice, tensorOf, type Tensor } from '../tensor.js';
 import { replaceFiles, safetensorsHeader, type Replacement } from './files.js';
 
 interface Stored {
@@ -82,17 +82,17 @@ export class CheckpointSource extends ParameterSource {
   /** `under` is what all of this model's names have in front in this checkpoint (`vision_model.`). */
   constructor(
     private readonly checkpoint: Checkpoint,
-    dtype: FloatType,
+    placement: Placement,
     private readonly under = '',
   ) {
-    super(dtype);
+    super(placement);
   }
 
-  protected make(parts: readonly Part[], shape: readonly number[], packed: boolean): Tensor {
+  protected make(parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean): Tensor {
     const before = this.missing.length + this.misfits.length;
     const stored = parts.map((part) => this.locate(part));
     if (this.missing.length + this.misfits.length > before) return tensorOf(native.constantParameter([0], 0)); // finish() will throw
-    return tensorOf(native.loadParameter(stored as ParameterPart[], shape, packed ? this.dtype : 'float32', packed));
+    return tensorOf(native.loadParameter(stored as ParameterPart[], shape, dtype, packed));
   }
 
   private locate(part: Part): ParameterPart | undefined {
@@ -123,7 +123,7 @@ export class CheckpointSource extends ParameterSource {
     ];
     if (problems.length > 0) {
       for (const { tensor } of this.parameters) tensor.dispose();
-      await native.synchronize(); // what was under way is gone as well
+      await onDevice(this.placement.device, () => native.synchronize()); // what was under way is gone as well
       throw new UniFlowError('BAD_CHECKPOINT', `${this.checkpoint.path} does not fit its config.json:\n  ${problems.join('\n  ')}`, {
         subject: this.checkpoint.path,
         actual: problems.join('; '),

@@ -3,7 +3,7 @@ import type { NdArray } from 'ndarray';
 import { checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
-import { Tensor } from '../tensor.js';
+import { onDevice, Tensor } from '../tensor.js';
 import type { ImageSource } from './image.js';
 import { loadPixels, type Preprocessing } from './preprocess.js';
 
@@ -31,9 +31,9 @@ export interface InputOptions {
 }
 
 /** Pixels are copied before this returns; pictures are read batch by batch. */
-export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, options: InputOptions): Batches {
+export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, device: string, options: InputOptions): Batches {
   checkOptions(options);
-  if (isPixels(images)) return pixelBatches(images.pixels, options);
+  if (isPixels(images)) return onDevice(device, () => pixelBatches(images.pixels, options));
   if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
   const sources = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(owned);
   const size = checkSize(options.size ?? preprocessing.size, patch);
@@ -42,7 +42,7 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
     size,
     load: async (begin, end) => {
       const data = await loadPixels(sources.slice(begin, end), preprocessing, size, { signal: options.signal });
-      return Tensor.from({ data, shape: [end - begin, size[0], size[1], 3] });
+      return onDevice(device, () => Tensor.from({ data, shape: [end - begin, size[0], size[1], 3] }));
     },
     dispose: () => undefined,
   };
@@ -59,7 +59,7 @@ function isPixels(images: unknown): images is PixelInput {
   return typeof images === 'object' && images !== null && 'pixels' in images;
 }
 
-/** A float32 array on the device. */
+/** A float32 array on the device in use. */
 export function floats(array: NdArray, name: string): Tensor {
   const tensor = Tensor.from(array, name);
   const { dtype } = tensor;

@@ -9,7 +9,7 @@ import { flowLoss } from '../losses/flow.js';
 import { native, type LayerWeights, type TensorHandle } from '../native.js';
 import { reshape, unfold } from '../ops.js';
 import { Tape, unrecorded } from '../tape.js';
-import { Tensor, tensorOf, tidy } from '../tensor.js';
+import { onDevice, Tensor, tensorOf, tidy } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { AdamW, type AdamWOptions } from './optimizer.js';
 import { byName } from './parameters.js';
@@ -104,7 +104,10 @@ export class Trainer {
     const ofEncoder = new Set(uniflow.encoderParameters);
     const decoder = { parameters: uniflow.parameters.filter((p) => !ofEncoder.has(p)), lr };
     const encoder = { parameters: uniflow.encoderParameters, lr: encoderLr };
-    this.optimizer = new AdamW(options.freezeEncoder ? [decoder] : [encoder, decoder], adamw, uniflow.dtype);
+    this.optimizer = onDevice(
+      uniflow.device,
+      () => new AdamW(options.freezeEncoder ? [decoder] : [encoder, decoder], adamw, uniflow.dtype),
+    );
     uniflow.encoder.invalidate();
   }
 
@@ -125,8 +128,10 @@ export class Trainer {
 
   /** One step of AdamW on one batch. `lrScale` multiplies every learning rate: the schedule's part. */
   async step(batch: TrainingBatch, { lrScale = 1 } = {}): Promise<StepResult> {
-    const inputs = this.inputsOf(batch);
-    const queued = tidy(() => this.queueStep(inputs, lrScale));
+    const { inputs, queued } = onDevice(this.uniflow.device, () => {
+      const inputs = this.inputsOf(batch);
+      return { inputs, queued: tidy(() => this.queueStep(inputs, lrScale)) };
+    });
     for (const t of Object.values(inputs)) (t as Tensor).dispose();
     this.uniflow.encoder.invalidate();
     return this.resultOf(queued);
@@ -253,7 +258,7 @@ export class Trainer {
 
   /** @internal Goes on where {@link state} was taken, to the same bits. */
   restore(read: (name: string, shape: readonly number[]) => TensorHandle, position: TrainerPosition): void {
-    this.optimizer.restore(read);
+    onDevice(this.uniflow.device, () => this.optimizer.restore(read));
     this.position = { ...position };
     this.uniflow.encoder.invalidate();
   }
@@ -272,7 +277,7 @@ export class Trainer {
   async finish({ average = this.optimizer.averaged } = {}): Promise<void> {
     this.optimizer.finish({ average });
     this.uniflow.encoder.invalidate();
-    await native.synchronize();
+    await onDevice(this.uniflow.device, () => native.synchronize());
   }
 }
 

@@ -1,5 +1,5 @@
-/// Host memory for tensors: activations from a pool that a steady loop never grows, weights from the
-/// system and back to it the moment they are freed.
+/// Memory for tensors: activations from a pool that a steady loop never grows, weights from the system (or the GPU's driver) and back to it
+/// the moment they are freed. A pool's blocks are handed out again in the order of the device's stream, which needs no waiting.
 #pragma once
 
 #include <cstddef>
@@ -7,10 +7,14 @@
 #include <map>
 #include <mutex>
 
+#include "native/core/backend.h"
+
 namespace uniflow {
 
-/// Pooled: kept for the next tensor of about that size. Persistent: returned to the system when freed.
-enum class Placement { Pooled, Persistent };
+/// Pooled: kept for the next tensor of about that size. Persistent: returned to the system when freed. Transfer: pooled, but given to the
+/// next one only when all work that used it has ended, so that an upload need not wait for the work before it. Staging: pooled memory of the
+/// host that transfers are fast from and to.
+enum class Placement { Pooled, Persistent, Transfer, Staging };
 
 struct MemoryStats {
   int64_t active;  // bytes in live tensors
@@ -20,9 +24,10 @@ struct MemoryStats {
 
 class Allocator {
  public:
-  static Allocator& host();
+  explicit Allocator(Memory& source) : source_(source) {}
 
-  /// 64-byte aligned, contents undefined. Throws Error(OutOfMemory) with the sizes.
+  /// 64-byte aligned, contents undefined. Where the source has no more, what is kept for reuse goes back to it first. Throws
+  /// Error(OutOfMemory) with the sizes.
   void* allocate(int64_t bytes, Placement placement);
   void release(void* data, int64_t bytes, Placement placement) noexcept;
 
@@ -32,10 +37,15 @@ class Allocator {
   void trim();
 
  private:
-  void* take_from_pool(int64_t capacity);
+  using Pool = std::multimap<int64_t, void*>;  // capacity -> block
+  Pool& pool_of(Placement placement) { return placement == Placement::Transfer ? transfers_ : pool_; }
+  void* take_from_pool(Pool& pool, int64_t capacity);
+  void* take_from_source(int64_t bytes, int64_t capacity);
+  void empty_pools();
 
+  Memory& source_;
   mutable std::mutex mutex_;
-  std::multimap<int64_t, void*> pool_;  // capacity -> block
+  Pool pool_, transfers_;
   std::map<void*, int64_t> lent_;       // block -> its capacity
   MemoryStats stats_{};
 };

@@ -6,14 +6,16 @@
 
 namespace uniflow {
 
-enum class DType : uint8_t { Float32, BFloat16, UInt8, Int32 };
+/// Float8 (e4m3) is how a GPU may store packed linear weights; no other tensor has it.
+enum class DType : uint8_t { Float32, BFloat16, UInt8, Int32, Float8 };
 
-inline int64_t size_of(DType t) {
+constexpr int64_t size_of(DType t) {
   switch (t) {
     case DType::Float32:
     case DType::Int32: return 4;
     case DType::BFloat16: return 2;
-    case DType::UInt8: return 1;
+    case DType::UInt8:
+    case DType::Float8: return 1;
   }
   return 0;
 }
@@ -24,6 +26,7 @@ inline const char* name_of(DType t) {
     case DType::BFloat16: return "bfloat16";
     case DType::UInt8: return "uint8";
     case DType::Int32: return "int32";
+    case DType::Float8: return "float8";
   }
   return "?";
 }
@@ -33,11 +36,11 @@ struct bf16 {
   uint16_t bits;
 };
 
-inline float to_float(bf16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
-inline float to_float(float v) { return v; }
+constexpr float to_float(bf16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
+constexpr float to_float(float v) { return v; }
 
 /// Round to nearest, ties to even; NaN stays NaN.
-inline bf16 to_bf16(float v) {
+constexpr bf16 to_bf16(float v) {
   uint32_t u = std::bit_cast<uint32_t>(v);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40)};
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};

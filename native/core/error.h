@@ -31,7 +31,7 @@ inline const char* name_of(ErrorCode code) {
 ///
 /// The parts are kept beside the composed message so that a caller can report them separately without
 /// parsing text. They are empty for a free message.
-class Error : public std::runtime_error {
+class [[gnu::visibility("default")]] Error : public std::runtime_error {
  public:
   /// Something was looked at and was not what it had to be:
   /// `<subject>: expected <expected>, but got <actual>`.

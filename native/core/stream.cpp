@@ -4,6 +4,8 @@
 
 #include <new>
 
+#include "native/core/device.h"
+
 namespace uniflow {
 namespace {
 
@@ -19,60 +21,69 @@ int team_for(const Command& c, int threads) {
   return bytes > 0 && bytes < kAlone ? 1 : threads;
 }
 
-}  // namespace
+std::shared_ptr<const Error> aborted() { return std::make_shared<const Error>(ErrorCode::Aborted, "the work was aborted"); }
 
-void CancelToken::throw_if_cancelled() const {
-  if (cancelled()) throw Error(ErrorCode::Aborted, "the work was aborted");
-}
+}  // namespace
 
 int default_threads() { return omp_get_max_threads(); }
 
-Stream::Stream(int threads) : threads_(threads) {
+Device& Session::device() const { return device_ ? *device_ : Device::cpu(); }
+
+void Session::close() {
+  closed_.store(true);
+  for (Device* device : Device::opened()) device->stream().drop(*this);
+  Stream::side().drop(*this);
+  std::unique_lock lock(mutex_);
+  drained_.wait(lock, [&] { return pending_ == 0; });
+}
+
+void Session::ended() {
+  std::lock_guard lock(mutex_);
+  if (--pending_ == 0) drained_.notify_all();
+}
+
+Stream::Stream(Device& device, int threads) : device_(device), threads_(threads) {
   thread_ = std::thread([this] { loop(); });
   thread_.detach();
 }
 
-Stream& Stream::cpu() {
-  // Never destroyed: its thread may still wait when static destructors run. Sessions are what is
-  // closed in order; with none left, the thread sleeps and touches nothing.
-  static Stream* instance = new Stream(default_threads());
-  return *instance;
-}
-
-Stream& Stream::host() {
-  static Stream* instance = new Stream(1);
+Stream& Stream::side() {
+  static Stream* instance = new Stream(Device::cpu(), 1);  // never destroyed, as Device::cpu()
   return *instance;
 }
 
 void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
+  for (const auto* tensors : {&command.inputs, &command.outputs})
+    for (const Tensor& t : *tensors)
+      if (t && &t.device() != &device_)
+        throw Error(ErrorCode::BadInput, command.op, "tensors on one device, " + device_.name(), "one on " + t.device().name());
+  {
+    std::lock_guard lock(session->mutex_);
+    ++session->pending_;
+  }
   std::lock_guard lock(mutex_);
-  ++session->pending_;
   if (session->closed_.load()) session->token_->cancel();
   queue_.push_back({std::move(command), session, session->token_});
   wake_.notify_one();
 }
 
-void Stream::close(const std::shared_ptr<Session>& session) {
-  session->closed_.store(true);
+void Stream::drop(const Session& session) {
   std::unique_lock lock(mutex_);
   std::deque<Entry> dropped;  // taken out of the queue: they may wait behind much work of other sessions
   for (auto it = queue_.begin(); it != queue_.end();) {
-    if (it->session == session) {
+    if (it->session.get() == &session) {
       dropped.push_back(std::move(*it));
       it = queue_.erase(it);
     } else {
       ++it;
     }
   }
-  session->pending_ -= static_cast<int64_t>(dropped.size());
-  if (running_ && running_->session == session) running_->token->cancel();
+  if (running_ && running_->session.get() == &session) running_->token->cancel();
   lock.unlock();
-  const auto aborted = std::make_shared<const Error>(ErrorCode::Aborted, "the work was aborted");
-  for (Entry& e : dropped)
-    if (e.command.done) e.command.done(aborted);
-  dropped.clear();
-  lock.lock();
-  drained_.wait(lock, [&] { return session->pending_ == 0; });
+  for (Entry& e : dropped) {
+    if (e.command.done) e.command.done(aborted());
+    e.session->ended();
+  }
 }
 
 std::shared_ptr<const Error> Stream::execute(Entry& entry) {
@@ -84,7 +95,7 @@ std::shared_ptr<const Error> Stream::execute(Entry& entry) {
     try {
       entry.token->throw_if_cancelled();
       for (Tensor& t : c.outputs) t.buffer()->allocate();
-      c.run(*entry.token);
+      c.run({device_.backend(), device_.kernels(), *entry.token});
     } catch (const Error& e) {
       failure = std::make_shared<Error>(e.in_op(c.op));
     } catch (const std::bad_alloc&) {
@@ -99,6 +110,7 @@ std::shared_ptr<const Error> Stream::execute(Entry& entry) {
 }
 
 void Stream::loop() {
+  device_.backend().enter(device_);
   std::unique_lock lock(mutex_);
   int team = 0;
   while (true) {
@@ -112,12 +124,18 @@ void Stream::loop() {
     lock.lock();
     running_ = nullptr;
     lock.unlock();
-    const auto done = std::move(entry.command.done);
+    auto done = std::move(entry.command.done);
     const auto session = std::move(entry.session);
     entry = {};  // drops the tensors before anyone is told that the command ended
-    if (done) done(std::move(failure));
+    if (done) {
+      device_.backend().after([=](std::shared_ptr<const Error> late) {
+        done(failure ? failure : late);
+        session->ended();
+      });
+    } else {
+      session->ended();
+    }
     lock.lock();
-    if (--session->pending_ == 0) drained_.notify_all();
   }
 }
 

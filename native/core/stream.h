@@ -2,7 +2,8 @@
 ///
 /// Calls enqueue and return at once; commands run strictly in order, so an op may use tensors that
 /// earlier commands have yet to fill. A command that fails marks its outputs, whatever depends on
-/// them fails with the same error, and the stream goes on.
+/// them fails with the same error, and the stream goes on. On a GPU, a command that "runs" is given to the device, which works
+/// behind; only what somebody waits for (`Command::done`) waits for the device.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "native/core/backend.h"
 #include "native/core/tensor.h"
 
 namespace uniflow {
@@ -23,63 +25,85 @@ class CancelToken {
  public:
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
-  void throw_if_cancelled() const;
+  void throw_if_cancelled() const {
+    if (cancelled()) throw Error(ErrorCode::Aborted, "the work was aborted");
+  }
 
  private:
   std::atomic<bool> cancelled_{false};
+};
+
+/// What a command runs with: the device's kernels, and whether it should stop.
+struct Run {
+  Backend& backend;
+  const Kernels& kernels;
+  const CancelToken& token;
 };
 
 struct Command {
   const char* op = "";
   std::vector<Tensor> inputs;   // their failures become this command's
   std::vector<Tensor> outputs;  // allocated before `run`, failed if it throws
-  std::function<void(const CancelToken&)> run;
-  /// Called after the command ended, with null or with why it failed, on the stream's thread.
+  std::function<void(const Run&)> run;
+  /// Called after the command ended, with null or with why it failed, on a thread of the device.
   std::function<void(std::shared_ptr<const Error>)> done = nullptr;
 };
 
-/// One user of a stream (a JavaScript environment): what it enqueued can be cancelled and waited for.
+/// One user of the devices (a JavaScript environment): what it enqueued can be cancelled and waited for.
 class Session {
  public:
   /// The token that commands enqueued from now on carry.
   void set_token(std::shared_ptr<CancelToken> token) { token_ = std::move(token); }
 
+  /// Where tensors that are made from no other tensor are made; null: the CPU.
+  void set_device(Device* device) { device_ = device; }
+  Device& device() const;
+
+  /// Cancels what it has queued on any stream and returns when none of its work is left. What it enqueues later is cancelled too.
+  void close();
+
  private:
   friend class Stream;
+  void ended();
+
+  Device* device_ = nullptr;
   std::shared_ptr<CancelToken> token_ = std::make_shared<CancelToken>();
   std::atomic<bool> closed_{false};
-  int64_t pending_ = 0;  // guarded by the stream's mutex
+  std::mutex mutex_;
+  std::condition_variable drained_;
+  int64_t pending_ = 0;  // guarded by mutex_
 };
 
 class Stream {
  public:
-  /// The CPU's stream: all computing. It starts its thread on first use and outlives every session.
-  static Stream& cpu();
+  /// It starts its thread on first use, and outlives every session.
+  Stream(Device& device, int threads);
+
   /// A second thread for the host's side work (resizing pictures), which must not wait behind a long computation.
-  static Stream& host();
+  static Stream& side();
 
+  /// Throws Error(BadInput) where a tensor is on another device.
   void enqueue(const std::shared_ptr<Session>& session, Command command);
-
-  /// Drops everything that the session has queued and returns when the command of it that runs, if any, has ended.
-  void close(const std::shared_ptr<Session>& session);
 
   /// Size of the OpenMP team for the commands that follow.
   void set_threads(int threads) { threads_.store(threads); }
   int threads() const { return threads_.load(); }
 
  private:
+  friend class Session;
   struct Entry {
     Command command;
     std::shared_ptr<Session> session;
     std::shared_ptr<CancelToken> token;
   };
 
-  explicit Stream(int threads);
   void loop();
-  static std::shared_ptr<const Error> execute(Entry& entry);
+  std::shared_ptr<const Error> execute(Entry& entry);
+  void drop(const Session& session);
 
+  Device& device_;
   std::mutex mutex_;
-  std::condition_variable wake_, drained_;
+  std::condition_variable wake_;
   std::deque<Entry> queue_;
   const Entry* running_ = nullptr;  // guarded by mutex_
   std::atomic<int> threads_;

@@ -1,5 +1,7 @@
 #include "native/core/tensor.h"
 
+#include "native/core/device.h"
+
 namespace uniflow {
 
 int64_t count(const Shape& shape) {
@@ -14,12 +16,23 @@ std::string to_string(const Shape& shape) {
   return s + "]";
 }
 
+namespace {
+
+Allocator& allocator_of(const Buffer& b) { return b.placement == Placement::Staging ? b.device.staging() : b.device.memory(); }
+
+}  // namespace
+
 Buffer::~Buffer() {
-  if (data) Allocator::host().release(data, bytes, placement);
+  if (!data) return;
+  if (placement == Placement::Transfer) {
+    device.backend().after([&memory = device.memory(), data = data, bytes = bytes](auto) { memory.release(data, bytes, Placement::Transfer); });
+  } else {
+    allocator_of(*this).release(data, bytes, placement);
+  }
 }
 
 void Buffer::allocate() {
-  if (!data) data = Allocator::host().allocate(bytes, placement);
+  if (!data) data = allocator_of(*this).allocate(bytes, placement);
 }
 
 namespace {
@@ -35,13 +48,13 @@ int64_t checked_bytes(DType dtype, const Shape& shape) {
 
 }  // namespace
 
-Tensor::Tensor(DType dtype, Shape shape, Placement placement)
-    : dtype_(dtype), shape_(std::move(shape)), buffer_(std::make_shared<Buffer>(checked_bytes(dtype, shape_), placement)) {}
+Tensor::Tensor(Device& device, DType dtype, Shape shape, Placement placement)
+    : dtype_(dtype), shape_(std::move(shape)), buffer_(std::make_shared<Buffer>(device, checked_bytes(dtype, shape_), placement)) {}
 
-Tensor::Tensor(DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes)
+Tensor::Tensor(Device& device, DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes)
     : dtype_(dtype),
       shape_(std::move(shape)),
-      buffer_(std::make_shared<Buffer>(bytes, Placement::Persistent)),
+      buffer_(std::make_shared<Buffer>(device, bytes, Placement::Persistent)),
       packing_(std::move(packing)) {}
 
 Tensor Tensor::reshape(Shape shape) const {

@@ -11,6 +11,7 @@
 
 namespace uniflow {
 
+class Device;
 using Shape = std::vector<int64_t>;
 
 int64_t count(const Shape& shape);
@@ -18,13 +19,14 @@ std::string to_string(const Shape& shape);  // "[2, 17, 64]"
 
 /// Memory of one or more tensors. Allocated by the stream when the op that fills it runs, freed with the last reference.
 struct Buffer {
-  Buffer(int64_t bytes, Placement placement) : bytes(bytes), placement(placement) {}
+  Buffer(Device& device, int64_t bytes, Placement placement) : device(device), bytes(bytes), placement(placement) {}
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
   void allocate();
 
+  Device& device;
   const int64_t bytes;
   const Placement placement;
   void* data = nullptr;                   // written on the stream's thread only
@@ -40,11 +42,14 @@ struct Packing {
 class Tensor {
  public:
   Tensor() = default;
+  Tensor(Device& device, DType dtype, Shape shape, Placement placement = Placement::Pooled);
+  /// On the CPU.
   Tensor(DType dtype, Shape shape, Placement placement = Placement::Pooled);
   /// A linear weight [out, in] stored as `packing` says, in `bytes` bytes.
-  Tensor(DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes);
+  Tensor(Device& device, DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes);
 
   explicit operator bool() const { return buffer_ != nullptr; }
+  Device& device() const { return buffer_->device; }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
   int64_t dim(int i) const { return shape_[static_cast<size_t>(i < 0 ? i + rank() : i)]; }

@@ -1,6 +1,9 @@
 /// Element by element: casts, gated activations, rotary positions, the Euler step. Bound by memory.
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
+#include <numbers>
 
 #include "native/core/parallel.h"
 #include "native/cpu/kernels.h"
@@ -114,6 +117,31 @@ int64_t count_non_finite(const float* x, int64_t n) {
 void rope(const RopeArgs& a) {
   if (a.dtype == DType::BFloat16) rope_as<bf16>(a);
   else rope_as<float>(a);
+}
+
+void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out) {
+  const int64_t quarter = head_dim / 4, half = rows * cols * head_dim;
+  parallel_for(rows * cols, [&](int64_t n) {
+    for (int64_t i = 0; i < head_dim; ++i) {
+      const int64_t k = i % (2 * quarter), at = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
+      const double centre = 2.0 * (static_cast<double>(at) + 0.5) / static_cast<double>(of) - 1.0;
+      const double angle = 2.0 * std::numbers::pi * centre * std::pow(theta, -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim));
+      out[n * head_dim + i] = static_cast<float>(std::cos(angle));
+      out[half + n * head_dim + i] = static_cast<float>(std::sin(angle));
+    }
+  });
+}
+
+void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows) {
+  parallel_for(rows, [&](int64_t r) {
+    char* out = static_cast<char*>(to) + r * to_stride;
+    if (from) std::memcpy(out, static_cast<const char*>(from) + r * from_stride, static_cast<size_t>(bytes));
+    else std::memset(out, 0, static_cast<size_t>(bytes));
+  });
+}
+
+void fill(float* out, float value, int64_t n) {
+  parallel_chunks(n, [&](int64_t begin, int64_t end) { std::fill(out + begin, out + end, value); });
 }
 
 }  // namespace uniflow::cpu::UNIFLOW_ISA

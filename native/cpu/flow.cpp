@@ -17,9 +17,8 @@ namespace {
 constexpr int64_t kGroupRows = 512;
 
 void apply(const LinearLayer& layer, const Tensor& x, int64_t rows, const Tensor& out, Activation activation = Activation::None) {
-  const auto packing = packing_of(layer.weight);
-  linear({.x = x.data(), .weight = layer.weight.data(), .packing = packing.get(), .out = out.data(), .rows = rows,
-          .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = layer.bias ? layer.bias.data<float>() : nullptr,
+  linear({.x = x.data(), .weight = layer.weight.data(), .packing = layer.weight.packing().get(), .out = out.data(), .rows = rows,
+          .in = layer.weight.dim(1), .width = layer.weight.dim(0), .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = layer.bias ? layer.bias.data<float>() : nullptr,
           .activation = activation});
 }
 

@@ -5,8 +5,6 @@
 
 namespace uniflow::cpu {
 
-constexpr int64_t kTimeChannels = 256;
-
 /// t [count] -> [count, 256]: cosines, then sines, of 1000 t * 10000^(-i/128).
 void time_waves(const float* t, int64_t count, float* out);
 

@@ -230,6 +230,7 @@ std::shared_ptr<const Packing> intern(int64_t out, int64_t in, DType dtype, cons
 }  // namespace
 
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+  if (dtype == DType::Float8) throw Error(ErrorCode::Unsupported, "dtype", "float32 or bfloat16 on the CPU", "float8");
   return intern(out, in, dtype, "packed ", [&](DType compute) {
     // The layout is chosen for a typical number of rows, and kept for all: it depends on out and in only.
     constexpr int64_t kRows = 1024;
@@ -239,10 +240,6 @@ std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dty
 
 std::shared_ptr<const Packing> plain_packing(int64_t out, int64_t in, DType dtype) {
   return intern(out, in, dtype, "plain ", [&](DType) { return matrix(in, out, dtype, tag::ba); });
-}
-
-std::shared_ptr<const Packing> packing_of(const Tensor& weight) {
-  return weight.packing() ? weight.packing() : plain_packing(weight.dim(0), weight.dim(1), weight.dtype());
 }
 
 int64_t packed_bytes(const Packing& packing) { return static_cast<int64_t>(dnnl_packing(packing).desc.get_size()); }
@@ -266,7 +263,8 @@ namespace {
 }  // namespace
 
 void linear(const LinearArgs& a) {
-  const DnnlPacking& p = dnnl_packing(*a.packing);
+  const auto plain = a.packing ? nullptr : plain_packing(a.width, a.in, a.x_dtype);
+  const DnnlPacking& p = dnnl_packing(plain ? *plain : *a.packing);
   try {
     const bool converts = p.compute == DType::Float32 && (a.x_dtype == DType::BFloat16 || a.out_dtype == DType::BFloat16);
     if (converts) run_converted(a, p);

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "native/core/tensor.h"
-#include "native/ops/linear.h"
+#include "native/ops/kernels.h"
 
 namespace uniflow::cpu {
 
@@ -19,39 +19,11 @@ int64_t packed_bytes(const Packing& packing);
 /// repacking them would cost more than it saves.
 std::shared_ptr<const Packing> plain_packing(int64_t out, int64_t in, DType dtype);
 
-/// A tensor's own packing, or the plain one.
-std::shared_ptr<const Packing> packing_of(const Tensor& weight);
-
 /// plain [out, in] of `dtype` -> packed, and back.
 void pack(const Packing& packing, const void* plain, DType dtype, void* packed);
 void unpack(const Packing& packing, const void* packed, void* plain, DType dtype);
 
-struct LinearArgs {
-  const void* x;       // [rows, in]
-  const void* weight;  // packed
-  const Packing* packing;
-  void* out;               // [rows, out]
-  int64_t rows;
-  DType x_dtype, out_dtype;
-  const float* bias = nullptr;      // [out]
-  const float* scale = nullptr;     // [out]
-  const void* residual = nullptr;   // [rows, out], of out_dtype; not out itself
-  Activation activation = Activation::None;
-};
-
 void linear(const LinearArgs& args);
-
-/// Gradients of out = x W^T + b. FLOPs 2*M*N*K each.
-struct LinearBackwardArgs {
-  const void* x;       // [rows, in]
-  const void* weight;  // [out, in] plain
-  const void* d_out;   // [rows, out]
-  DType dtype;         // of x, weight, d_out, d_x
-  int64_t rows, in, out;
-  void* d_x = nullptr;         // [rows, in], or not asked for
-  float* d_weight = nullptr;   // [out, in], or not asked for
-  float* d_bias = nullptr;     // [out], or not asked for
-};
 
 void linear_backward(const LinearBackwardArgs& args);
 

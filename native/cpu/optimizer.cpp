@@ -33,8 +33,6 @@ double ordered_sum(int64_t n, Body&& body) {
   return total;
 }
 
-}  // namespace
-
 double sum_of_squares(const float* x, int64_t n) {
   return ordered_sum(n, [&](int64_t begin, int64_t count) {
     vf total = {};
@@ -46,9 +44,37 @@ double sum_of_squares(const float* x, int64_t n) {
   });
 }
 
-double mean_squared_error(const float* v, const float* target, float* grad, int64_t n) {
+/// What one step makes of one tensor.
+void update(const AdamWArgs& a, const AdamWParameter& p, float grad_scale) {
+  const float step = p.lr / a.correction1, root = 1.0f / std::sqrt(a.correction2), decay = 1.0f - p.lr * p.weight_decay;
+  parallel_for(chunks(p.n), [&](int64_t c) {
+    const int64_t begin = c * kChunk, count = begin + kChunk < p.n ? kChunk : p.n - begin;
+    for_lanes(count, [&](int64_t k, int lanes) {
+      const int64_t i = begin + k;
+      const vf g = grad_scale * load_lanes(p.grad + i, lanes);
+      const vf m = a.beta1 * load_lanes(p.m + i, lanes) + (1.0f - a.beta1) * g;
+      const vf v = a.beta2 * load_lanes(p.v + i, lanes) + (1.0f - a.beta2) * g * g;
+      const vf value = decay * load_lanes(p.parameter + i, lanes) - step * m / (root * sqrt(v) + a.eps);
+      store_lanes(p.m + i, m, lanes);
+      store_lanes(p.v + i, v, lanes);
+      store_lanes(p.parameter + i, value, lanes);
+      if (p.average) store_lanes(p.average + i, a.ema * load_lanes(p.average + i, lanes) + (1.0f - a.ema) * value, lanes);
+      if (p.compute) store_lanes(static_cast<bf16*>(p.compute) + i, value, lanes);
+    });
+  });
+}
+
+}  // namespace
+
+void global_norm(const float* const* x, const int64_t* n, int64_t count, float* out) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += sum_of_squares(x[i], n[i]);
+  *out = static_cast<float>(std::sqrt(total));
+}
+
+void mean_squared_error(const float* v, const float* target, float* grad, float* loss, int64_t n) {
   const float scale = 2.0f / static_cast<float>(n);
-  return ordered_sum(n, [&](int64_t begin, int64_t count) {
+  const double total = ordered_sum(n, [&](int64_t begin, int64_t count) {
     vf total = {};
     for_lanes(count, [&](int64_t i, int lanes) {
       const vf d = load_lanes(v + begin + i, lanes) - load_lanes(target + begin + i, lanes);
@@ -56,7 +82,8 @@ double mean_squared_error(const float* v, const float* target, float* grad, int6
       if (grad) store_lanes(grad + begin + i, scale * d, lanes);
     });
     return static_cast<double>(sum(total));
-  }) / static_cast<double>(n);
+  });
+  *loss = static_cast<float>(total / static_cast<double>(n));
 }
 
 void interpolate(const float* data, const float* noise, const float* t, float* noisy, float* target, int64_t rows, int64_t width) {
@@ -71,22 +98,10 @@ void interpolate(const float* data, const float* noise, const float* t, float* n
 }
 
 void adamw(const AdamWArgs& a) {
-  const float step = a.lr / a.correction1, root = 1.0f / std::sqrt(a.correction2), decay = 1.0f - a.lr * a.weight_decay;
-  parallel_for(chunks(a.n), [&](int64_t c) {
-    const int64_t begin = c * kChunk, count = begin + kChunk < a.n ? kChunk : a.n - begin;
-    for_lanes(count, [&](int64_t k, int lanes) {
-      const int64_t i = begin + k;
-      const vf g = a.grad_scale * load_lanes(a.grad + i, lanes);
-      const vf m = a.beta1 * load_lanes(a.m + i, lanes) + (1.0f - a.beta1) * g;
-      const vf v = a.beta2 * load_lanes(a.v + i, lanes) + (1.0f - a.beta2) * g * g;
-      const vf p = decay * load_lanes(a.parameter + i, lanes) - step * m / (root * sqrt(v) + a.eps);
-      store_lanes(a.m + i, m, lanes);
-      store_lanes(a.v + i, v, lanes);
-      store_lanes(a.parameter + i, p, lanes);
-      if (a.average) store_lanes(a.average + i, a.ema * load_lanes(a.average + i, lanes) + (1.0f - a.ema) * p, lanes);
-      if (a.compute) store_lanes(static_cast<bf16*>(a.compute) + i, p, lanes);
-    });
-  });
+  const float norm = *a.norm;
+  if (!std::isfinite(norm)) return;
+  const float grad_scale = a.clip > 0 && norm > a.clip ? a.clip / (norm + 1e-6f) : 1.0f;
+  for (int64_t i = 0; i < a.count; ++i) update(a, a.parameters[i], grad_scale);
 }
 
 }  // namespace uniflow::cpu::UNIFLOW_ISA

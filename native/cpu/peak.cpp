@@ -69,7 +69,7 @@ void bfloat16_chain(int64_t) {
 
 }  // namespace
 
-double fma_peak(DType dtype) {
+double peak(DType dtype) {
 #ifdef __AVX512BF16__
   if (dtype == DType::BFloat16) return best_rate(4.0 * kWidth, bfloat16_chain);
 #endif

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "native/core/parallel.h"
+
 namespace uniflow::cpu {
 namespace {
 
@@ -67,6 +69,14 @@ double ssim(const uint8_t* a, const uint8_t* b, int64_t height, int64_t width) {
       }
     }
   return total / static_cast<double>(3 * rows * cols);
+}
+
+void image_quality(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width) {
+  const int64_t bytes = height * width * 3;
+  parallel_for(images, [&](int64_t i) {
+    out[i * 2] = static_cast<float>(psnr(a + i * bytes, b + i * bytes, bytes));
+    out[i * 2 + 1] = static_cast<float>(ssim(a + i * bytes, b + i * bytes, height, width));
+  });
 }
 
 }  // namespace uniflow::cpu

@@ -19,4 +19,11 @@ void noise(const NoiseArgs& a) {
   });
 }
 
+void draw(const DrawArgs& a) {
+  parallel_for(a.images * a.patches, [&](int64_t i) {
+    const PhiloxBlock block = philox({0, static_cast<uint32_t>(i % a.patches), a.ids[i / a.patches], 2}, a.seed);
+    a.out[i] = a.logit_normal ? 1.0f / (1.0f + std::exp(-(a.mean + a.std * philox_normal(block)[0]))) : philox_uniform(block[0]);
+  });
+}
+
 }  // namespace uniflow::cpu::UNIFLOW_ISA

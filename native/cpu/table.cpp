@@ -9,42 +9,92 @@ namespace uniflow::cpu::UNIFLOW_ISA {
 void attention(const AttentionArgs&);
 void attention_backward(const AttentionBackwardArgs&);
 void norm(const NormArgs&);
+void norm_backward(const NormBackwardArgs&);
 void unfold(const UnfoldArgs&);
 void fold(const FoldArgs&);
 void assemble(const AssembleArgs&);
 void resize_table(const ResizeTableArgs&);
 void resize_table_backward(const ResizeTableArgs&);
 void rope(const RopeArgs&);
+void rope_table(int64_t, int64_t, int64_t, float, float*);
 void noise(const NoiseArgs&);
+void draw(const DrawArgs&);
+void copy_rows(void*, int64_t, const void*, int64_t, int64_t, int64_t);
+void fill(float*, float, int64_t);
 void cast(const void*, DType, void*, DType, int64_t);
 void swiglu(const void*, void*, DType, int64_t, int64_t);
+void swiglu_backward(const void*, const void*, void*, DType, int64_t, int64_t);
 void silu_sum(const float*, const float*, int64_t, void*, DType, int64_t, int64_t);
 void euler(float*, const float*, const float*, float, float, int64_t);
 void activation(Activation, const void*, void*, DType, int64_t);
 void activation_backward(Activation, const void*, const void*, void*, DType, int64_t);
 void scale_add(const ScaleAddArgs&);
 void scale_add_backward(const ScaleAddBackwardArgs&);
-void swiglu_backward(const void*, const void*, void*, DType, int64_t, int64_t);
 void add(const void*, const void*, const float*, float, void*, DType, int64_t);
 void column_sum(const void*, float*, DType, int64_t, int64_t);
-void norm_backward(const NormBackwardArgs&);
-float distillation(const DistillationArgs&);
+void distillation(const DistillationArgs&);
 int64_t cross_entropy(const CrossEntropyArgs&);
-double sum_of_squares(const float*, int64_t);
+void global_norm(const float* const*, const int64_t*, int64_t, float*);
 void adamw(const AdamWArgs&);
-double mean_squared_error(const float*, const float*, float*, int64_t);
+void mean_squared_error(const float*, const float*, float*, float*, int64_t);
 void interpolate(const float*, const float*, const float*, float*, float*, int64_t, int64_t);
 int64_t count_non_finite(const float*, int64_t);
 void top_k(const float*, int64_t, int64_t, int64_t, float*, int32_t*);
 void covariance(const float*, int64_t, int64_t, float*, float*);
-double fma_peak(DType);
+double peak(DType);
 double copy_rate(void*, const void*, int64_t);
 
 extern const Kernels table;
-const Kernels table = {UNIFLOW_STRING(UNIFLOW_ISA), attention, attention_backward, norm, unfold, fold, assemble, resize_table, resize_table_backward, rope, noise, cast, swiglu,
-                       silu_sum, euler,
-                       activation, activation_backward, scale_add, scale_add_backward, swiglu_backward, add, column_sum, norm_backward,
-                       distillation, cross_entropy, sum_of_squares, adamw, mean_squared_error, interpolate, count_non_finite, top_k, covariance,
-                       fma_peak, copy_rate};
+/// What does not depend on the instruction set is filled in by isa.cpp.
+const Kernels table = {
+    .name = UNIFLOW_STRING(UNIFLOW_ISA),
+    .linear_packing = nullptr,
+    .packed_bytes = nullptr,
+    .pack = nullptr,
+    .unpack = nullptr,
+    .linear = nullptr,
+    .linear_backward = nullptr,
+    .flow_integrate = nullptr,
+    .flow_velocity = nullptr,
+    .time_waves = nullptr,
+    .copy_rows = copy_rows,
+    .fill = fill,
+    .attention = attention,
+    .attention_backward = attention_backward,
+    .norm = norm,
+    .unfold = unfold,
+    .fold = fold,
+    .assemble = assemble,
+    .resize_table = resize_table,
+    .resize_table_backward = resize_table_backward,
+    .rope = rope,
+    .rope_table = rope_table,
+    .noise = noise,
+    .draw = draw,
+    .cast = cast,
+    .swiglu = swiglu,
+    .silu_sum = silu_sum,
+    .euler = euler,
+    .activation = activation,
+    .activation_backward = activation_backward,
+    .scale_add = scale_add,
+    .scale_add_backward = scale_add_backward,
+    .swiglu_backward = swiglu_backward,
+    .add = add,
+    .column_sum = column_sum,
+    .norm_backward = norm_backward,
+    .distillation = distillation,
+    .cross_entropy = cross_entropy,
+    .global_norm = global_norm,
+    .adamw = adamw,
+    .mean_squared_error = mean_squared_error,
+    .interpolate = interpolate,
+    .count_non_finite = count_non_finite,
+    .top_k = top_k,
+    .covariance = covariance,
+    .image_quality = nullptr,
+    .peak = peak,
+    .copy_rate = copy_rate,
+};
 
 }  // namespace uniflow::cpu::UNIFLOW_ISA

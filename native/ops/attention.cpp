@@ -1,11 +1,8 @@
 #include "native/ops/attention.h"
 
 #include <cmath>
-#include <cstring>
-#include <numbers>
 #include <tuple>
 
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -36,10 +33,10 @@ namespace {
 void enqueue_attention(const SessionRef& session, const Tensor& qkv, int64_t heads, const Tensor& out, const Tensor& log_sum_exp) {
   std::vector<Tensor> outputs{out};
   if (log_sum_exp) outputs.push_back(log_sum_exp);
-  Stream::cpu().enqueue(session, {"attention", {qkv}, std::move(outputs), [=](const CancelToken&) {
+  enqueue(session, {"attention", {qkv}, std::move(outputs), [=](const Run& run) {
     const int64_t head_dim = qkv.dim(2) / 3 / heads;
     if (out.size() == 0) return;
-    cpu::kernels().attention({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
+    run.kernels.attention({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
                               .heads = heads, .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                               .log_sum_exp = log_sum_exp ? log_sum_exp.data<float>() : nullptr});
   }});
@@ -50,7 +47,7 @@ void enqueue_attention(const SessionRef& session, const Tensor& qkv, int64_t hea
 Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
   const int64_t width = check_qkv(qkv, heads);
   check_head_dim(qkv, heads);
-  Tensor out(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width});
+  Tensor out(qkv.device(), qkv.dtype(), {qkv.dim(0), qkv.dim(1), width});
   enqueue_attention(session, qkv, heads, out, {});
   return out;
 }
@@ -58,7 +55,7 @@ Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads) {
 AttentionForward attention_forward(const SessionRef& session, const Tensor& qkv, int64_t heads) {
   const int64_t width = check_qkv(qkv, heads);
   check_head_dim(qkv, heads);
-  AttentionForward f{Tensor(qkv.dtype(), {qkv.dim(0), qkv.dim(1), width}), Tensor(DType::Float32, {qkv.dim(0), heads, qkv.dim(1)})};
+  AttentionForward f{Tensor(qkv.device(), qkv.dtype(), {qkv.dim(0), qkv.dim(1), width}), Tensor(qkv.device(), DType::Float32, {qkv.dim(0), heads, qkv.dim(1)})};
   enqueue_attention(session, qkv, heads, f.out, f.log_sum_exp);
   return f;
 }
@@ -73,10 +70,10 @@ Tensor attention_backward(const SessionRef& session, const Tensor& qkv, const Te
   }
   check_shape(log_sum_exp, "logSumExp", {qkv.dim(0), heads, qkv.dim(1)});
   check_dtype(log_sum_exp, "logSumExp", {DType::Float32});
-  Tensor d_qkv(qkv.dtype(), qkv.shape());
-  Stream::cpu().enqueue(session, {"attentionBackward", {qkv, out, d_out, log_sum_exp}, {d_qkv}, [=](const CancelToken&) {
+  Tensor d_qkv(qkv.device(), qkv.dtype(), qkv.shape());
+  enqueue(session, {"attentionBackward", {qkv, out, d_out, log_sum_exp}, {d_qkv}, [=](const Run& run) {
     if (out.size() == 0) return;
-    cpu::kernels().attention_backward({.qkv = qkv.data(), .out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data<float>(),
+    run.kernels.attention_backward({.qkv = qkv.data(), .out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data<float>(),
                                        .d_qkv = d_qkv.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1), .heads = heads,
                                        .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))});
   }});
@@ -87,13 +84,13 @@ Tensor qk_norm(const SessionRef& session, const Tensor& qkv, const Tensor& q_wei
   const int64_t width = check_qkv(qkv, 1);
   check_optional_vector(q_weight, "qWeight", width);
   check_optional_vector(k_weight, "kWeight", width);
-  Tensor out(qkv.dtype(), qkv.shape());
-  Stream::cpu().enqueue(session, {"qkNorm", {qkv, q_weight, k_weight}, {out}, [=](const CancelToken&) {
-    std::memcpy(out.data(), qkv.data(), static_cast<size_t>(qkv.bytes()));
-    const int64_t rows = qkv.dim(0) * qkv.dim(1);
+  Tensor out(qkv.device(), qkv.dtype(), qkv.shape());
+  enqueue(session, {"qkNorm", {qkv, q_weight, k_weight}, {out}, [=](const Run& run) {
+    const int64_t rows = qkv.dim(0) * qkv.dim(1), bytes = 3 * width * size_of(qkv.dtype());
+    run.kernels.copy_rows(out.data(), bytes, qkv.data(), bytes, bytes, rows);
     for (const auto& [column, weight] : {std::pair{int64_t{0}, q_weight}, std::pair{width, k_weight}}) {
       std::byte* part = out.data<std::byte>() + column * size_of(out.dtype());
-      cpu::kernels().norm({.x = part, .out = part, .x_dtype = out.dtype(), .out_dtype = out.dtype(), .rows = rows, .width = width,
+      run.kernels.norm({.x = part, .out = part, .x_dtype = out.dtype(), .out_dtype = out.dtype(), .rows = rows, .width = width,
                            .x_stride = 3 * width, .out_stride = 3 * width, .rms = true, .eps = eps, .weight = float_data(weight),
                            .bias = nullptr});
     }
@@ -110,13 +107,14 @@ QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, c
     check_shape(t, name, {width});
     check_dtype(t, name, {DType::Float32});
   }
-  QkNormGradients g{Tensor(qkv.dtype(), qkv.shape()), Tensor(DType::Float32, {width}), Tensor(DType::Float32, {width})};
-  Stream::cpu().enqueue(session, {"qkNormBackward", {qkv, d_out, q_weight, k_weight}, {g.qkv, g.q_weight, g.k_weight}, [=](const CancelToken&) {
-    std::memcpy(g.qkv.data(), d_out.data(), static_cast<size_t>(qkv.bytes()));  // v's gradient passes through
+  QkNormGradients g{Tensor(qkv.device(), qkv.dtype(), qkv.shape()), Tensor(qkv.device(), DType::Float32, {width}), Tensor(qkv.device(), DType::Float32, {width})};
+  enqueue(session, {"qkNormBackward", {qkv, d_out, q_weight, k_weight}, {g.qkv, g.q_weight, g.k_weight}, [=](const Run& run) {
+    const int64_t rows = qkv.dim(0) * qkv.dim(1), bytes = 3 * width * size_of(qkv.dtype());
+    run.kernels.copy_rows(g.qkv.data(), bytes, d_out.data(), bytes, bytes, rows);  // v's gradient passes through
     for (const auto& [column, weight, d_weight] : {std::tuple{int64_t{0}, q_weight, g.q_weight}, std::tuple{width, k_weight, g.k_weight}}) {
       const int64_t offset = column * size_of(qkv.dtype());
-      cpu::kernels().norm_backward({.x = qkv.data<std::byte>() + offset, .d_out = d_out.data<std::byte>() + offset,
-                                    .d_x = g.qkv.data<std::byte>() + offset, .dtype = qkv.dtype(), .rows = qkv.dim(0) * qkv.dim(1),
+      run.kernels.norm_backward({.x = qkv.data<std::byte>() + offset, .d_out = d_out.data<std::byte>() + offset,
+                                    .d_x = g.qkv.data<std::byte>() + offset, .dtype = qkv.dtype(), .rows = rows,
                                     .width = width, .x_stride = 3 * width, .d_stride = 3 * width, .rms = true, .eps = eps,
                                     .weight = float_data(weight), .bias = nullptr, .scale = nullptr, .d_weight = d_weight.data<float>(),
                                     .d_bias = nullptr, .d_scale = nullptr, .d_shift = nullptr});
@@ -131,9 +129,9 @@ Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t
   if (prefix < 0 || prefix > qkv.dim(1)) reject("prefix", "0 to " + std::to_string(qkv.dim(1)), std::to_string(prefix));
   check_shape(table, "table", {2, qkv.dim(1) - prefix, head_dim});
   check_dtype(table, "table", {DType::Float32});
-  Tensor out(qkv.dtype(), qkv.shape());
-  Stream::cpu().enqueue(session, {"rope", {qkv, table}, {out}, [=](const CancelToken&) {
-    cpu::kernels().rope({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
+  Tensor out(qkv.device(), qkv.dtype(), qkv.shape());
+  enqueue(session, {"rope", {qkv, table}, {out}, [=](const Run& run) {
+    run.kernels.rope({.qkv = qkv.data(), .out = out.data(), .dtype = qkv.dtype(), .batch = qkv.dim(0), .seq = qkv.dim(1),
                          .heads = heads, .head_dim = head_dim, .prefix = prefix, .cosine = table.data<float>(),
                          .sine = table.data<float>() + table.size() / 2, .inverse = inverse});
   }});
@@ -144,17 +142,9 @@ Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t
   check_grid(rows, cols);
   check_positive(head_dim, "headDim");
   if (head_dim % 4 != 0) reject("headDim", "a multiple of 4", std::to_string(head_dim));
-  Tensor out(DType::Float32, {2, rows * cols, head_dim});
-  Stream::cpu().enqueue(session, {"ropeTable", {}, {out}, [=](const CancelToken&) {
-    const int64_t quarter = head_dim / 4, half = out.size() / 2;
-    for (int64_t n = 0; n < rows * cols; ++n)
-      for (int64_t i = 0; i < head_dim; ++i) {
-        const int64_t k = i % (2 * quarter), at = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
-        const double centre = 2.0 * (static_cast<double>(at) + 0.5) / static_cast<double>(of) - 1.0;
-        const double angle = 2.0 * std::numbers::pi * centre * std::pow(theta, -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim));
-        out.data<float>()[n * head_dim + i] = static_cast<float>(std::cos(angle));
-        out.data<float>()[half + n * head_dim + i] = static_cast<float>(std::sin(angle));
-      }
+  Tensor out(session->device(), DType::Float32, {2, rows * cols, head_dim});
+  enqueue(session, {"ropeTable", {}, {out}, [=](const Run& run) {
+    run.kernels.rope_table(rows, cols, head_dim, theta, out.data<float>());
   }});
   return out;
 }

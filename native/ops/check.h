@@ -4,7 +4,8 @@
 #include <initializer_list>
 #include <string>
 
-#include "native/core/tensor.h"
+#include "native/core/device.h"
+#include "native/ops/kernels.h"
 
 namespace uniflow::ops {
 
@@ -52,6 +53,13 @@ inline void check_grid(int64_t rows, int64_t cols) {
   constexpr int64_t kMost = int64_t{1} << 20;
   for (int64_t n : {rows, cols})
     if (n < 1 || n > kMost) reject("grid", "rows and columns from 1 to 2^20", std::to_string(rows) + " x " + std::to_string(cols));
+}
+
+/// Queues a command on the device of its tensors.
+inline void enqueue(const std::shared_ptr<Session>& session, Command command) {
+  for (const auto* tensors : {&command.outputs, &command.inputs})
+    for (const Tensor& t : *tensors)
+      if (t) return t.device().stream().enqueue(session, std::move(command));
 }
 
 inline const float* float_data(const Tensor& t) { return t ? t.data<float>() : nullptr; }

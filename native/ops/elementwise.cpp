@@ -1,9 +1,5 @@
 #include "native/ops/elementwise.h"
 
-#include <cstring>
-
-#include "native/core/parallel.h"
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -12,10 +8,10 @@ Tensor cast(const SessionRef& session, const Tensor& x, DType dtype) {
   if (!x || x.packing()) reject("x", "a plain tensor", describe(x));
   check_floating(x, "x");
   if (x.dtype() == dtype) return x;
-  Tensor out(dtype, x.shape());
+  Tensor out(x.device(), dtype, x.shape());
   check_floating(out, "dtype");
-  Stream::cpu().enqueue(session, {"cast", {x}, {out}, [=](const CancelToken&) {
-    cpu::kernels().cast(x.data(), x.dtype(), out.data(), dtype, x.size());
+  enqueue(session, {"cast", {x}, {out}, [=](const Run& run) {
+    run.kernels.cast(x.data(), x.dtype(), out.data(), dtype, x.size());
   }});
   return out;
 }
@@ -25,10 +21,10 @@ Tensor swiglu(const SessionRef& session, const Tensor& x) {
   check_floating(x, "x");
   Shape shape = x.shape();
   shape.back() /= 2;
-  Tensor out(x.dtype(), shape);
-  Stream::cpu().enqueue(session, {"swiglu", {x}, {out}, [=](const CancelToken&) {
+  Tensor out(x.device(), x.dtype(), shape);
+  enqueue(session, {"swiglu", {x}, {out}, [=](const Run& run) {
     if (out.size() == 0) return;
-    cpu::kernels().swiglu(x.data(), out.data(), x.dtype(), out.size() / out.dim(-1), out.dim(-1));
+    run.kernels.swiglu(x.data(), out.data(), x.dtype(), out.size() / out.dim(-1), out.dim(-1));
   }});
   return out;
 }
@@ -36,8 +32,8 @@ Tensor swiglu(const SessionRef& session, const Tensor& x) {
 void check_finite(const SessionRef& session, const Tensor& x, const std::string& name) {
   if (!x || x.packing()) reject(name, "a plain tensor", describe(x));
   check_dtype(x, name.c_str(), {DType::Float32});
-  Stream::cpu().enqueue(session, {"checkFinite", {x}, {x}, [=](const CancelToken&) {
-    const int64_t bad = cpu::kernels().count_non_finite(x.data<float>(), x.size());
+  enqueue(session, {"checkFinite", {x}, {x}, [=](const Run& run) {
+    const int64_t bad = run.kernels.count_non_finite(x.data<float>(), x.size());
     if (bad) reject(name, "finite values", std::to_string(bad) + " of " + std::to_string(x.size()) + " NaN or infinite");
   }});
 }
@@ -47,12 +43,10 @@ Tensor slice_tokens(const SessionRef& session, const Tensor& x, int64_t begin, i
   if (begin < 0 || end < begin || end > x.dim(1))
     reject("tokens", "a range within [0, " + std::to_string(x.dim(1)) + "]", "[" + std::to_string(begin) + ", " + std::to_string(end) + ")");
   if (begin == 0 && end == x.dim(1)) return x;
-  Tensor out(x.dtype(), {x.dim(0), end - begin, x.dim(2)});
-  Stream::cpu().enqueue(session, {"sliceTokens", {x}, {out}, [=](const CancelToken&) {
+  Tensor out(x.device(), x.dtype(), {x.dim(0), end - begin, x.dim(2)});
+  enqueue(session, {"sliceTokens", {x}, {out}, [=](const Run& run) {
     const int64_t row = x.dim(2) * size_of(x.dtype()), bytes = (end - begin) * row;
-    parallel_for(x.dim(0), [&](int64_t b) {
-      std::memcpy(out.data<std::byte>() + b * bytes, x.data<std::byte>() + (b * x.dim(1) + begin) * row, static_cast<size_t>(bytes));
-    });
+    run.kernels.copy_rows(out.data(), bytes, x.data<std::byte>() + begin * row, x.dim(1) * row, bytes, x.dim(0));
   }});
   return out;
 }
@@ -60,14 +54,13 @@ Tensor slice_tokens(const SessionRef& session, const Tensor& x, int64_t begin, i
 Tensor pad_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t total) {
   check_shape(x, "x", {-1, -1, -1});
   if (begin < 0 || begin + x.dim(1) > total) reject("tokens", "a range within [0, " + std::to_string(total) + "]", std::to_string(begin));
-  Tensor out(x.dtype(), {x.dim(0), total, x.dim(2)});
-  Stream::cpu().enqueue(session, {"padTokens", {x}, {out}, [=](const CancelToken&) {
-    const int64_t row = x.dim(2) * size_of(x.dtype()), bytes = x.dim(1) * row;
-    parallel_for(x.dim(0), [&](int64_t b) {
-      std::byte* image = out.data<std::byte>() + b * total * row;
-      std::memset(image, 0, static_cast<size_t>(total * row));
-      std::memcpy(image + begin * row, x.data<std::byte>() + b * bytes, static_cast<size_t>(bytes));
-    });
+  Tensor out(x.device(), x.dtype(), {x.dim(0), total, x.dim(2)});
+  enqueue(session, {"padTokens", {x}, {out}, [=](const Run& run) {
+    const int64_t row = x.dim(2) * size_of(x.dtype()), bytes = x.dim(1) * row, image = total * row, behind = (begin + x.dim(1)) * row;
+    std::byte* to = out.data<std::byte>();
+    run.kernels.copy_rows(to, image, nullptr, 0, begin * row, x.dim(0));
+    run.kernels.copy_rows(to + begin * row, image, x.data(), bytes, bytes, x.dim(0));
+    run.kernels.copy_rows(to + behind, image, nullptr, 0, image - behind, x.dim(0));
   }});
   return out;
 }

@@ -1,10 +1,5 @@
 #include "native/ops/flow.h"
 
-#include <cmath>
-
-#include "native/core/philox.h"
-#include "native/cpu/flow.h"
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -69,12 +64,12 @@ Tensor flow_integrate(const SessionRef& session, const FlowHead& head, const Ten
     reject("ids", std::to_string(batch) + " image ids", std::to_string(o.ids.size()));
   }
   const int64_t height = o.rows * o.patch, width = o.cols * o.patch;
-  Tensor out(o.pixel_dtype, o.pixel_dtype == DType::UInt8 ? Shape{batch, height, width, 3} : Shape{batch, 3, height, width});
+  Tensor out(condition.device(), o.pixel_dtype, o.pixel_dtype == DType::UInt8 ? Shape{batch, height, width, 3} : Shape{batch, 3, height, width});
   check_dtype(out, "output", {DType::UInt8, DType::Float32});
   std::vector<Tensor> inputs = tensors_of(head);
   inputs.insert(inputs.end(), {condition, o.noise});
-  Stream::cpu().enqueue(session, {"flowIntegrate", std::move(inputs), {out}, [=](const CancelToken& token) {
-    cpu::flow_integrate(head, condition, o, out, token);
+  enqueue(session, {"flowIntegrate", std::move(inputs), {out}, [=](const Run& run) {
+    run.kernels.flow_integrate(head, condition, o, out, run.token);
   }});
   return out;
 }
@@ -86,11 +81,11 @@ Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tens
   check_shape(t, "t", {rows});
   check_dtype(x, "x", {DType::Float32});
   check_dtype(t, "t", {DType::Float32});
-  Tensor out(DType::Float32, {rows, p});
+  Tensor out(condition.device(), DType::Float32, {rows, p});
   std::vector<Tensor> inputs = tensors_of(head);
   inputs.insert(inputs.end(), {x, t, condition});
-  Stream::cpu().enqueue(session, {"flowVelocity", std::move(inputs), {out}, [=](const CancelToken&) {
-    if (rows) cpu::flow_velocity(head, x, t, condition, out);
+  enqueue(session, {"flowVelocity", std::move(inputs), {out}, [=](const Run& run) {
+    if (rows) run.kernels.flow_velocity(head, x, t, condition, out);
   }});
   return out;
 }
@@ -98,24 +93,24 @@ Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tens
 Tensor time_waves(const SessionRef& session, const Tensor& t) {
   check_shape(t, "t", {-1});
   check_dtype(t, "t", {DType::Float32});
-  Tensor out(DType::Float32, {t.dim(0), cpu::kTimeChannels});
-  Stream::cpu().enqueue(session, {"timeWaves", {t}, {out}, [=](const CancelToken&) {
-    cpu::time_waves(t.data<float>(), t.dim(0), out.data<float>());
+  Tensor out(t.device(), DType::Float32, {t.dim(0), kTimeChannels});
+  enqueue(session, {"timeWaves", {t}, {out}, [=](const Run& run) {
+    run.kernels.time_waves(t.data<float>(), t.dim(0), out.data<float>());
   }});
   return out;
 }
 
 namespace {
 
-/// [ids, patches] of what `draw` makes of the Philox block of (seed, id, patch).
-template <class Draw>
-Tensor drawn(const SessionRef& session, const char* op, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, Draw draw) {
-  check_positive(patches, "patches");
-  const int64_t batch = static_cast<int64_t>(ids.size());
-  Tensor out(DType::Float32, {batch, patches});
-  Stream::cpu().enqueue(session, {op, {}, {out}, [=](const CancelToken&) {
-    for (int64_t i = 0; i < batch * patches; ++i)
-      out.data<float>()[i] = draw(philox({0, static_cast<uint32_t>(i % patches), ids[static_cast<size_t>(i / patches)], 2}, seed));
+/// [ids, patches]; args without `out` and `ids`.
+Tensor drawn(const SessionRef& session, const char* op, const std::vector<uint32_t>& ids, const DrawArgs& args) {
+  check_positive(args.patches, "patches");
+  Tensor out(session->device(), DType::Float32, {args.images, args.patches});
+  enqueue(session, {op, {}, {out}, [=](const Run& run) {
+    DrawArgs a = args;
+    a.out = out.data<float>();
+    a.ids = ids.data();
+    run.kernels.draw(a);
   }});
   return out;
 }
@@ -123,21 +118,22 @@ Tensor drawn(const SessionRef& session, const char* op, uint64_t seed, const std
 }  // namespace
 
 Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches) {
-  return drawn(session, "uniform", seed, ids, patches, [](const auto& block) { return philox_uniform(block[0]); });
+  return drawn(session, "uniform", ids, {.out = nullptr, .images = static_cast<int64_t>(ids.size()), .patches = patches, .seed = seed,
+                                         .ids = nullptr, .logit_normal = false, .mean = 0, .std = 1});
 }
 
 Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std) {
-  return drawn(session, "logitNormal", seed, ids, patches,
-               [=](const auto& block) { return 1.0f / (1.0f + std::exp(-(mean + std * philox_normal(block)[0]))); });
+  return drawn(session, "logitNormal", ids, {.out = nullptr, .images = static_cast<int64_t>(ids.size()), .patches = patches, .seed = seed,
+                                             .ids = nullptr, .logit_normal = true, .mean = mean, .std = std});
 }
 
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width) {
   check_positive(patches, "patches");
   check_positive(width, "width");
   const int64_t batch = static_cast<int64_t>(ids.size());
-  Tensor out(DType::Float32, {batch, patches, width});
-  Stream::cpu().enqueue(session, {"noise", {}, {out}, [=](const CancelToken&) {
-    cpu::kernels().noise({.out = out.data<float>(), .first = 0, .rows = batch * patches, .width = width, .patches = patches,
+  Tensor out(session->device(), DType::Float32, {batch, patches, width});
+  enqueue(session, {"noise", {}, {out}, [=](const Run& run) {
+    run.kernels.noise({.out = out.data<float>(), .first = 0, .rows = batch * patches, .width = width, .patches = patches,
                           .seed = seed, .ids = ids.data()});
   }});
   return out;

@@ -14,6 +14,9 @@
 
 namespace uniflow {
 
+/// Of the time embedding's sinusoids.
+constexpr int64_t kTimeChannels = 256;
+
 struct LinearLayer {
   Tensor weight;  // [out, in] packed
   Tensor bias;    // [out] float32

@@ -1,8 +1,5 @@
 #include "native/ops/linear.h"
 
-#include <cstring>
-
-#include "native/cpu/linear.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -12,7 +9,13 @@ namespace {
 /// A weight [out, in] with something in it.
 void check_weight(const Tensor& weight) {
   if (!weight || weight.rank() != 2 || weight.size() == 0) reject("weight", "a linear weight [out, in]", describe(weight));
-  check_floating(weight, "weight");
+  check_dtype(weight, "weight", {DType::Float32, DType::BFloat16, DType::Float8});
+}
+
+/// A float32 product takes either; float8 weights multiply bfloat16.
+bool multiplies(const Tensor& weight, DType x) {
+  if (weight.dtype() == DType::Float8) return x == DType::BFloat16;
+  return weight.dtype() == x || (weight.packing() && weight.dtype() == DType::Float32);
 }
 
 }  // namespace
@@ -20,28 +23,28 @@ void check_weight(const Tensor& weight) {
 Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype) {
   check_weight(weight);
   check_shape(weight, "weight", {-1, -1});
-  if (dtype != DType::Float32 && dtype != DType::BFloat16) reject("dtype", "float32 or bfloat16", name_of(dtype));
-  auto packing = cpu::linear_packing(weight.dim(0), weight.dim(1), dtype);
-  Tensor out(dtype, weight.shape(), packing, cpu::packed_bytes(*packing));
-  Stream::cpu().enqueue(session, {"packLinear", {weight}, {out}, [=](const CancelToken&) {
-    cpu::pack(*packing, weight.data(), weight.dtype(), out.data());
+  if (dtype != DType::Float32 && dtype != DType::BFloat16 && dtype != DType::Float8) reject("dtype", "float32, bfloat16 or float8", name_of(dtype));
+  const Kernels& k = weight.device().kernels();
+  const auto packing = k.linear_packing(weight.dim(0), weight.dim(1), dtype);
+  Tensor out(weight.device(), dtype, weight.shape(), packing, k.packed_bytes(*packing));
+  enqueue(session, {"packLinear", {weight}, {out}, [=](const Run& run) {
+    run.kernels.pack(*packing, weight.data(), weight.dtype(), out.data());
   }});
   return out;
 }
 
 Tensor unpack_linear(const SessionRef& session, const Tensor& weight) {
   if (!weight || !weight.packing()) reject("weight", "a packed linear weight", describe(weight));
-  Tensor out(DType::Float32, weight.shape());
-  Stream::cpu().enqueue(session, {"unpackLinear", {weight}, {out}, [=](const CancelToken&) {
-    cpu::unpack(*weight.packing(), weight.data(), out.data(), DType::Float32);
+  Tensor out(weight.device(), DType::Float32, weight.shape());
+  enqueue(session, {"unpackLinear", {weight}, {out}, [=](const Run& run) {
+    run.kernels.unpack(*weight.packing(), weight.data(), out.data(), DType::Float32);
   }});
   return out;
 }
 
 Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, const LinearOptions& o) {
   check_weight(weight);
-  if (x && weight.dtype() != x.dtype() && !(weight.packing() && weight.dtype() == DType::Float32))  // a float32 product takes either
-    reject("weight", std::string(name_of(x.dtype())) + ", as x", describe(weight));
+  if (x && !multiplies(weight, x.dtype())) reject("weight", std::string(name_of(x.dtype())) + ", as x", describe(weight));
   if (!x || x.packing() || x.rank() < 1 || x.dim(-1) != weight.dim(1))
     reject("x", "a tensor [..., " + std::to_string(weight.dim(1)) + "]", describe(x));
   check_floating(x, "x");
@@ -54,12 +57,11 @@ Tensor linear(const SessionRef& session, const Tensor& x, const Tensor& weight, 
     check_shape(o.residual, "residual", shape);
     check_dtype(o.residual, "residual", {x.dtype()});
   }
-  Tensor out(x.dtype(), shape);
-  Stream::cpu().enqueue(session, {"linear", {x, weight, o.bias, o.scale, o.residual}, {out}, [=](const CancelToken&) {
+  Tensor out(x.device(), x.dtype(), shape);
+  enqueue(session, {"linear", {x, weight, o.bias, o.scale, o.residual}, {out}, [=](const Run& run) {
     if (x.size() == 0) return;
-    const auto packing = cpu::packing_of(weight);
-    cpu::linear({.x = x.data(), .weight = weight.data(), .packing = packing.get(), .out = out.data(),
-                 .rows = x.size() / x.dim(-1), .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = float_data(o.bias),
+    run.kernels.linear({.x = x.data(), .weight = weight.data(), .packing = weight.packing().get(), .out = out.data(),
+                        .rows = x.size() / x.dim(-1), .in = x.dim(-1), .width = n, .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = float_data(o.bias),
                  .scale = float_data(o.scale), .residual = raw_data(o.residual), .activation = o.activation});
   }});
   return out;
@@ -80,18 +82,18 @@ LinearGradients linear_backward(const SessionRef& session, const Tensor& x, cons
   std::vector<Tensor> outputs;
   auto make = [&](bool wanted, DType dtype, const Shape& s) {
     if (!wanted) return Tensor();
-    outputs.emplace_back(dtype, s);
+    outputs.emplace_back(x.device(), dtype, s);
     return outputs.back();
   };
   g.x = make(want_x, x.dtype(), x.shape());
   g.weight = make(want_weight, DType::Float32, {n, k});
   g.bias = make(want_bias, DType::Float32, {n});
-  Stream::cpu().enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const CancelToken&) {
+  enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const Run& run) {
     if (x.size() == 0) {  // a sum over no rows
-      for (const Tensor& t : outputs) std::memset(t.data(), 0, static_cast<size_t>(t.bytes()));
+      for (const Tensor& t : outputs) run.kernels.copy_rows(t.data(), 0, nullptr, 0, t.bytes(), 1);
       return;
     }
-    cpu::linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d_out.data(), .dtype = x.dtype(), .rows = x.size() / k, .in = k,
+    run.kernels.linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d_out.data(), .dtype = x.dtype(), .rows = x.size() / k, .in = k,
                           .out = n, .d_x = g.x ? g.x.data() : nullptr, .d_weight = g.weight ? g.weight.data<float>() : nullptr,
                           .d_bias = g.bias ? g.bias.data<float>() : nullptr});
   }});

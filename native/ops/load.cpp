@@ -7,8 +7,6 @@
 
 #include "native/core/parallel.h"
 #include "native/core/philox.h"
-#include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -76,31 +74,54 @@ void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out
   part.file->release(e);
 }
 
-Tensor make_parameter(const Shape& shape, DType dtype, bool packed) {
-  if (!packed) return Tensor(dtype, shape, Placement::Persistent);
+Tensor make_parameter(Device& device, const Shape& shape, DType dtype, bool packed) {
+  if (!packed) return Tensor(device, dtype, shape, Placement::Persistent);
   if (shape.size() != 2 || count(shape) == 0) reject("shape", "[out, in] of a linear weight", to_string(shape));
-  auto packing = cpu::linear_packing(shape[0], shape[1], dtype);
-  return Tensor(dtype, shape, packing, cpu::packed_bytes(*packing));
+  const auto packing = device.kernels().linear_packing(shape[0], shape[1], dtype);
+  return Tensor(device, dtype, shape, packing, device.kernels().packed_bytes(*packing));
 }
 
-/// Runs `fill(plain)` on the parameter's own memory, or on a plain copy that is then packed.
+/// What a parameter is read as before it is packed.
+DType plain_dtype(DType dtype) { return dtype == DType::Float8 ? DType::BFloat16 : dtype; }
+
+void check_parameter_dtype(DType dtype, bool packed) {
+  if (dtype == DType::Float32 || dtype == DType::BFloat16 || (dtype == DType::Float8 && packed)) return;
+  reject("dtype", packed ? "float32, bfloat16 or float8" : "float32 or bfloat16", name_of(dtype));
+}
+
+Tensor allocated(Tensor t) {
+  t.buffer()->allocate();
+  return t;
+}
+
+/// Runs `fill(plain)` on the parameter's own memory where that can be, else on staging memory, from which it is uploaded and packed.
 template <class Fill>
-void fill_parameter(const Tensor& out, Fill&& fill) {
-  if (!out.packing()) {
+void fill_parameter(const Run& run, const Tensor& out, DType plain, Fill&& fill) {
+  Device& device = out.device();
+  if (device.is_cpu() && !out.packing()) {
     fill(out.data<std::byte>());
     return;
   }
-  Tensor plain(out.dtype(), out.shape());
-  plain.buffer()->allocate();
-  fill(plain.data<std::byte>());
-  cpu::pack(*out.packing(), plain.data(), out.dtype(), out.data());
+  const Tensor staged = allocated(Tensor(device, plain, out.shape(), Placement::Staging));
+  fill(staged.data<std::byte>());
+  if (!out.packing()) {
+    run.backend.upload(out, staged);
+    return;
+  }
+  Tensor source = staged;
+  if (!device.is_cpu()) {
+    source = allocated(Tensor(device, plain, out.shape(), Placement::Transfer));
+    run.backend.upload(source, staged);
+  }
+  run.kernels.pack(*out.packing(), source.data(), plain, out.data());
 }
 
 }  // namespace
 
 Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart>& parts, const Shape& shape, DType dtype, bool packed) {
-  Tensor out = make_parameter(shape, dtype, packed);
-  check_floating(out, "dtype");
+  check_parameter_dtype(dtype, packed);
+  const Tensor out = make_parameter(session->device(), shape, dtype, packed);
+  const DType plain_type = plain_dtype(dtype);
   const int64_t row = shape.empty() || shape[0] == 0 ? 1 : count(shape) / shape[0];
   int64_t total = 0;
   for (const ParameterPart& part : parts) total += elements(part, row);
@@ -108,12 +129,12 @@ Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart
     const std::string name = parts.empty() ? "parameter" : parts.front().name;
     throw Error(ErrorCode::BadCheckpoint, name, std::to_string(count(shape)) + " elements for " + to_string(shape), std::to_string(total));
   }
-  Stream::cpu().enqueue(session, {"loadParameter", {}, {out}, [=](const CancelToken&) {
-    fill_parameter(out, [&](std::byte* plain) {
+  enqueue(session, {"loadParameter", {}, {out}, [=](const Run& run) {
+    fill_parameter(run, out, plain_type, [&](std::byte* plain) {
       for (const ParameterPart& part : parts) {
         const int64_t n = elements(part, row);
-        read_part(part, n, dtype, plain);
-        plain += n * size_of(dtype);
+        read_part(part, n, plain_type, plain);
+        plain += n * size_of(plain_type);
       }
     });
   }});
@@ -135,13 +156,14 @@ float truncated_normal(uint64_t seed, uint32_t stream, int64_t i) {
 }  // namespace
 
 Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dtype, bool packed, uint64_t seed, uint32_t stream, float std) {
-  Tensor out = make_parameter(shape, dtype, packed);
-  check_floating(out, "dtype");
-  Stream::cpu().enqueue(session, {"randomParameter", {}, {out}, [=](const CancelToken&) {
-    fill_parameter(out, [&](std::byte* plain) {
+  check_parameter_dtype(dtype, packed);
+  const Tensor out = make_parameter(session->device(), shape, dtype, packed);
+  const DType plain_type = plain_dtype(dtype);
+  enqueue(session, {"randomParameter", {}, {out}, [=](const Run& run) {
+    fill_parameter(run, out, plain_type, [&](std::byte* plain) {
       parallel_for(count(shape), [&](int64_t i) {
         const float v = std * truncated_normal(seed, stream, i);
-        if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(plain)[i] = to_bf16(v);
+        if (plain_type == DType::BFloat16) reinterpret_cast<bf16*>(plain)[i] = to_bf16(v);
         else reinterpret_cast<float*>(plain)[i] = v;
       });
     });
@@ -150,9 +172,9 @@ Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dty
 }
 
 Tensor constant_parameter(const SessionRef& session, const Shape& shape, float value) {
-  Tensor out(DType::Float32, shape, Placement::Persistent);
-  Stream::cpu().enqueue(session, {"constantParameter", {}, {out}, [=](const CancelToken&) {
-    std::fill_n(out.data<float>(), out.size(), value);
+  Tensor out(session->device(), DType::Float32, shape, Placement::Persistent);
+  enqueue(session, {"constantParameter", {}, {out}, [=](const Run& run) {
+    run.kernels.fill(out.data<float>(), value, out.size());
   }});
   return out;
 }
@@ -160,13 +182,13 @@ Tensor constant_parameter(const SessionRef& session, const Shape& shape, float v
 namespace {
 
 /// The values in C order as `dtype`.
-void copy_values(const Tensor& parameter, DType dtype, void* out) {
-  if (parameter.packing()) cpu::unpack(*parameter.packing(), parameter.data(), out, dtype);
-  else cpu::kernels().cast(parameter.data(), parameter.dtype(), out, dtype, parameter.size());
+void copy_values(const Run& run, const Tensor& parameter, DType dtype, void* out) {
+  if (parameter.packing()) run.kernels.unpack(*parameter.packing(), parameter.data(), out, dtype);
+  else run.kernels.cast(parameter.data(), parameter.dtype(), out, dtype, parameter.size());
 }
 
 void check_copy(const Tensor& parameter, DType dtype) {
-  check_floating(parameter, "parameter");
+  if (!parameter.packing()) check_floating(parameter, "parameter");
   if (dtype != DType::Float32 && dtype != DType::BFloat16) reject("dtype", "float32 or bfloat16", name_of(dtype));
 }
 
@@ -174,15 +196,15 @@ void check_copy(const Tensor& parameter, DType dtype) {
 
 Tensor copy_parameter(const SessionRef& session, const Tensor& parameter, DType dtype) {
   check_copy(parameter, dtype);
-  Tensor out(dtype, parameter.shape(), Placement::Persistent);
-  Stream::cpu().enqueue(session, {"copyParameter", {parameter}, {out}, [=](const CancelToken&) { copy_values(parameter, dtype, out.data()); }});
+  Tensor out(parameter.device(), dtype, parameter.shape(), Placement::Persistent);
+  enqueue(session, {"copyParameter", {parameter}, {out}, [=](const Run& run) { copy_values(run, parameter, dtype, out.data()); }});
   return out;
 }
 
 Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype) {
   check_copy(parameter, dtype);
-  Tensor out(DType::UInt8, {parameter.size() * size_of(dtype)});
-  Stream::cpu().enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const CancelToken&) { copy_values(parameter, dtype, out.data()); }});
+  Tensor out(parameter.device(), DType::UInt8, {parameter.size() * size_of(dtype)});
+  enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const Run& run) { copy_values(run, parameter, dtype, out.data()); }});
   return out;
 }
 

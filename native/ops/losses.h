@@ -1,6 +1,7 @@
 /// Training losses, each with its gradient from the same pass.
 #pragma once
 
+#include "native/ops/kernels.h"
 #include "native/ops/linear.h"
 
 namespace uniflow::ops {
@@ -16,9 +17,6 @@ struct Distillation {
   Tensor alpha, weight;       // [L] float32
   std::vector<Tensor> grads;  // d alpha_l / d student_l, shaped and typed as the student; empty where not asked for
 };
-
-/// How the layers are weighted; `Adaptive` is the paper's.
-enum class LayerWeights { Adaptive, Uniform, Last };
 
 /// student, teacher: L tensors [B, S, D], layer 1 first; the first `skip` tokens of an image are not compared.
 Distillation distillation(const SessionRef& session, const std::vector<Tensor>& student, const std::vector<Tensor>& teacher, float beta,

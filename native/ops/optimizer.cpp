@@ -3,18 +3,22 @@
 #include <cmath>
 #include <tuple>
 
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
 
 Tensor global_norm(const SessionRef& session, const std::vector<Tensor>& grads) {
   for (const Tensor& g : grads) check_dtype(g, "grad", {DType::Float32});
-  Tensor out(DType::Float32, {1});
-  Stream::cpu().enqueue(session, {"globalNorm", grads, {out}, [=](const CancelToken&) {
-    double total = 0;
-    for (const Tensor& g : grads) total += cpu::kernels().sum_of_squares(g.data<float>(), g.size());
-    *out.data<float>() = static_cast<float>(std::sqrt(total));
+  if (grads.empty()) reject("grads", "at least one gradient", "none");
+  Tensor out(grads[0].device(), DType::Float32, {1});
+  enqueue(session, {"globalNorm", grads, {out}, [=](const Run& run) {
+    std::vector<const float*> data;
+    std::vector<int64_t> sizes;
+    for (const Tensor& g : grads) {
+      data.push_back(g.data<float>());
+      sizes.push_back(g.size());
+    }
+    run.kernels.global_norm(data.data(), sizes.data(), static_cast<int64_t>(grads.size()), out.data<float>());
   }});
   return out;
 }
@@ -37,19 +41,18 @@ void adamw(const SessionRef& session, const std::vector<OptimizedParameter>& par
     inputs.insert(inputs.end(), {p.parameter, p.grad, p.m, p.v, p.average});
   }
   // No outputs: should a gradient have failed, the parameters stay as they were instead of failing with it.
-  Stream::cpu().enqueue(session, {"adamw", std::move(inputs), {}, [=](const CancelToken&) {
-    const float n = *norm.data<float>();
-    if (!std::isfinite(n)) return;
-    const float grad_scale = o.clip > 0 && n > o.clip ? o.clip / (n + 1e-6f) : 1.0f;
+  enqueue(session, {"adamw", std::move(inputs), {}, [=](const Run& run) {
     const double step = static_cast<double>(o.step);
+    std::vector<AdamWParameter> list;
     for (const OptimizedParameter& p : parameters) {
-      cpu::kernels().adamw({.parameter = p.parameter.data<float>(), .grad = p.grad.data<float>(), .m = p.m.data<float>(), .v = p.v.data<float>(),
-                            .average = p.average ? p.average.data<float>() : nullptr, .compute = p.compute ? p.compute.data() : nullptr,
-                            .n = p.parameter.size(), .lr = p.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
-                            .weight_decay = p.weight_decay, .ema = o.ema,
-                            .correction1 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta1), step)),
-                            .correction2 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta2), step)), .grad_scale = grad_scale});
+      list.push_back({.parameter = p.parameter.data<float>(), .grad = p.grad.data<float>(), .m = p.m.data<float>(), .v = p.v.data<float>(),
+                      .average = p.average ? p.average.data<float>() : nullptr, .compute = p.compute ? p.compute.data() : nullptr,
+                      .n = p.parameter.size(), .lr = p.lr, .weight_decay = p.weight_decay});
     }
+    run.kernels.adamw({.parameters = list.data(), .count = static_cast<int64_t>(list.size()), .norm = norm.data<float>(), .clip = o.clip,
+                       .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .ema = o.ema,
+                       .correction1 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta1), step)),
+                       .correction2 = static_cast<float>(1 - std::pow(static_cast<double>(o.beta2), step))});
   }});
 }
 

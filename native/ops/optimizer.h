@@ -6,7 +6,7 @@
 
 namespace uniflow::ops {
 
-/// Sum of squares over all gradients, as one number [1] float32: its root is the global norm.
+/// Root of the sum of squares over all gradients, of which there is at least one: [1] float32.
 Tensor global_norm(const SessionRef& session, const std::vector<Tensor>& grads);
 
 struct OptimizedParameter {

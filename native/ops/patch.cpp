@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -29,14 +28,14 @@ PixelShape check_pixels(const Tensor& pixels, int64_t patch) {
 
 Tensor unfold(const SessionRef& session, const Tensor& pixels, int64_t patch, const Normalisation& n, DType dtype) {
   const PixelShape s = check_pixels(pixels, patch);
-  Tensor out(dtype, {s.batch, (s.height / patch) * (s.width / patch), 3 * patch * patch});
+  Tensor out(pixels.device(), dtype, {s.batch, (s.height / patch) * (s.width / patch), 3 * patch * patch});
   check_floating(out, "dtype");
-  Stream::cpu().enqueue(session, {"unfold", {pixels}, {out}, [=](const CancelToken&) {
-    cpu::UnfoldArgs a{.pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .out = out.data(), .dtype = dtype, .batch = s.batch,
+  enqueue(session, {"unfold", {pixels}, {out}, [=](const Run& run) {
+    UnfoldArgs a{.pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .out = out.data(), .dtype = dtype, .batch = s.batch,
                       .height = s.height, .width = s.width, .patch = patch, .mean = {}, .std = {}};
     std::copy(n.mean.begin(), n.mean.end(), a.mean);
     std::copy(n.std.begin(), n.std.end(), a.std);
-    cpu::kernels().unfold(a);
+    run.kernels.unfold(a);
   }});
   return out;
 }
@@ -47,14 +46,14 @@ Tensor fold(const SessionRef& session, const Tensor& patches, int64_t rows, int6
   check_shape(patches, "patches", {-1, rows * cols, 3 * patch * patch});
   check_dtype(patches, "patches", {DType::Float32});
   const int64_t batch = patches.dim(0), height = rows * patch, width = cols * patch;
-  Tensor out(pixel_dtype, pixel_dtype == DType::UInt8 ? Shape{batch, height, width, 3} : Shape{batch, 3, height, width});
+  Tensor out(patches.device(), pixel_dtype, pixel_dtype == DType::UInt8 ? Shape{batch, height, width, 3} : Shape{batch, 3, height, width});
   check_dtype(out, "dtype", {DType::UInt8, DType::Float32});
-  Stream::cpu().enqueue(session, {"fold", {patches}, {out}, [=](const CancelToken&) {
-    cpu::FoldArgs a{.patches = patches.data<float>(), .pixels = out.data(), .pixel_dtype = pixel_dtype, .first = 0,
+  enqueue(session, {"fold", {patches}, {out}, [=](const Run& run) {
+    FoldArgs a{.patches = patches.data<float>(), .pixels = out.data(), .pixel_dtype = pixel_dtype, .first = 0,
                     .rows = batch * rows * cols, .height = height, .width = width, .patch = patch, .mean = {}, .std = {}};
     std::copy(n.mean.begin(), n.mean.end(), a.mean);
     std::copy(n.std.begin(), n.std.end(), a.std);
-    cpu::kernels().fold(a);
+    run.kernels.fold(a);
   }});
   return out;
 }
@@ -75,9 +74,9 @@ Tensor assemble(const SessionRef& session, const Tensor& x, const Tensor& prefix
     check_dtype(t, name, {DType::Float32});
   }
   const int64_t extra = prefix ? prefix.dim(0) : 0;
-  Tensor out(x.dtype(), {batch, extra + n, width});
-  Stream::cpu().enqueue(session, {"assemble", {x, prefix, position}, {out}, [=](const CancelToken&) {
-    cpu::kernels().assemble({.patches = x.data(), .out = out.data(), .dtype = x.dtype(), .batch = batch, .patch_count = n,
+  Tensor out(x.device(), x.dtype(), {batch, extra + n, width});
+  enqueue(session, {"assemble", {x, prefix, position}, {out}, [=](const Run& run) {
+    run.kernels.assemble({.patches = x.data(), .out = out.data(), .dtype = x.dtype(), .batch = batch, .patch_count = n,
                              .prefix_count = extra, .width = width, .prefix = float_data(prefix), .position = float_data(position)});
   }});
   return out;
@@ -89,9 +88,9 @@ Tensor resize_table(const SessionRef& session, const Tensor& table, int64_t rows
   check_grid(out_rows, out_cols);
   check_shape(table, "table", {rows * cols, -1});
   check_dtype(table, "table", {DType::Float32});
-  Tensor out(DType::Float32, {out_rows * out_cols, table.dim(1)});
-  Stream::cpu().enqueue(session, {"resizeTable", {table}, {out}, [=](const CancelToken&) {
-    cpu::kernels().resize_table({.in = float_data(table), .out = out.data<float>(), .in_rows = rows, .in_cols = cols,
+  Tensor out(table.device(), DType::Float32, {out_rows * out_cols, table.dim(1)});
+  enqueue(session, {"resizeTable", {table}, {out}, [=](const Run& run) {
+    run.kernels.resize_table({.in = float_data(table), .out = out.data<float>(), .in_rows = rows, .in_cols = cols,
                                  .out_rows = out_rows, .out_cols = out_cols, .width = table.dim(1), .antialias = antialias});
   }});
   return out;
@@ -103,9 +102,9 @@ Tensor resize_table_backward(const SessionRef& session, const Tensor& d_out, int
   check_grid(out_rows, out_cols);
   check_shape(d_out, "dOut", {out_rows * out_cols, -1});
   check_dtype(d_out, "dOut", {DType::Float32});
-  Tensor out(DType::Float32, {rows * cols, d_out.dim(1)});
-  Stream::cpu().enqueue(session, {"resizeTableBackward", {d_out}, {out}, [=](const CancelToken&) {
-    cpu::kernels().resize_table_backward({.in = d_out.data<float>(), .out = out.data<float>(), .in_rows = rows, .in_cols = cols,
+  Tensor out(d_out.device(), DType::Float32, {rows * cols, d_out.dim(1)});
+  enqueue(session, {"resizeTableBackward", {d_out}, {out}, [=](const Run& run) {
+    run.kernels.resize_table_backward({.in = d_out.data<float>(), .out = out.data<float>(), .in_rows = rows, .in_cols = cols,
                                           .out_rows = out_rows, .out_cols = out_cols, .width = d_out.dim(1), .antialias = antialias});
   }});
   return out;

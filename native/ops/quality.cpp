@@ -1,7 +1,5 @@
 #include "native/ops/quality.h"
 
-#include "native/core/parallel.h"
-#include "native/cpu/quality.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -11,14 +9,9 @@ Tensor image_quality(const SessionRef& session, const Tensor& a, const Tensor& b
   check_dtype(a, "a", {DType::UInt8});
   check_shape(b, "b", a.shape());
   check_dtype(b, "b", {DType::UInt8});
-  Tensor out(DType::Float32, {a.dim(0), 2});
-  Stream::cpu().enqueue(session, {"imageQuality", {a, b}, {out}, [=](const CancelToken&) {
-    const int64_t height = a.dim(1), width = a.dim(2), bytes = height * width * 3;
-    parallel_for(a.dim(0), [&](int64_t i) {
-      const uint8_t *x = a.data<uint8_t>() + i * bytes, *y = b.data<uint8_t>() + i * bytes;
-      out.data<float>()[i * 2] = static_cast<float>(cpu::psnr(x, y, bytes));
-      out.data<float>()[i * 2 + 1] = static_cast<float>(cpu::ssim(x, y, height, width));
-    });
+  Tensor out(a.device(), DType::Float32, {a.dim(0), 2});
+  enqueue(session, {"imageQuality", {a, b}, {out}, [=](const Run& run) {
+    run.kernels.image_quality(a.data<uint8_t>(), b.data<uint8_t>(), out.data<float>(), a.dim(0), a.dim(1), a.dim(2));
   }});
   return out;
 }

@@ -1,9 +1,5 @@
 #include "native/ops/residual.h"
 
-#include <cstring>
-
-#include "native/core/parallel.h"
-#include "native/cpu/kernels.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
@@ -23,9 +19,9 @@ void check_like(const Tensor& t, const char* name, const Tensor& like) {
 
 Tensor activation(const SessionRef& session, const Tensor& x, Activation kind) {
   check_plain(x, "x");
-  Tensor out(x.dtype(), x.shape());
-  Stream::cpu().enqueue(session, {"activation", {x}, {out}, [=](const CancelToken&) {
-    cpu::kernels().activation(kind, x.data(), out.data(), x.dtype(), x.size());
+  Tensor out(x.device(), x.dtype(), x.shape());
+  enqueue(session, {"activation", {x}, {out}, [=](const Run& run) {
+    run.kernels.activation(kind, x.data(), out.data(), x.dtype(), x.size());
   }});
   return out;
 }
@@ -33,9 +29,9 @@ Tensor activation(const SessionRef& session, const Tensor& x, Activation kind) {
 Tensor activation_backward(const SessionRef& session, const Tensor& x, const Tensor& d_out, Activation kind) {
   check_plain(x, "x");
   check_like(d_out, "dOut", x);
-  Tensor out(x.dtype(), x.shape());
-  Stream::cpu().enqueue(session, {"activationBackward", {x, d_out}, {out}, [=](const CancelToken&) {
-    cpu::kernels().activation_backward(kind, x.data(), d_out.data(), out.data(), x.dtype(), x.size());
+  Tensor out(x.device(), x.dtype(), x.shape());
+  enqueue(session, {"activationBackward", {x, d_out}, {out}, [=](const Run& run) {
+    run.kernels.activation_backward(kind, x.data(), d_out.data(), out.data(), x.dtype(), x.size());
   }});
   return out;
 }
@@ -46,10 +42,10 @@ Tensor scale_add(const SessionRef& session, const Tensor& residual, const Tensor
   const int64_t width = branch.dim(-1);
   check_optional_vector(scale, "scale", width);
   if (gate) check_like(gate, "gate", branch);
-  Tensor out(branch.dtype(), branch.shape());
-  Stream::cpu().enqueue(session, {"scaleAdd", {residual, branch, scale, gate}, {out}, [=](const CancelToken&) {
+  Tensor out(branch.device(), branch.dtype(), branch.shape());
+  enqueue(session, {"scaleAdd", {residual, branch, scale, gate}, {out}, [=](const Run& run) {
     if (out.size() == 0) return;
-    cpu::kernels().scale_add({.residual = residual.data(), .branch = branch.data(), .out = out.data(), .dtype = out.dtype(),
+    run.kernels.scale_add({.residual = residual.data(), .branch = branch.data(), .out = out.data(), .dtype = out.dtype(),
                               .rows = out.size() / width, .width = width, .scale = float_data(scale), .gate = raw_data(gate)});
   }});
   return out;
@@ -61,13 +57,13 @@ ScaleAddGradients scale_add_backward(const SessionRef& session, const Tensor& d_
   const int64_t width = branch.dim(-1);
   check_optional_vector(scale, "scale", width);
   if (gate) check_like(gate, "gate", branch);
-  ScaleAddGradients g{Tensor(branch.dtype(), branch.shape()), {}, {}};
+  ScaleAddGradients g{Tensor(branch.device(), branch.dtype(), branch.shape()), {}, {}};
   std::vector<Tensor> outputs{g.branch};
-  if (scale) outputs.push_back(g.scale = Tensor(DType::Float32, {width}));
-  if (gate) outputs.push_back(g.gate = Tensor(branch.dtype(), branch.shape()));
-  Stream::cpu().enqueue(session, {"scaleAddBackward", {d_out, branch, scale, gate}, outputs, [=](const CancelToken&) {
+  if (scale) outputs.push_back(g.scale = Tensor(branch.device(), DType::Float32, {width}));
+  if (gate) outputs.push_back(g.gate = Tensor(branch.device(), branch.dtype(), branch.shape()));
+  enqueue(session, {"scaleAddBackward", {d_out, branch, scale, gate}, outputs, [=](const Run& run) {
     if (branch.size() == 0) return;
-    cpu::kernels().scale_add_backward({.d_out = d_out.data(), .branch = branch.data(), .d_branch = g.branch.data(), .dtype = branch.dtype(),
+    run.kernels.scale_add_backward({.d_out = d_out.data(), .branch = branch.data(), .d_branch = g.branch.data(), .dtype = branch.dtype(),
                                        .rows = branch.size() / width, .width = width, .scale = float_data(scale), .gate = raw_data(gate),
                                        .d_scale = g.scale ? g.scale.data<float>() : nullptr, .d_gate = g.gate ? g.gate.data() : nullptr});
   }});
@@ -80,9 +76,9 @@ Tensor swiglu_backward(const SessionRef& session, const Tensor& x, const Tensor&
   half.back() /= 2;
   check_shape(d_out, "dOut", half);
   check_dtype(d_out, "dOut", {x.dtype()});
-  Tensor out(x.dtype(), x.shape());
-  Stream::cpu().enqueue(session, {"swigluBackward", {x, d_out}, {out}, [=](const CancelToken&) {
-    if (d_out.size()) cpu::kernels().swiglu_backward(x.data(), d_out.data(), out.data(), x.dtype(), d_out.size() / half.back(), half.back());
+  Tensor out(x.device(), x.dtype(), x.shape());
+  enqueue(session, {"swigluBackward", {x, d_out}, {out}, [=](const Run& run) {
+    if (d_out.size()) run.kernels.swiglu_backward(x.data(), d_out.data(), out.data(), x.dtype(), d_out.size() / half.back(), half.back());
   }});
   return out;
 }
@@ -95,9 +91,9 @@ Tensor add(const SessionRef& session, const Tensor& a, const Tensor& b, const Te
     check_dtype(factor, "factor", {DType::Float32});
     if (index < 0 || index >= factor.dim(0)) reject("index", "an element of the factor", std::to_string(index));
   }
-  Tensor out(b.dtype(), b.shape());
-  Stream::cpu().enqueue(session, {"add", {a, b, factor}, {out}, [=](const CancelToken&) {
-    cpu::kernels().add(raw_data(a), b.data(), factor ? factor.data<float>() + index : nullptr, scale, out.data(), b.dtype(), b.size());
+  Tensor out(b.device(), b.dtype(), b.shape());
+  enqueue(session, {"add", {a, b, factor}, {out}, [=](const Run& run) {
+    run.kernels.add(raw_data(a), b.data(), factor ? factor.data<float>() + index : nullptr, scale, out.data(), b.dtype(), b.size());
   }});
   return out;
 }
@@ -106,9 +102,9 @@ Tensor sum_rows(const SessionRef& session, const Tensor& x, int kept) {
   check_plain(x, "x");
   if (kept < 1 || kept > x.rank()) reject("kept", "1 to " + std::to_string(x.rank()) + " dimensions", std::to_string(kept));
   const Shape shape(x.shape().end() - kept, x.shape().end());
-  Tensor out(DType::Float32, shape);
-  Stream::cpu().enqueue(session, {"sumRows", {x}, {out}, [=](const CancelToken&) {
-    if (out.size()) cpu::kernels().column_sum(x.data(), out.data<float>(), x.dtype(), x.size() / out.size(), out.size());
+  Tensor out(x.device(), DType::Float32, shape);
+  enqueue(session, {"sumRows", {x}, {out}, [=](const Run& run) {
+    if (out.size()) run.kernels.column_sum(x.data(), out.data<float>(), x.dtype(), x.size() / out.size(), out.size());
   }});
   return out;
 }
@@ -118,12 +114,10 @@ Tensor split(const SessionRef& session, const Tensor& x, int64_t part, int64_t p
   if (parts < 1 || x.dim(-1) % parts || part < 0 || part >= parts) reject("part", "one of " + std::to_string(parts) + " equal parts of " + to_string(x.shape()), std::to_string(part));
   Shape shape = x.shape();
   shape.back() /= parts;
-  Tensor out(x.dtype(), shape);
-  Stream::cpu().enqueue(session, {"split", {x}, {out}, [=](const CancelToken&) {
-    const int64_t bytes = shape.back() * size_of(x.dtype()), rows = bytes ? out.bytes() / bytes : 0;
-    parallel_for(rows, [&](int64_t r) {
-      std::memcpy(out.data<std::byte>() + r * bytes, x.data<std::byte>() + (r * parts + part) * bytes, static_cast<size_t>(bytes));
-    });
+  Tensor out(x.device(), x.dtype(), shape);
+  enqueue(session, {"split", {x}, {out}, [=](const Run& run) {
+    const int64_t bytes = shape.back() * size_of(x.dtype());
+    if (bytes) run.kernels.copy_rows(out.data(), bytes, x.data<std::byte>() + part * bytes, parts * bytes, bytes, out.bytes() / bytes);
   }});
   return out;
 }
@@ -138,17 +132,14 @@ Tensor concat(const SessionRef& session, const std::vector<Tensor>& parts) {
   const int64_t n = static_cast<int64_t>(parts.size());
   Shape shape = like.shape();
   shape.back() *= n;
-  Tensor out(like.dtype(), shape);
-  Stream::cpu().enqueue(session, {"concat", parts, {out}, [=](const CancelToken&) {
-    const int64_t bytes = like.dim(-1) * size_of(like.dtype()), rows = bytes ? like.bytes() / bytes : 0;
-    parallel_for(rows, [&](int64_t r) {
-      for (int64_t p = 0; p < n; ++p) {
-        std::byte* to = out.data<std::byte>() + (r * n + p) * bytes;
-        const Tensor& from = parts[static_cast<size_t>(p)];
-        if (from) std::memcpy(to, from.data<std::byte>() + r * bytes, static_cast<size_t>(bytes));
-        else std::memset(to, 0, static_cast<size_t>(bytes));
-      }
-    });
+  Tensor out(like.device(), like.dtype(), shape);
+  enqueue(session, {"concat", parts, {out}, [=](const Run& run) {
+    const int64_t bytes = like.dim(-1) * size_of(like.dtype());
+    if (bytes == 0) return;
+    for (int64_t p = 0; p < n; ++p) {
+      const Tensor& part = parts[static_cast<size_t>(p)];
+      run.kernels.copy_rows(out.data<std::byte>() + p * bytes, n * bytes, raw_data(part), bytes, bytes, like.bytes() / bytes);
+    }
   }});
   return out;
 }

@@ -9,7 +9,7 @@
 namespace uniflow::test {
 namespace {
 
-Allocator& host() { return Allocator::host(); }
+Allocator& host() { return Device::cpu().memory(); }
 
 constexpr int64_t kSizes[] = {0,       1,         63,      64,        65,          1000,           1024,          1025,       4096,
                               100'000, 262'143, 262'144, 262'145, 1'000'000, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 20'000'001};

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/stream.h"
+#include "native/core/device.h"
 
 namespace uniflow::test {
 
@@ -115,7 +115,7 @@ inline SessionRef idle_session() {
 inline std::shared_ptr<const Error> wait(const Tensor& t) {
   auto ended = std::make_shared<std::promise<std::shared_ptr<const Error>>>();
   auto result = ended->get_future();
-  Stream::cpu().enqueue(session(), {"wait", {t}, {}, [](const CancelToken&) {}, [ended](std::shared_ptr<const Error> e) { ended->set_value(std::move(e)); }});
+  Device::cpu().stream().enqueue(session(), {"wait", {t}, {}, [](const Run&) {}, [ended](std::shared_ptr<const Error> e) { ended->set_value(std::move(e)); }});
   return result.get();
 }
 

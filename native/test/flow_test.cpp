@@ -242,8 +242,8 @@ void test_cancel(const Model& m) {
   s->set_token(token);
   const Run r{1, 16, 32, 20000, 1, 2};
   std::promise<void> begun;
-  Command marker{"marker", {}, {}, [&](const CancelToken&) { begun.set_value(); }};
-  Stream::cpu().enqueue(s, std::move(marker));
+  Command marker{"marker", {}, {}, [&](const uniflow::Run&) { begun.set_value(); }};
+  Device::cpu().stream().enqueue(s, std::move(marker));
   const Tensor out = ops::flow_integrate(s, m.head, condition_of(m, r), options(m, r));
   begun.get_future().wait();
   std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -48,7 +48,7 @@ struct Layer {
 
   Array run(Activation activation, bool with_bias, bool with_scale, bool with_residual) const {
     Array out(residual.dtype(), size.rows * size.out, NAN);
-    cpu::linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = size.rows, .x_dtype = x.dtype(),
+    cpu::linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = size.rows, .in = size.in, .width = size.out, .x_dtype = x.dtype(),
                  .out_dtype = out.dtype(), .bias = with_bias ? bias.floats() : nullptr, .scale = with_scale ? scale.floats() : nullptr,
                  .residual = with_residual ? residual.data() : nullptr, .activation = activation});
     return out;

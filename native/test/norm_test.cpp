@@ -69,7 +69,7 @@ double error_of(const Case& c) {
 
   const int64_t element = size_of(c.out);
   auto column = [&](int64_t i) { return static_cast<std::byte*>(modulation.data()) + i * c.width * element; };
-  cpu::NormArgs a{.x = x.data(), .out = out.data(), .x_dtype = c.x, .out_dtype = c.out, .rows = c.rows, .width = c.width,
+  NormArgs a{.x = x.data(), .out = out.data(), .x_dtype = c.x, .out_dtype = c.out, .rows = c.rows, .width = c.width,
                   .x_stride = x_stride, .out_stride = out_stride, .rms = c.rms, .eps = kEps,
                   .weight = c.weight ? weight.floats() : nullptr, .bias = c.bias ? bias.floats() : nullptr};
   if (c.modulated) a.shift = column(0), a.scale = column(1), a.modulation_stride = modulation_stride;

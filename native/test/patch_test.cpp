@@ -45,7 +45,7 @@ Array random_pixels(const Grid& g, DType dtype) {
 
 Array unfold(const Grid& g, const Array& pixels, DType dtype) {
   Array out(dtype, g.count());
-  cpu::UnfoldArgs a{.pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .out = out.data(), .dtype = dtype, .batch = g.batch,
+  UnfoldArgs a{.pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .out = out.data(), .dtype = dtype, .batch = g.batch,
                     .height = g.height(), .width = g.width(), .patch = g.patch, .mean = {}, .std = {}};
   std::copy_n(kImageNet.mean.begin(), 3, a.mean);
   std::copy_n(kImageNet.std.begin(), 3, a.std);
@@ -54,7 +54,7 @@ Array unfold(const Grid& g, const Array& pixels, DType dtype) {
 }
 
 void fold_rows(const Grid& g, const float* patches, int64_t first, int64_t rows, const Array& pixels) {
-  cpu::FoldArgs a{.patches = patches, .pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .first = first, .rows = rows,
+  FoldArgs a{.patches = patches, .pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .first = first, .rows = rows,
                   .height = g.height(), .width = g.width(), .patch = g.patch, .mean = {}, .std = {}};
   std::copy_n(kImageNet.mean.begin(), 3, a.mean);
   std::copy_n(kImageNet.std.begin(), 3, a.std);

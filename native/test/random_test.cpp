@@ -128,10 +128,10 @@ void test_widths() {
 void test_op() {
   const auto s = session();
   check(to_array(ops::noise(s, 7, {5, 9, 5}, 10, 49)) == noise(7, {5, 9, 5}, 10, 49), "ops::noise is the kernel");
-  const int threads = Stream::cpu().threads();
-  Stream::cpu().set_threads(threads + 2);
+  const int threads = Device::cpu().stream().threads();
+  Device::cpu().stream().set_threads(threads + 2);
   check(to_array(ops::noise(s, 7, {5, 9, 5}, 10, 49)) == noise(7, {5, 9, 5}, 10, 49), "whatever the stream's number of threads");
-  Stream::cpu().set_threads(threads);
+  Device::cpu().stream().set_threads(threads);
   const auto idle = idle_session();
   check_refused("noise of no patches", [&] { ops::noise(idle, 1, {1}, 0, 4); });
   check_refused("noise of a negative width", [&] { ops::noise(idle, 1, {1}, 4, -4); });

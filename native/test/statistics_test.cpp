@@ -52,11 +52,11 @@ void test_covariance(int64_t rows, int64_t width, float mean) {
 /// The sums have one order, whatever the threads.
 void test_threads() {
   const Tensor x = to_tensor(DType::Float32, {1025, 65}, normal(1025 * 65, 3));
-  Stream::cpu().set_threads(1);
+  Device::cpu().stream().set_threads(1);
   const Array one = to_array(ops::covariance(session(), x).covariance);
-  Stream::cpu().set_threads(3);
+  Device::cpu().stream().set_threads(3);
   const Array three = to_array(ops::covariance(session(), x).covariance);
-  Stream::cpu().set_threads(default_threads());
+  Device::cpu().stream().set_threads(default_threads());
   check(one == three, "the same covariance from one thread and from three");
 }
 

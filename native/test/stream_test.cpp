@@ -15,29 +15,29 @@ namespace uniflow::test {
 namespace {
 
 using Failure = std::shared_ptr<const Error>;
-using Run = std::function<void(const CancelToken&)>;
+using Work = std::function<void(const Run&)>;
 
 Tensor tensor() { return Tensor(DType::Int32, {1}); }
 
 /// Queues a command and returns how it ended.
-std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Run run) {
+std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run) {
   auto ended = std::make_shared<std::promise<Failure>>();
   auto future = ended->get_future();
   stream.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }});
   return future;
 }
 
-std::future<Failure> enqueue(const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Run run) {
-  return enqueue(Stream::cpu(), s, op, std::move(inputs), std::move(outputs), std::move(run));
+std::future<Failure> enqueue(const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run) {
+  return enqueue(Device::cpu().stream(), s, op, std::move(inputs), std::move(outputs), std::move(run));
 }
 
-Run nothing() { return [](const CancelToken&) {}; }
+Work nothing() { return [](const Run&) {}; }
 
 /// Holds the stream back until it is opened.
 class Gate {
  public:
-  explicit Gate(const SessionRef& s, Stream& stream = Stream::cpu()) {
-    done_ = enqueue(stream, s, "gate", {}, {}, [this](const CancelToken&) {
+  explicit Gate(const SessionRef& s, Stream& stream = Device::cpu().stream()) {
+    done_ = enqueue(stream, s, "gate", {}, {}, [this](const Run&) {
       entered_.set_value();
       open_.get_future().wait();
     });
@@ -66,7 +66,7 @@ void test_order() {
   std::thread::id thread;
   bool one_thread = true;
   for (int i = 0; i < 100; ++i)
-    enqueue(s, "step", {}, {t}, [&, i](const CancelToken&) {
+    enqueue(s, "step", {}, {t}, [&, i](const Run&) {
       if (i == 0) thread = std::this_thread::get_id();
       one_thread &= std::this_thread::get_id() == thread;
       *t.data<int32_t>() = i == 0 ? 0 : *t.data<int32_t>() + i;
@@ -84,8 +84,8 @@ void test_failures() {
   const auto s = session();
   const Tensor a = tensor(), b = tensor(), c = tensor(), d = tensor();
   bool ran = false;
-  auto bad = enqueue(s, "first", {}, {a}, [](const CancelToken&) { throw Error(ErrorCode::BadInput, "x", "one", "two"); });
-  auto child = enqueue(s, "second", {a}, {b}, [&](const CancelToken&) { ran = true; });
+  auto bad = enqueue(s, "first", {}, {a}, [](const Run&) { throw Error(ErrorCode::BadInput, "x", "one", "two"); });
+  auto child = enqueue(s, "second", {a}, {b}, [&](const Run&) { ran = true; });
   auto grandchild = enqueue(s, "third", {d, b}, {c}, nothing());
   auto stranger = enqueue(s, "fourth", {}, {d}, nothing());
   const Failure why = bad.get();
@@ -95,8 +95,8 @@ void test_failures() {
   check(!stranger.get(), "what does not depend on it succeeds");
   check(wait(c) == why && !wait(d), "tensors keep how they ended");
 
-  auto memory = enqueue(s, "greedy", {}, {tensor()}, [](const CancelToken&) { throw std::bad_alloc(); });
-  auto other = enqueue(s, "odd", {}, {tensor()}, [](const CancelToken&) { throw std::runtime_error("surprise"); });
+  auto memory = enqueue(s, "greedy", {}, {tensor()}, [](const Run&) { throw std::bad_alloc(); });
+  auto other = enqueue(s, "odd", {}, {tensor()}, [](const Run&) { throw std::runtime_error("surprise"); });
   check(is(memory.get(), ErrorCode::OutOfMemory, "greedy"), "std::bad_alloc is OUT_OF_MEMORY");
   const Failure internal = other.get();
   check(is(internal, ErrorCode::Internal, "odd") && std::string(internal->what()) == "surprise", "any other exception is INTERNAL");
@@ -110,7 +110,7 @@ void test_done() {
   int calls = 0;
   bool after = false, ran = false;
   Failure seen = std::make_shared<Error>(ErrorCode::Internal, "not called");
-  Stream::cpu().enqueue(s, {"op", {}, {}, [&](const CancelToken&) { ran = true; }, [&](Failure f) {
+  Device::cpu().stream().enqueue(s, {"op", {}, {}, [&](const Run&) { ran = true; }, [&](Failure f) {
                               ++calls;
                               after = ran;
                               seen = f;
@@ -134,7 +134,8 @@ void test_tokens() {
   check(is(a.get(), ErrorCode::Aborted, "a"), "a command carries the token that was set when it was queued");
   check(!b.get(), "and no other");
   std::promise<void> begun;
-  auto running = enqueue(s, "long", {}, {}, [&](const CancelToken& token) {
+  auto running = enqueue(s, "long", {}, {}, [&](const Run& run) {
+    const CancelToken& token = run.token;
     begun.set_value();
     while (true) token.throw_if_cancelled();
   });
@@ -144,8 +145,9 @@ void test_tokens() {
 }
 
 /// Ends with ABORTED once its token is cancelled, with INTERNAL if that takes seconds.
-Run stubborn(std::promise<void>& begun) {
-  return [&begun](const CancelToken& token) {
+Work stubborn(std::promise<void>& begun) {
+  return [&begun](const Run& run) {
+    const CancelToken& token = run.token;
     begun.set_value();
     for (int i = 0; i < 3000; ++i) {
       token.throw_if_cancelled();
@@ -160,16 +162,16 @@ void test_close() {
   std::promise<void> begun;
   int done = 0;
   auto count = [&](Failure f) { done += f && f->code == ErrorCode::Aborted; };
-  Stream::cpu().enqueue(mine, {"running", {}, {}, stubborn(begun), count});
-  for (int i = 0; i < 10; ++i) Stream::cpu().enqueue(mine, {"queued", {}, {}, nothing(), count});
+  Device::cpu().stream().enqueue(mine, {"running", {}, {}, stubborn(begun), count});
+  for (int i = 0; i < 10; ++i) Device::cpu().stream().enqueue(mine, {"queued", {}, {}, nothing(), count});
   auto other = enqueue(theirs, "theirs", {}, {}, nothing());
   begun.get_future().wait();
-  Stream::cpu().close(mine);
+  mine->close();
   check(done == 11, "close cancels what runs and what is queued, and returns when all of it has ended", std::to_string(done) + " of 11 ended with ABORTED");
   check(!other.get(), "another session's work is untouched");
   check(is(enqueue(mine, "late", {}, {}, nothing()).get(), ErrorCode::Aborted, "late"), "what a closed session queues is aborted");
-  Stream::cpu().close(mine);
-  Stream::cpu().close(session());
+  mine->close();
+  session()->close();
   check(true, "closing twice, or without any work, returns");
 }
 
@@ -179,10 +181,10 @@ void test_close_earlier_token() {
   std::promise<void> begun;
   Failure why;
   s->set_token(std::make_shared<CancelToken>());
-  Stream::cpu().enqueue(s, {"running", {}, {}, stubborn(begun), [&](Failure f) { why = f; }});
+  Device::cpu().stream().enqueue(s, {"running", {}, {}, stubborn(begun), [&](Failure f) { why = f; }});
   begun.get_future().wait();
   s->set_token(std::make_shared<CancelToken>());
-  Stream::cpu().close(s);
+  s->close();
   check(is(why, ErrorCode::Aborted, "running"), "close cancels what runs, whatever token was set since", why ? why->what() : "no failure");
   s->set_token(std::make_shared<CancelToken>());
   check(is(enqueue(s, "late", {}, {}, nothing()).get(), ErrorCode::Aborted, "late"), "a new token does not open a closed session");
@@ -203,7 +205,7 @@ void test_many_threads() {
       Tensor last = tensor();
       for (int i = 0; i < kCommands; ++i) {
         const Tensor out = tensor();
-        Stream::cpu().enqueue(s, {"step", {i ? last : Tensor()}, {out}, [&, i, next](const CancelToken&) {
+        Device::cpu().stream().enqueue(s, {"step", {i ? last : Tensor()}, {out}, [&, i, next](const Run&) {
                                     disordered += (*next)++ != i;
                                     ++unguarded;
                                   }, [&](Failure f) {
@@ -214,7 +216,7 @@ void test_many_threads() {
         if (n % 4 == 3 && i == kCommands / 2) token->cancel();
       }
       wait(last);
-      Stream::cpu().close(s);
+      s->close();
     });
   for (std::thread& t : threads) t.join();
   check(ended == kThreads * kCommands, "eight threads at once: every command ends");
@@ -225,7 +227,7 @@ void test_many_threads() {
 void test_tensors() {
   const auto s = session();
   wait(tensor());  // and whatever else is still to be dropped
-  const int64_t before = Allocator::host().stats().active;
+  const int64_t before = Device::cpu().memory().stats().active;
   std::weak_ptr<Buffer> buffer;
   int64_t inside = 0;
   std::future<Failure> used;
@@ -233,29 +235,29 @@ void test_tensors() {
     Gate gate(s);
     Tensor a(DType::UInt8, {1 << 20});
     buffer = a.buffer();
-    enqueue(s, "fill", {}, {a}, [&](const CancelToken&) { inside = Allocator::host().stats().active - before; });
+    enqueue(s, "fill", {}, {a}, [&](const Run&) { inside = Device::cpu().memory().stats().active - before; });
     used = enqueue(s, "use", {a}, {}, nothing());
-    check(Allocator::host().stats().active == before, "a tensor has no memory before its command runs");
+    check(Device::cpu().memory().stats().active == before, "a tensor has no memory before its command runs");
     a = {};
     check(!buffer.expired(), "a tensor dropped while it is queued lives on");
   }
   used.wait();
-  Stream::cpu().close(s);
+  s->close();
   check(inside == 1 << 20, "its memory is there when its command runs", std::to_string(inside));
-  check(buffer.expired() && Allocator::host().stats().active == before, "and is gone when close returns");
+  check(buffer.expired() && Device::cpu().memory().stats().active == before, "and is gone when close returns");
 }
 
 void test_streams() {
   const auto a = session(), b = session();
   Gate gate(a);
-  auto side = enqueue(Stream::host(), b, "side", {}, {}, nothing());
+  auto side = enqueue(Stream::side(), b, "side", {}, {}, nothing());
   check(side.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's stream does not wait for the CPU's");
   gate.open();
-  const int threads = Stream::cpu().threads();
+  const int threads = Device::cpu().stream().threads();
   int inside = 0;
-  Stream::cpu().set_threads(threads + 3);
-  enqueue(a, "count", {}, {}, [&](const CancelToken&) { inside = omp_get_max_threads(); }).wait();
-  Stream::cpu().set_threads(threads);
+  Device::cpu().stream().set_threads(threads + 3);
+  enqueue(a, "count", {}, {}, [&](const Run&) { inside = omp_get_max_threads(); }).wait();
+  Device::cpu().stream().set_threads(threads);
   check(inside == threads + 3, "set_threads holds for the commands that follow");
 }
 

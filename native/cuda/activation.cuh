@@ -1,0 +1,77 @@
+/// GELU (erf, tanh, quick) and SiLU with their derivatives, as native/cpu/activation.h has them.
+///
+/// sigmoid costs one exponential and one quotient of the special function units, good to some parts in 10^7 of its value.
+#pragma once
+
+#include <type_traits>
+
+#include "native/core/activation.h"
+#include "native/cuda/device.cuh"
+
+namespace uniflow::cuda {
+
+/// Calls body(std::integral_constant<Activation, kind>{}): from a kind that is known at run time to a kernel made for it.
+template <class Body>
+void with_activation(Activation kind, Body&& body) {
+  switch (kind) {
+    case Activation::Gelu: return body(std::integral_constant<Activation, Activation::Gelu>{});
+    case Activation::GeluTanh: return body(std::integral_constant<Activation, Activation::GeluTanh>{});
+    case Activation::QuickGelu: return body(std::integral_constant<Activation, Activation::QuickGelu>{});
+    case Activation::Silu: return body(std::integral_constant<Activation, Activation::Silu>{});
+    case Activation::None: return body(std::integral_constant<Activation, Activation::None>{});
+  }
+}
+
+#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
+
+constexpr float kInverseSqrt2 = 0.70710678118654752f, kInverseSqrt2Pi = 0.39894228040143268f;
+constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // of tanh-GELU
+constexpr float kQuick = 1.702f;
+
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+/// tanh of what tanh-GELU takes it of, as a sigmoid: near 0 its absolute error is what counts, for 1 is added to it.
+__device__ inline float gelu_tanh(float x) { return 2.0f * sigmoid(2.0f * kTanhScale * (x + kTanhCubic * x * x * x)) - 1.0f; }
+
+template <Activation K>
+__device__ inline float activate(float x) {
+  if constexpr (K == Activation::Gelu) return 0.5f * x * (1.0f + erff(x * kInverseSqrt2));
+  else if constexpr (K == Activation::GeluTanh) return 0.5f * x * (1.0f + gelu_tanh(x));
+  else if constexpr (K == Activation::QuickGelu) return x * sigmoid(kQuick * x);
+  else if constexpr (K == Activation::Silu) return x * sigmoid(x);
+  else return x;
+}
+
+template <Activation K>
+__device__ inline float activate_derivative(float x) {
+  if constexpr (K == Activation::Gelu) {
+    return 0.5f * (1.0f + erff(x * kInverseSqrt2)) + x * kInverseSqrt2Pi * __expf(-0.5f * x * x);
+  } else if constexpr (K == Activation::GeluTanh) {
+    const float t = gelu_tanh(x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kTanhScale * (1.0f + 3.0f * kTanhCubic * x * x);
+  } else if constexpr (K == Activation::QuickGelu) {
+    const float s = sigmoid(kQuick * x);
+    return s + kQuick * x * s * (1.0f - s);
+  } else if constexpr (K == Activation::Silu) {
+    const float s = sigmoid(x);
+    return s + x * s * (1.0f - s);
+  } else {
+    return 1.0f;
+  }
+}
+
+/// The activation of a kind that all threads share.
+__device__ inline float activate(Activation kind, float x) {
+  switch (kind) {
+    case Activation::Gelu: return activate<Activation::Gelu>(x);
+    case Activation::GeluTanh: return activate<Activation::GeluTanh>(x);
+    case Activation::QuickGelu: return activate<Activation::QuickGelu>(x);
+    case Activation::Silu: return activate<Activation::Silu>(x);
+    case Activation::None: break;
+  }
+  return x;
+}
+
+#endif
+
+}  // namespace uniflow::cuda

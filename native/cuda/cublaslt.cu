@@ -1,0 +1,157 @@
+/// Finds cuBLASLt and its functions. Nothing runs on the device here.
+#include "native/cuda/cublaslt.h"
+
+#include <dlfcn.h>
+#include <glob.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+#include "native/cuda/runtime.h"
+
+namespace uniflow::cuda {
+namespace {
+
+struct Opened {
+  lt::Library library{};
+  std::string why;  // it cannot be used
+};
+
+/// Fills in the functions; returns the name of one that is missing, or "".
+template <class Find>
+std::string bind(lt::Library& library, Find&& find) {
+  std::string missing;
+  auto bind_one = [&]<class Function>(Function*& function, const char* name) {
+    function = reinterpret_cast<Function*>(find(name));
+    if (!function) missing = name;
+  };
+  bind_one(library.create, "cublasLtCreate");
+  bind_one(library.get_version, "cublasLtGetVersion");
+  bind_one(library.operation_create, "cublasLtMatmulDescCreate");
+  bind_one(library.operation_destroy, "cublasLtMatmulDescDestroy");
+  bind_one(library.operation_set, "cublasLtMatmulDescSetAttribute");
+  bind_one(library.layout_create, "cublasLtMatrixLayoutCreate");
+  bind_one(library.layout_destroy, "cublasLtMatrixLayoutDestroy");
+  bind_one(library.preference_create, "cublasLtMatmulPreferenceCreate");
+  bind_one(library.preference_destroy, "cublasLtMatmulPreferenceDestroy");
+  bind_one(library.preference_set, "cublasLtMatmulPreferenceSetAttribute");
+  bind_one(library.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  bind_one(library.matmul, "cublasLtMatmul");
+  return missing;
+}
+
+#ifdef UNIFLOW_EMULATED
+
+Opened open_now() {
+  Opened o;
+  o.why = bind(o.library, [](const char* name) { return emulator::cublaslt_symbol(name); });
+  if (!o.why.empty()) o.why = "the emulator has no " + o.why;
+  return o;
+}
+
+#else
+
+constexpr size_t kOldest = 120000;  // cublasLtGetVersion() of CUDA 12.0
+
+/// Files that match a pattern of the shell, the last in alphabetical order first: newer versions before older ones.
+std::vector<std::string> matches(const std::string& pattern) {
+  std::vector<std::string> found;
+  glob_t g{};
+  if (glob(pattern.c_str(), GLOB_BRACE, nullptr, &g) == 0) found.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc);
+  globfree(&g);
+  return {found.rbegin(), found.rend()};
+}
+
+/// Where Python's installers put NVIDIA's wheels below a prefix.
+std::string wheels_below(const std::string& prefix) {
+  return prefix + "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/libcublasLt.so.{13,12}";
+}
+
+/// Names, paths and patterns in the order in which they are tried.
+std::vector<std::string> places() {
+  std::vector<std::string> all;
+  if (const char* path = std::getenv("UNIFLOW_CUBLASLT"); path && *path) all.emplace_back(path);
+  all.insert(all.end(), {"libcublasLt.so.13", "libcublasLt.so.12", "/usr/local/cuda*/lib64/libcublasLt.so.{13,12}"});
+  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
+    if (const char* prefix = std::getenv(variable); prefix && *prefix)
+      all.insert(all.end(), {wheels_below(prefix), std::string(prefix) + "/lib/libcublasLt.so.{13,12}"});
+  if (const char* home = std::getenv("HOME"); home && *home) all.push_back(wheels_below(std::string(home) + "/.local"));
+  for (const char* prefix : {"/usr/local", "/usr", "/opt", "/opt/*"}) all.push_back(wheels_below(prefix));
+  return all;
+}
+
+/// Why this file cannot be used, or "". A library that is not wanted stays loaded: unloading one that has threads is not safe.
+std::string try_one(const std::string& place, lt::Library& library) {
+  void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return dlerror();
+  const std::string missing = bind(library, [&](const char* name) { return dlsym(handle, name); });
+  if (!missing.empty()) return place + ": has no " + missing;
+  const size_t version = library.get_version();
+  return version >= kOldest ? "" : place + ": version " + std::to_string(version) + ", older than CUDA 12";
+}
+
+Opened open_now() {
+  Opened o;
+  auto opens = [&](const std::string& file) {
+    const std::string why = try_one(file, o.library);
+    if (!why.empty()) o.why += why + "\n";
+    return why.empty();
+  };
+  for (const std::string& place : places()) {
+    const bool pattern = place.find_first_of("*{") != std::string::npos;
+    const std::vector<std::string> files = pattern ? matches(place) : std::vector{place};
+    if (files.empty()) o.why += place + ": no such file\n";
+    if (std::ranges::any_of(files, opens)) return {o.library, ""};
+  }
+  o.why += "(the environment variable UNIFLOW_CUBLASLT may name the file)";
+  return o;
+}
+
+#endif
+
+const Opened& opened() {
+  static const auto* o = new Opened(open_now());  // for ever: kernels may still be queued while the process ends
+  return *o;
+}
+
+const char* name_of(lt::Status status) {
+  switch (status) {
+    case lt::Status::Success: return "CUBLAS_STATUS_SUCCESS";
+    case lt::Status::NotInitialized: return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case lt::Status::AllocFailed: return "CUBLAS_STATUS_ALLOC_FAILED";
+    case lt::Status::InvalidValue: return "CUBLAS_STATUS_INVALID_VALUE";
+    case lt::Status::ArchMismatch: return "CUBLAS_STATUS_ARCH_MISMATCH";
+    case lt::Status::MappingError: return "CUBLAS_STATUS_MAPPING_ERROR";
+    case lt::Status::ExecutionFailed: return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case lt::Status::InternalError: return "CUBLAS_STATUS_INTERNAL_ERROR";
+    case lt::Status::NotSupported: return "CUBLAS_STATUS_NOT_SUPPORTED";
+  }
+  return "an unknown status";
+}
+
+}  // namespace
+
+std::string open_cublaslt() { return opened().why; }
+
+std::string cublaslt_version() {
+  if (!opened().why.empty()) return "";
+  const size_t v = opened().library.get_version();
+  return std::to_string(v / 10000) + "." + std::to_string(v / 100 % 100) + "." + std::to_string(v % 100);
+}
+
+namespace lt {
+
+const Library& library() {
+  if (!opened().why.empty()) throw Error(ErrorCode::Unsupported, "cuBLASLt cannot be used:\n" + opened().why);
+  return opened().library;
+}
+
+void check(Status status, const char* call) {
+  if (status == Status::Success) return;
+  throw Error(status == Status::AllocFailed ? ErrorCode::OutOfMemory : ErrorCode::Internal,
+              std::string("cuBLASLt failed in ") + call + ": " + name_of(status) + " (" + std::to_string(static_cast<int>(status)) + ")");
+}
+
+}  // namespace lt
+}  // namespace uniflow::cuda

@@ -1,0 +1,137 @@
+/// What every kernel is written with: launching, bfloat16, 16-byte vectors, sums over warps and blocks.
+///
+/// With UNIFLOW_EMULATED the same sources are compiled by the host's compiler and run on the CPU, thread by thread
+/// (native/test/emulator): that is how they are tested where there is no GPU. So CUDA is used through this file only.
+#pragma once
+
+#ifdef UNIFLOW_EMULATED
+#include "native/test/emulator/cuda.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+#include <utility>
+
+#include "native/cuda/runtime.h"
+
+namespace uniflow::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// Queues kernel(args...) on this thread's stream. Throws what CUDA says of the launch.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef UNIFLOW_EMULATED
+  emulator::launch(grid, block, shared_bytes, stream(), [=] { kernel(static_cast<Params>(args)...); }, reinterpret_cast<const void*>(kernel));
+#else
+  kernel<<<grid, block, shared_bytes, stream()>>>(static_cast<Params>(args)...);
+#endif
+  check(cudaGetLastError(), "kernel launch");
+}
+
+/// Blocks of `per_block` that cover n.
+inline unsigned blocks_for(int64_t n, int64_t per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); }
+
+#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
+
+/// The block's dynamic shared memory, 16-byte aligned.
+template <class T>
+__device__ inline T* dynamic_shared() {
+#ifdef UNIFLOW_EMULATED
+  return static_cast<T*>(emulator::dynamic_shared());
+#else
+  extern __shared__ __align__(1024) unsigned char uniflow_shared[];
+  return reinterpret_cast<T*>(uniflow_shared);
+#endif
+}
+
+// --- numbers ---------------------------------------------------------------------------------------------------
+
+__device__ inline float to_f32(float v) { return v; }
+__device__ inline float to_f32(bf16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
+
+/// Rounded to nearest, ties to even.
+template <class T>
+__device__ inline T from_f32(float v) {
+  if constexpr (sizeof(T) == 4) {
+    return v;
+  } else {
+#ifdef UNIFLOW_EMULATED
+    return to_bf16(v);
+#else
+    return bf16{__bfloat16_as_ushort(__float2bfloat16_rn(v))};
+#endif
+  }
+}
+
+/// Two bfloat16 in one register, `low` in the lower half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+#ifdef UNIFLOW_EMULATED
+  return static_cast<uint32_t>(to_bf16(low).bits) | static_cast<uint32_t>(to_bf16(high).bits) << 16;
+#else
+  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(v);
+#endif
+}
+
+/// N values in one access: loads and stores of them are as wide as they are, up to 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+/// Values of T in 16 bytes.
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+/// N consecutive values as float; p is aligned to N of them.
+template <int N, class T>
+__device__ inline void load(const T* p, float (&out)[N]) {
+  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = to_f32(pack.v[i]);
+}
+
+template <int N, class T>
+__device__ inline void store(T* p, const float (&in)[N]) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.v[i] = from_f32<T>(in[i]);
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
+// --- sums over threads: always in the same order, so results do not change from run to run --------------------------
+
+/// Sum (or maximum) over the 32 lanes, in all of them.
+template <class T>
+__device__ inline T warp_sum(T v) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+
+__device__ inline float warp_max(float v) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
+  return v;
+}
+
+/// Sum over all threads of a one-dimensional block (a multiple of 32 of them), in all of them.
+template <class T>
+__device__ inline T block_sum(T v) {
+  __shared__ T partial[kWarp];
+  const int warps = static_cast<int>(blockDim.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  v = warp_sum(v);
+  __syncthreads();  // the sums of an earlier call have been read
+  if (lane == 0) partial[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  return warp_sum(lane < warps ? partial[lane] : T{});
+}
+
+#endif
+
+}  // namespace uniflow::cuda

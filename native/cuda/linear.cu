@@ -1,0 +1,263 @@
+/// Linear layers: the product by cuBLASLt, and what it cannot do by itself in one pass over the result.
+///
+/// cuBLASLt adds a bias and a residual, and has the GELU with tanh; a layer with no more than that is one product. Otherwise
+/// epilogue_kernel goes over the product once, in place: a thread has 16 bytes of kRowsEach rows, with bias and scale of its columns in
+/// registers. Floor of the product: FLOPs; of the epilogue: the result read and written, the residual read.
+///
+/// In bfloat16 the product is rounded once before the epilogue (but not where the library does all), and the bias that the library adds
+/// is rounded to bfloat16 where it takes no other.
+#include <bit>
+
+#include "native/cuda/activation.cuh"
+#include "native/cuda/float8.cuh"
+#include "native/cuda/kernels.h"
+#include "native/cuda/product.h"
+#include "native/cuda/vectors.cuh"
+
+namespace uniflow::cuda {
+namespace {
+
+// --- weights -----------------------------------------------------------------------------------------------------------
+
+/// [out, in] in C order; of Float8 followed, from the next multiple of 16 bytes on, by a factor for each of the `out` rows.
+struct LinearPacking : Packing {
+  LinearPacking(int64_t out, int64_t in, DType dtype) : out(out), in(in), dtype(dtype) {}
+  int64_t out, in;
+  DType dtype;
+
+  int64_t factors_at() const { return (out * in + 15) / 16 * 16; }
+  const float* factors(const void* packed) const { return reinterpret_cast<const float*>(as<uint8_t>(packed) + factors_at()); }
+};
+
+const LinearPacking& of(const Packing& p) { return static_cast<const LinearPacking&>(p); }
+
+/// Not when the packing is made, which has no device yet.
+void require_float8() {
+  if (const int capability = properties().capability; capability < 89)
+    throw Error(ErrorCode::Unsupported, "dtype", "float32 or bfloat16 on this GPU (float8 needs compute capability 8.9)",
+                "float8 on one of " + std::to_string(capability / 10) + "." + std::to_string(capability % 10));
+}
+
+// --- the epilogue ------------------------------------------------------------------------------------------------------
+
+constexpr int kRowsEach = 4;
+
+/// out = residual + scale * act(product * row_scale * column_scale + bias); null pointers are left out.
+template <class In, class Out>
+struct Epilogue {
+  const In* product;  // may be out
+  Out* out;
+  int64_t rows, width;
+  const float *bias, *scale, *row_scale, *column_scale;
+  const Out* residual;
+};
+
+/// Block (rows, columns): threadIdx.x counts vectors of N columns, threadIdx.y rows.
+template <Activation K, int N, class In, class Out>
+__global__ void __launch_bounds__(kEachBlock) epilogue_kernel(Epilogue<In, Out> e) {
+  const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
+  const int64_t first = int64_t{blockIdx.x} * blockDim.y * kRowsEach + threadIdx.y;
+  if (column >= e.width) return;
+  Pack<In, N> product[kRowsEach];  // as they are stored: half the registers
+  Pack<Out, N> residual[kRowsEach];
+#pragma unroll
+  for (int i = 0; i < kRowsEach; ++i) {
+    const int64_t row = first + int64_t{i} * blockDim.y, at = row * e.width + column;
+    if (row >= e.rows) break;
+    product[i] = *reinterpret_cast<const Pack<In, N>*>(e.product + at);
+    if (e.residual) residual[i] = *reinterpret_cast<const Pack<Out, N>*>(e.residual + at);
+  }
+  float bias[N], scale[N], column_scale[N];
+  load_or<N>(e.bias, column, 0.0f, bias);
+  load_or<N>(e.scale, column, 1.0f, scale);
+  load_or<N>(e.column_scale, column, 1.0f, column_scale);
+#pragma unroll
+  for (int i = 0; i < kRowsEach; ++i) {
+    const int64_t row = first + int64_t{i} * blockDim.y;
+    if (row >= e.rows) break;
+    const float row_scale = e.row_scale ? e.row_scale[row] : 1.0f;
+    float v[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      v[k] = scale[k] * activate<K>(to_f32(product[i].v[k]) * (row_scale * column_scale[k]) + bias[k]);
+      if (e.residual) v[k] += to_f32(residual[i].v[k]);
+    }
+    store<N>(e.out + row * e.width + column, v);
+  }
+}
+
+template <Activation K, int N, class In, class Out>
+void launch_epilogue(const Epilogue<In, Out>& e) {
+  const int64_t vectors = (e.width + N - 1) / N;
+  const auto across = static_cast<unsigned>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(vectors)), kEachBlock)), down = kEachBlock / across;
+  launch(epilogue_kernel<K, N, In, Out>, dim3(blocks_for(e.rows, int64_t{down} * kRowsEach), blocks_for(vectors, across)), dim3(across, down), 0, e);
+}
+
+template <class In, class Out>
+void run_epilogue(const LinearArgs& a, const void* product, const float* row_scale, const float* column_scale) {
+  constexpr int N = kVectorOf<In, Out>;
+  const Epilogue<In, Out> e{as<In>(product), as<Out>(a.out), a.rows, a.width, a.bias, a.scale, row_scale, column_scale, as<Out>(a.residual)};
+  const bool vectors = a.width % N == 0 && aligned({product, a.out, a.bias, a.scale, column_scale, a.residual});
+  with_activation(a.activation, [&]<Activation K>(std::integral_constant<Activation, K>) {
+    if (vectors) launch_epilogue<K, N>(e);
+    else launch_epilogue<K, 1>(e);
+  });
+}
+
+// --- the product ---------------------------------------------------------------------------------------------------------
+
+[[noreturn]] void no_algorithm(const Product& p) {
+  throw Error(ErrorCode::Internal, "cuBLASLt has no algorithm for a product of [" + std::to_string(p.rows) + ", " + std::to_string(p.inner) + "] and [" +
+                                       std::to_string(p.inner) + ", " + std::to_string(p.columns) + "] of " + name_of(p.dtype) + " to " +
+                                       name_of(p.out_dtype));
+}
+
+void multiply_or_throw(const Product& p) {
+  if (!multiply(p)) no_algorithm(p);
+}
+
+/// Whether all of the layer was done by the library. `p` is the product alone, written to a.out.
+bool multiply_with_epilogue(Product p, const LinearArgs& a) {
+  const bool activates = a.activation != Activation::None, tanh = a.activation == Activation::GeluTanh && !a.residual;
+  if (a.scale || (activates && !tanh) || !aligned({a.bias})) return false;
+  p.bias = a.bias;
+  p.add = a.residual;
+  p.gelu_tanh = tanh;
+  if (multiply(p)) return true;
+  if (!a.bias || a.out_dtype != DType::BFloat16) return false;
+  const Tensor rounded = scratch(DType::BFloat16, {a.width});
+  cast(a.bias, DType::Float32, rounded.data(), DType::BFloat16, a.width);
+  p.bias = rounded.data();
+  p.bias_dtype = DType::BFloat16;
+  return multiply(p);
+}
+
+/// x as the product takes it.
+struct Input {
+  Input(const LinearArgs& a, DType dtype) : data(a.x) {
+    if (dtype == a.x_dtype) return;
+    converted = scratch(dtype, {a.rows, a.in});
+    data = converted.data();
+    if (dtype == DType::Float8) {
+      scale = scratch(DType::Float32, {a.rows});
+      quantise_rows(a.x, a.x_dtype, converted.data<uint8_t>(), scale.data<float>(), a.rows, a.in);
+    } else {
+      cast(a.x, a.x_dtype, converted.data(), dtype, a.rows * a.in);
+    }
+  }
+  const void* data;
+  Tensor converted, scale;
+};
+
+}  // namespace
+
+// --- the functions of kernels.h ----------------------------------------------------------------------------------------------
+
+std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+  if (dtype == DType::Float8 && (out % 16 != 0 || in % 16 != 0))
+    throw Error(ErrorCode::Unsupported, "weight", "a width and a height that are multiples of 16 for float8",
+                "[" + std::to_string(out) + ", " + std::to_string(in) + "]");
+  return std::make_shared<LinearPacking>(out, in, dtype);
+}
+
+int64_t packed_bytes(const Packing& packing) {
+  const LinearPacking& p = of(packing);
+  return p.dtype == DType::Float8 ? p.factors_at() + p.out * size_of(DType::Float32) : p.out * p.in * size_of(p.dtype);
+}
+
+void pack(const Packing& packing, const void* plain, DType dtype, void* packed) {
+  const LinearPacking& p = of(packing);
+  if (p.dtype != DType::Float8) return cast(plain, dtype, packed, p.dtype, p.out * p.in);
+  require_float8();
+  quantise_rows(plain, dtype, as<uint8_t>(packed), const_cast<float*>(p.factors(packed)), p.out, p.in);
+}
+
+void unpack(const Packing& packing, const void* packed, void* plain, DType dtype) {
+  const LinearPacking& p = of(packing);
+  if (p.dtype != DType::Float8) return cast(packed, p.dtype, plain, dtype, p.out * p.in);
+  dequantise_rows(as<uint8_t>(packed), p.factors(packed), plain, dtype, p.out, p.in);
+}
+
+void linear(const LinearArgs& a) {
+  const DType dtype = a.packing ? of(*a.packing).dtype : a.x_dtype;
+  const Input x(a, dtype);
+  Product p{.a = x.data, .b = a.weight, .out = a.out, .rows = a.rows, .inner = a.in, .columns = a.width, .dtype = dtype, .out_dtype = a.out_dtype,
+            .b_transposed = true};
+  const float* column_scale = nullptr;
+  if (dtype == DType::Float8) {
+    column_scale = of(*a.packing).factors(a.weight);
+    p.a_scale = x.scale.data<float>();
+    p.b_scale = column_scale;
+  }
+  Tensor wide;  // a product of float32 has no result of bfloat16
+  if (dtype == DType::Float32 && a.out_dtype == DType::BFloat16) {
+    wide = scratch(DType::Float32, {a.rows, a.width});
+    p.out = wide.data();
+    p.out_dtype = DType::Float32;
+  }
+  if (!wide && multiply_with_epilogue(p, a)) return;
+  const float* row_scale = nullptr;
+  if (dtype != DType::Float8) {
+    multiply_or_throw(p);
+  } else if (multiply(p)) {
+    column_scale = nullptr;
+  } else {  // scaled rows and columns are for Hopper and newer libraries: left to the epilogue elsewhere
+    row_scale = std::exchange(p.a_scale, nullptr);
+    p.b_scale = nullptr;
+    multiply_or_throw(p);
+  }
+  if (wide) run_epilogue<float, bf16>(a, p.out, nullptr, nullptr);
+  else if (a.out_dtype == DType::BFloat16) run_epilogue<bf16, bf16>(a, p.out, row_scale, column_scale);
+  else run_epilogue<float, float>(a, p.out, row_scale, column_scale);
+}
+
+void linear_backward(const LinearBackwardArgs& a) {
+  if (a.d_x)
+    multiply_or_throw({.a = a.d_out, .b = a.weight, .out = a.d_x, .rows = a.rows, .inner = a.out, .columns = a.in, .dtype = a.dtype, .out_dtype = a.dtype});
+  if (a.d_weight)
+    multiply_or_throw({.a = a.d_out, .b = a.x, .out = a.d_weight, .rows = a.out, .inner = a.rows, .columns = a.in, .dtype = a.dtype,
+                       .out_dtype = DType::Float32, .a_transposed = true});
+  if (a.d_bias) column_sum(a.d_out, a.d_bias, a.dtype, a.rows, a.out);
+}
+
+// --- the yardstick -------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// Normal numbers: how fast tensor cores run depends on what they multiply, and zeros take the least power.
+Tensor random_matrix(int64_t n, DType dtype, uint64_t seed) {
+  const uint32_t image = 0;
+  Tensor values = scratch(DType::Float32, {n, n});
+  noise({.out = values.data<float>(), .first = 0, .rows = n, .width = n, .patches = n, .seed = seed, .ids = &image});
+  if (dtype == DType::Float32) return values;
+  const auto packing = linear_packing(n, n, dtype);
+  Tensor matrix = scratch(DType::UInt8, {packed_bytes(*packing)});
+  pack(*packing, values.data(), DType::Float32, matrix.data());
+  return matrix;
+}
+
+int64_t peak_size(DType dtype) {
+#ifdef UNIFLOW_EMULATED
+  return static_cast<void>(dtype), 64;
+#else
+  return dtype == DType::Float32 ? 4096 : 8192;
+#endif
+}
+
+}  // namespace
+
+double peak(DType dtype) {
+  const int64_t n = peak_size(dtype);
+  const Tensor a = random_matrix(n, dtype, 1), b = random_matrix(n, dtype, 2);
+  const DType out_dtype = dtype == DType::Float32 ? DType::Float32 : DType::BFloat16;
+  const Tensor out = scratch(out_dtype, {n, n});
+  const Product p{.a = a.data(), .b = b.data(), .out = out.data(), .rows = n, .inner = n, .columns = n, .dtype = dtype, .out_dtype = out_dtype,
+                  .b_transposed = true};
+  multiply_or_throw(p);  // chooses the algorithm
+  float best_ms = milliseconds_of([&] { multiply_or_throw(p); });
+  for (int i = 1; i < 10; ++i) best_ms = std::min(best_ms, milliseconds_of([&] { multiply_or_throw(p); }));
+  const auto side = static_cast<double>(n);
+  return 2 * side * side * side / (1e-3 * static_cast<double>(best_ms));
+}
+
+}  // namespace uniflow::cuda

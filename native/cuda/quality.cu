@@ -1,0 +1,151 @@
+/// PSNR and SSIM of pairs of pictures, as native/cpu/quality.cpp: squares summed exactly, windows in float64, for variances are small
+/// differences of large numbers.
+///
+/// SSIM: a block takes 32 x 16 windows of a picture, all channels: the pixels go to shared memory, are blurred along the rows into
+/// moments there, then along the columns. PSNR: a block takes 64 KiB of a picture. Sums of blocks are added up by one more block per
+/// picture. Floor: the arithmetic in float64, some 300 FLOPs a value.
+#include <cmath>
+#include <limits>
+
+#include "native/cuda/kernels.h"
+#include "native/cuda/vectors.cuh"
+
+namespace uniflow::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRadius = 5;
+constexpr int kWindow = 2 * kRadius + 1;
+constexpr int kMoments = 5;                // of a, b, a*a, b*b, a*b
+constexpr int kColumns = 32, kRows = 16;   // windows of a block
+constexpr int kLines = kRows + kWindow - 1, kLine = 3 * (kColumns + kWindow - 1);
+constexpr int64_t kChunk = 64 << 10;
+
+struct Gaussian {
+  double weight[kWindow];
+};
+
+Gaussian gaussian() {
+  Gaussian g;
+  double total = 0;
+  for (int i = 0; i < kWindow; ++i) total += g.weight[i] = std::exp(-0.5 * (i - kRadius) * (i - kRadius) / (1.5 * 1.5));
+  for (double& w : g.weight) w /= total;
+  return g;
+}
+
+/// Windows of a picture, and tiles of them.
+struct Windows {
+  int64_t rows, columns;
+  int down, across;
+  int64_t tiles() const { return int64_t{down} * across; }
+};
+
+Windows windows_of(int64_t height, int64_t width) {
+  if (height < kWindow || width < kWindow) return {0, 0, 0, 0};
+  const int64_t rows = height - kWindow + 1, columns = width - kWindow + 1;
+  return {rows, columns, static_cast<int>(blocks_for(rows, kRows)), static_cast<int>(blocks_for(columns, kColumns))};
+}
+
+__device__ inline double window_ssim(const double (&m)[kMoments]) {
+  constexpr double c1 = (0.01 * 255) * (0.01 * 255), c2 = (0.03 * 255) * (0.03 * 255);
+  const double va = m[2] - m[0] * m[0], vb = m[3] - m[1] * m[1], cov = m[4] - m[0] * m[1];
+  return ((2 * m[0] * m[1] + c1) * (2 * cov + c2)) / ((m[0] * m[0] + m[1] * m[1] + c1) * (va + vb + c2));
+}
+
+/// Lines of a tile from its upper left corner on; what lies outside the picture is not used, and zero.
+__device__ inline void load_lines(const uint8_t* picture, int64_t height, int64_t width, int64_t top, int64_t left, uint8_t (*to)[kLine]) {
+  for (int i = static_cast<int>(threadIdx.x); i < kLines * kLine; i += kThreads) {
+    const int64_t y = top + i / kLine, at = left * 3 + i % kLine;
+    to[i / kLine][i % kLine] = y < height && at < width * 3 ? picture[y * width * 3 + at] : 0;
+  }
+}
+
+/// The moments of the pixels at p and q, and of the 10 to the right of them.
+__device__ inline void blur_pixels(const uint8_t* p, const uint8_t* q, const Gaussian& g, double (&m)[kMoments]) {
+#pragma unroll
+  for (int k = 0; k < kWindow; ++k) {
+    const double a = p[k * 3], b = q[k * 3], ga = g.weight[k] * a, gb = g.weight[k] * b;
+    m[0] += ga, m[1] += gb, m[2] += ga * a, m[3] += gb * b, m[4] += ga * b;
+  }
+}
+
+/// sums [images, tiles] of the windows' SSIM.
+__global__ void __launch_bounds__(kThreads) ssim_kernel(const uint8_t* a, const uint8_t* b, int64_t height, int64_t width, Windows w, Gaussian g,
+                                                        double* sums) {
+  __shared__ uint8_t left_lines[kLines][kLine], right_lines[kLines][kLine];
+  __shared__ double moments[kMoments][kLines][kColumns];
+  const int64_t tiles = int64_t{w.down} * w.across, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t top = tile / w.across * kRows, left = tile % w.across * kColumns, bytes = height * width * 3;
+  load_lines(a + image * bytes, height, width, top, left, left_lines);
+  load_lines(b + image * bytes, height, width, top, left, right_lines);
+  double total = 0;
+  for (int channel = 0; channel < 3; ++channel) {
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kLines * kColumns; i += kThreads) {
+      const int y = i / kColumns, x = i % kColumns;
+      double m[kMoments] = {};
+      blur_pixels(&left_lines[y][x * 3 + channel], &right_lines[y][x * 3 + channel], g, m);
+      for (int j = 0; j < kMoments; ++j) moments[j][y][x] = m[j];
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += kThreads) {
+      const int y = i / kColumns, x = i % kColumns;
+      if (top + y >= w.rows || left + x >= w.columns) continue;
+      double m[kMoments] = {};
+#pragma unroll
+      for (int k = 0; k < kWindow; ++k)
+        for (int j = 0; j < kMoments; ++j) m[j] += g.weight[k] * moments[j][y + k][x];
+      total += window_ssim(m);
+    }
+  }
+  total = block_sum(total);
+  if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+/// sums [images, chunks] of squared differences.
+template <int V>
+__global__ void __launch_bounds__(kThreads) squares_kernel(const uint8_t* a, const uint8_t* b, int64_t bytes, int64_t chunks, int64_t* sums) {
+  const int64_t image = blockIdx.x / chunks, begin = blockIdx.x % chunks * kChunk, end = min(begin + kChunk, bytes);
+  int64_t total = 0;
+  for (int64_t i = begin + int64_t{V} * threadIdx.x; i < end; i += V * kThreads) {
+    const auto p = *reinterpret_cast<const Pack<uint8_t, V>*>(a + image * bytes + i), q = *reinterpret_cast<const Pack<uint8_t, V>*>(b + image * bytes + i);
+    int squares = 0;
+#pragma unroll
+    for (int k = 0; k < V; ++k) squares += (int{p.v[k]} - q.v[k]) * (int{p.v[k]} - q.v[k]);
+    total += squares;
+  }
+  total = block_sum(total);
+  if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+/// out [images, 2] from the sums; a block takes an image.
+__global__ void __launch_bounds__(kThreads) finish_kernel(const int64_t* squares, int64_t chunks, int64_t values, const double* ssim, int64_t tiles,
+                                                          int64_t windows, float* out) {
+  const int64_t image = blockIdx.x;
+  int64_t error = 0;
+  double similarity = 0;
+  for (int64_t i = threadIdx.x; i < chunks; i += kThreads) error += squares[image * chunks + i];
+  for (int64_t i = threadIdx.x; i < tiles; i += kThreads) similarity += ssim[image * tiles + i];
+  error = block_sum(error);
+  similarity = block_sum(similarity);
+  if (threadIdx.x != 0) return;
+  const double psnr = 10 * log10(255.0 * 255.0 * static_cast<double>(values) / static_cast<double>(error));
+  out[image * 2] = error == 0 ? INFINITY : static_cast<float>(psnr);
+  out[image * 2 + 1] = static_cast<float>(similarity / (3 * static_cast<double>(windows)));  // NaN where there is no window
+}
+
+}  // namespace
+
+void image_quality(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width) {
+  if (images == 0) return;
+  const Windows w = windows_of(height, width);
+  const int64_t bytes = height * width * 3, chunks = blocks_for(bytes, kChunk);
+  const Tensor squares = scratch(DType::Float32, {2 * images * chunks}), ssim = scratch(DType::Float32, {2 * images * w.tiles()});
+  const bool whole = bytes % 16 == 0 && aligned({a, b});
+  launch(whole ? squares_kernel<16> : squares_kernel<1>, static_cast<unsigned>(images * chunks), kThreads, 0, a, b, bytes, chunks, squares.data<int64_t>());
+  launch(ssim_kernel, static_cast<unsigned>(images * w.tiles()), kThreads, 0, a, b, height, width, w, gaussian(), ssim.data<double>());
+  launch(finish_kernel, static_cast<unsigned>(images), kThreads, 0, squares.data<int64_t>(), chunks, bytes, ssim.data<double>(), w.tiles(),
+         w.rows * w.columns, out);
+}
+
+}  // namespace uniflow::cuda

@@ -1,0 +1,280 @@
+/// One GPU as a device. Four CUDA streams: `compute` runs all kernels in order; `uploads` and `downloads` copy beside it, held in order by
+/// events; `recording` is where graphs are captured. The thread that feeds the device never waits for it: a second thread waits for
+/// events and calls what is to be called after them.
+#include "native/cuda/runtime.h"
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "native/core/device.h"
+#include "native/cuda/backend.h"
+#include "native/cuda/cublaslt.h"
+#include "native/cuda/kernels.h"
+
+namespace uniflow::cuda {
+namespace {
+
+thread_local CudaBackend* fed = nullptr;                    // the device that this thread feeds
+thread_local Device* fed_device = nullptr;                  // the same
+thread_local cudaStream_t current = nullptr;                // where its kernels go: compute, or recording
+thread_local std::vector<Tensor>* graph_scratch = nullptr;  // of the graph that is being recorded
+
+std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+Properties query_properties(int index) {
+  auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrL2CacheSize)};
+}
+
+cudaStream_t make_stream() {
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  return stream;
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or it would be reported by the next call too
+  const std::string what = std::string(call) + ": " + cudaGetErrorString(status);
+  throw Error(status == cudaErrorMemoryAllocation ? ErrorCode::OutOfMemory : ErrorCode::Internal, "the GPU failed in " + what);
+}
+
+cudaStream_t stream() { return current; }
+const Properties& properties() { return fed->properties(); }
+bool recording() { return graph_scratch != nullptr; }
+
+Tensor scratch(DType dtype, Shape shape) {
+  Tensor t(*fed_device, dtype, std::move(shape));
+  t.buffer()->allocate();
+  if (graph_scratch) graph_scratch->push_back(t);
+  return t;
+}
+
+Tensor to_device(const void* host, int64_t bytes) {
+  Tensor staged(*fed_device, DType::UInt8, {bytes}, Placement::Staging), t = scratch(DType::UInt8, {bytes});
+  staged.buffer()->allocate();
+  std::memcpy(staged.data(), host, static_cast<size_t>(bytes));
+  check(cudaMemcpyAsync(t.data(), staged.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
+  fed->after([staged](auto) {});
+  return t;
+}
+
+void to_host(void* to, const void* from, int64_t bytes) {
+  Tensor staged(*fed_device, DType::UInt8, {bytes}, Placement::Staging);
+  staged.buffer()->allocate();
+  check(cudaMemcpyAsync(staged.data(), from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream()), "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+  std::memcpy(to, staged.data(), static_cast<size_t>(bytes));
+}
+
+// --- graphs -----------------------------------------------------------------------------------------------------------
+
+Graph::Graph(const std::function<void()>& work) {
+  const cudaStream_t compute = current;
+  cudaGraph_t graph = nullptr;
+  // Relaxed: other threads go on allocating and freeing.
+  check(cudaStreamBeginCapture(fed->recording_stream(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+  current = fed->recording_stream();
+  graph_scratch = &kept_;
+  auto end = [&] {
+    current = compute;
+    graph_scratch = nullptr;
+    return cudaStreamEndCapture(fed->recording_stream(), &graph);
+  };
+  try {
+    work();
+  } catch (...) {
+    end();
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  check(end(), "cudaStreamEndCapture");
+  const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "cudaGraphInstantiate");
+}
+
+Graph::~Graph() {
+  if (executable_) cudaGraphExecDestroy(executable_);
+}
+
+void Graph::launch() const { check(cudaGraphLaunch(executable_, stream()), "cudaGraphLaunch"); }
+
+// --- memory -----------------------------------------------------------------------------------------------------------
+
+void* DeviceMemory::allocate(int64_t bytes) {
+  void* p = nullptr;
+  cudaSetDevice(index_);
+  if (cudaMalloc(&p, static_cast<size_t>(bytes)) == cudaSuccess) return p;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void DeviceMemory::release(void* data, int64_t) noexcept {
+  cudaSetDevice(index_);
+  cudaFree(data);  // waits for the device, so that nothing uses it any more
+}
+
+int64_t DeviceMemory::pool_limit() const { return int64_t{1} << 46; }  // all of it: the allocator empties its pool when the device is full
+
+void* StagingMemory::allocate(int64_t bytes) {
+  void* p = nullptr;
+  cudaSetDevice(index_);
+  if (cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocPortable) == cudaSuccess) return p;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void StagingMemory::release(void* data, int64_t) noexcept {
+  cudaSetDevice(index_);
+  cudaFreeHost(data);
+}
+
+int64_t StagingMemory::pool_limit() const { return int64_t{1} << 30; }
+
+// --- the device --------------------------------------------------------------------------------------------------------
+
+CudaBackend::CudaBackend(int index) : index_(index), memory_(index), staging_(index) {
+  check(cudaSetDevice(index), "cudaSetDevice");
+  properties_ = query_properties(index);
+  for (cudaStream_t* s : {&compute_, &uploads_, &downloads_, &recording_}) *s = make_stream();
+  std::thread([this] { wait_for_events(); }).detach();  // as the stream's own thread, it outlives every user
+}
+
+std::string CudaBackend::description() const { return describe(index_); }
+
+void CudaBackend::enter(Device& device) {
+  check(cudaSetDevice(index_), "cudaSetDevice");
+  fed = this;
+  fed_device = &device;
+  current = compute_;
+}
+
+cudaEvent_t CudaBackend::record(cudaStream_t on) {
+  cudaEvent_t event = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (!spare_events_.empty()) {
+      event = spare_events_.back();
+      spare_events_.pop_back();
+    }
+  }
+  cudaSetDevice(index_);
+  if (!event) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "cudaEventCreateWithFlags");
+  check(cudaEventRecord(event, on), "cudaEventRecord");
+  return event;
+}
+
+void CudaBackend::when(cudaEvent_t event, std::function<void(std::shared_ptr<const Error>)> then) {
+  std::lock_guard lock(mutex_);
+  waiting_.push_back({event, std::move(then)});
+  wake_.notify_one();
+}
+
+void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
+  check(cudaMemcpyAsync(to.data(), staged.data(), static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice, uploads_), "cudaMemcpyAsync");
+  const cudaEvent_t copied = record(uploads_);
+  check(cudaStreamWaitEvent(compute_, copied, 0), "cudaStreamWaitEvent");
+  when(copied, [staged](auto) {});
+}
+
+void CudaBackend::download(void* to, const Tensor& from) {
+  const int64_t bytes = from.bytes();
+  if (bytes == 0) return;
+  Tensor staged(from.device(), DType::UInt8, {bytes}, Placement::Staging);
+  staged.buffer()->allocate();
+  const cudaEvent_t computed = record(compute_);
+  check(cudaStreamWaitEvent(downloads_, computed, 0), "cudaStreamWaitEvent");
+  check(cudaMemcpyAsync(staged.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, downloads_), "cudaMemcpyAsync");
+  when(computed, [](auto) {});
+  // `from` is kept: its memory must not be used again while it is being copied
+  when(record(downloads_), [=](std::shared_ptr<const Error> failure) {
+    if (!failure && from) std::memcpy(to, staged.data(), static_cast<size_t>(bytes));
+  });
+}
+
+void CudaBackend::after(std::function<void(std::shared_ptr<const Error>)> then) {
+  cudaEvent_t event = nullptr;
+  try {
+    event = record(compute_);
+  } catch (const Error& e) {
+    auto failure = std::make_shared<const Error>(e);
+    when(nullptr, [then = std::move(then), failure](auto) { then(failure); });
+    return;
+  }
+  when(event, std::move(then));
+}
+
+void CudaBackend::wait_for_events() {
+  cudaSetDevice(index_);
+  std::unique_lock lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [&] { return !waiting_.empty(); });
+    Waiting next = std::move(waiting_.front());
+    waiting_.pop_front();
+    lock.unlock();
+    std::shared_ptr<const Error> failure;
+    const cudaError_t status = next.event ? cudaEventSynchronize(next.event) : cudaSuccess;
+    if (status != cudaSuccess)
+      failure = std::make_shared<const Error>(ErrorCode::Internal, std::string("the GPU failed: ") + cudaGetErrorString(status) +
+                                                                       "; start the process again to use it");
+    next.then(failure);
+    next.then = nullptr;  // what it kept is dropped before the next wait
+    lock.lock();
+    if (next.event) spare_events_.push_back(next.event);
+  }
+}
+
+// --- what there is --------------------------------------------------------------------------------------------------------
+
+int count(std::string& why) {
+  int driver = 0, runtime = 0, devices = 0;
+  cudaRuntimeGetVersion(&runtime);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    why = "there is no NVIDIA driver (libcuda.so.1)";
+    return -1;
+  }
+  if (driver / 1000 < runtime / 1000) {
+    why = "the NVIDIA driver is too old: it supports CUDA " + version_text(driver) + ", this build needs " + version_text(runtime / 1000 * 1000);
+    return -1;
+  }
+  if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess || devices == 0) {
+    cudaGetLastError();
+    why = std::string("the NVIDIA driver finds no GPU") + (status == cudaSuccess ? "" : ": " + std::string(cudaGetErrorString(status)));
+    return -1;
+  }
+  if (const std::string missing = open_cublaslt(); !missing.empty()) {
+    why = "cuBLASLt, a library of the CUDA toolkit, is missing:\n" + missing;
+    return -1;
+  }
+  return devices;
+}
+
+std::string describe(int index) {
+  cudaDeviceProp p;
+  check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties");
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  return std::string(p.name) + ", " + std::to_string(p.totalGlobalMem >> 30) + " GiB, sm_" + std::to_string(p.major) + std::to_string(p.minor) +
+         ", CUDA " + version_text(driver) + ", cuBLASLt " + cublaslt_version();
+}
+
+std::unique_ptr<Backend> open(int index) {
+  const Properties p = query_properties(index);
+  if (p.capability < 80)
+    throw Error(ErrorCode::Unsupported, "device", "a GPU of compute capability 8.0 or more (Ampere and newer)", describe(index));
+  return std::make_unique<CudaBackend>(index);
+}
+
+}  // namespace uniflow::cuda

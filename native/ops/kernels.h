@@ -1,0 +1,340 @@
+/// What a device computes: one table of functions, which each backend fills with its own kernels (native/cpu, native/cuda).
+///
+/// A kernel takes raw pointers into the device's memory and sizes, checked by native/ops before; it runs on the device's stream and
+/// after what was given to it before. Kernels of the CPU never throw; those of a GPU may (OutOfMemory, Unsupported, Internal). `dtype` is
+/// Float32 or BFloat16 unless said otherwise; arithmetic is float32 throughout. All float pointers named weight, bias, table are float32.
+/// Lists of pointers (`const float* const*`), and what is marked "host", are in the host's memory on every device.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "native/core/activation.h"
+#include "native/core/dtype.h"
+
+namespace uniflow {
+
+class CancelToken;
+class Tensor;
+struct FlowHead;
+struct Packing;
+namespace ops {
+struct FlowOptions;
+}
+
+/// out = residual + scale * act(x W^T + bias). FLOPs 2*rows*out*in.
+struct LinearArgs {
+  const void* x;           // [rows, in]
+  const void* weight;      // [out, in], as `packing` says
+  const Packing* packing;  // null: C order, of x_dtype
+  void* out;               // [rows, out]
+  int64_t rows, in, width;  // width: of out
+  DType x_dtype, out_dtype;
+  const float* bias = nullptr;      // [out]
+  const float* scale = nullptr;     // [out]
+  const void* residual = nullptr;   // [rows, out], of out_dtype; not out itself
+  Activation activation = Activation::None;
+};
+
+/// Gradients of out = x W^T + b. FLOPs 2*rows*out*in each.
+struct LinearBackwardArgs {
+  const void* x;       // [rows, in]
+  const void* weight;  // [out, in] in C order
+  const void* d_out;   // [rows, out]
+  DType dtype;         // of x, weight, d_out, d_x
+  int64_t rows, in, out;
+  void* d_x = nullptr;        // [rows, in], or not asked for
+  float* d_weight = nullptr;  // [out, in], or not asked for
+  float* d_bias = nullptr;    // [out], or not asked for
+};
+
+/// Multi-head self-attention, softmax(q k^T * scale) v, online softmax.
+/// q, k, v are column blocks of one matrix: row = token, [B*S, 3*H*E] with q | k | v. FLOPs 4*B*H*S*S*E.
+struct AttentionArgs {
+  const void* qkv;  // [B, S, 3*H*E]
+  void* out;        // [B, S, H*E]
+  DType dtype;      // of both
+  int64_t batch, seq, heads, head_dim;
+  float scale;
+  float* log_sum_exp = nullptr;  // [B, H, S] or null: log of the sum of exp(scale * q k) over the keys, for the backward pass
+};
+
+/// What AttentionArgs computes, backwards; the scores are computed again, by blocks. FLOPs 10*B*H*S*S*E.
+struct AttentionBackwardArgs {
+  const void* qkv;           // [B, S, 3*H*E]
+  const void* out;           // [B, S, H*E], of the forward pass
+  const void* d_out;         // [B, S, H*E]
+  const float* log_sum_exp;  // [B, H, S], of the forward pass
+  void* d_qkv;               // [B, S, 3*H*E], overwritten
+  DType dtype;               // of all but log_sum_exp
+  int64_t batch, seq, heads, head_dim;
+  float scale;
+};
+
+/// h' = h + gate * branch (where branch is given), then out = normalise(h') * weight + bias, then
+/// out * (1 + scale) + shift (where scale is given). Bytes: each row read once, written once.
+struct NormArgs {
+  const void* x;  // [rows, width]
+  void* out;      // [rows, width]; may be x
+  DType x_dtype, out_dtype;
+  int64_t rows, width;
+  int64_t x_stride, out_stride;  // elements between rows
+  bool rms;                      // x / rms(x) instead of (x - mean) / std
+  float eps;
+  const float* weight;  // [width] or null
+  const float* bias;    // [width] or null
+  // AdaLN, all of out_dtype, rows `modulation_stride` apart; null where absent
+  const void* shift = nullptr;
+  const void* scale = nullptr;
+  int64_t modulation_stride = 0;
+  // gated residual, written back to `residual` before normalising
+  float* residual = nullptr;     // [rows, width] float32, then x is unused
+  const void* branch = nullptr;  // [rows, width] of out_dtype
+  const void* gate = nullptr;    // [rows, width] of out_dtype, rows gate_stride apart
+  int64_t gate_stride = 0;
+};
+
+/// Pixels to patch vectors, channel slowest inside a patch: (c, row, column).
+struct UnfoldArgs {
+  const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
+  DType pixel_dtype;
+  void* out;  // [B * (H/p) * (W/p), 3*p*p]
+  DType dtype;
+  int64_t batch, height, width, patch;
+  float mean[3], std[3];
+};
+
+/// Patch vectors to pixels: the inverse of UnfoldArgs.
+struct FoldArgs {
+  const float* patches;  // [B*N, 3*p*p], rows [first, first + rows) of it
+  void* pixels;          // UInt8 [B, H, W, 3], denormalised, rounded and clamped, or Float32 [B, 3, H, W]
+  DType pixel_dtype;
+  int64_t first, rows;
+  int64_t height, width, patch;
+  float mean[3], std[3];
+};
+
+/// [B*N, D] patches -> [B, P+N, D] tokens: prefix tokens in front, position table added to the patches.
+struct AssembleArgs {
+  const void* patches;
+  void* out;
+  DType dtype;
+  int64_t batch, patch_count, prefix_count, width;
+  const float* prefix;    // [P, D] or null
+  const float* position;  // [N, D] or null
+};
+
+/// Bicubic resize of a position table, as PyTorch's interpolate with align_corners = false: [R0, C0, D] -> [R1, C1, D].
+struct ResizeTableArgs {
+  const float* in;
+  float* out;
+  int64_t in_rows, in_cols, out_rows, out_cols, width;
+  bool antialias;
+};
+
+/// Rotary positions on the q and k of [B, S, 3*H*E], tokens from `prefix` on; the rest is copied.
+/// Pairs are (i, i + E/2). cosine and sine are [S - prefix, E].
+struct RopeArgs {
+  const void* qkv;
+  void* out;
+  DType dtype;
+  int64_t batch, seq, heads, head_dim, prefix;
+  const float* cosine;
+  const float* sine;
+  bool inverse = false;  // turns the other way: the gradient
+};
+
+/// Standard normal numbers by Philox4x32-10 and Box-Muller. Row r of the output is patch `first + r` counted over
+/// the batch: image ids[(first+r) / patches], patch (first+r) % patches. Independent of everything but
+/// (seed, image, patch, column).
+struct NoiseArgs {
+  float* out;  // [rows, width]
+  int64_t first, rows, width, patches;
+  uint64_t seed;
+  const uint32_t* ids;  // host: one per image
+};
+
+/// One number for each patch, from the first word or words of the Philox block of (seed, ids[image], patch): uniform on (0, 1], or
+/// sigmoid(mean + std * n) with n standard normal.
+struct DrawArgs {
+  float* out;  // [images, patches]
+  int64_t images, patches;
+  uint64_t seed;
+  const uint32_t* ids;  // host: one per image
+  bool logit_normal;
+  float mean, std;
+};
+
+/// out = residual + scale * gate * branch; scale [width] and gate [rows, width] where given.
+struct ScaleAddArgs {
+  const void* residual;
+  const void* branch;
+  void* out;
+  DType dtype;  // of all but scale
+  int64_t rows, width;
+  const float* scale;
+  const void* gate;
+};
+
+/// d_branch = d_out * scale * gate; d_scale = column sums of d_out * branch; d_gate = d_out * branch. Scale or gate, not both.
+struct ScaleAddBackwardArgs {
+  const void* d_out;
+  const void* branch;
+  void* d_branch;
+  DType dtype;
+  int64_t rows, width;
+  const float* scale;
+  const void* gate;
+  float* d_scale;  // [width] or null
+  void* d_gate;    // [rows, width] or null
+};
+
+/// What NormArgs computes (without the gated residual), backwards. Column sums and the modulation's gradients where asked for.
+struct NormBackwardArgs {
+  const void* x;
+  const void* d_out;
+  void* d_x;
+  DType dtype;
+  int64_t rows, width;
+  int64_t x_stride, d_stride;  // elements between rows of x; of d_out and d_x
+  bool rms;
+  float eps;
+  const float* weight;
+  const float* bias;
+  const void* scale;  // [rows, width] or null
+  float* d_weight;    // [width] or null
+  float* d_bias;      // [width] or null
+  void* d_scale;      // [rows, width] or null
+  void* d_shift;      // [rows, width] or null
+};
+
+/// How the distillation loss weights its layers; `Adaptive` is the paper's.
+enum class LayerWeights { Adaptive, Uniform, Last };
+
+/// The distillation loss of all layers (native/ops/losses.h has the equations): alpha_l = mean over compared tokens of (1 - cosine), the
+/// layers' weights, the loss, and d alpha_l / d student_l. Bytes: both stacks read once, the gradient written once.
+struct DistillationArgs {
+  const void* const* student;  // host: L pointers to [B, S, D]
+  const void* const* teacher;  // host: L pointers to [B, S, D]
+  void* const* grad;           // host: L pointers to [B, S, D], zero for skipped tokens; or null
+  DType dtype;
+  int64_t layers, batch, tokens, width;
+  int64_t skip;  // tokens in front that are not compared: class and registers
+  float beta;
+  LayerWeights weights;
+  float *loss, *alpha, *weight;  // [1], [L], [L]
+};
+
+/// Cross-entropy with natural logarithms, mean over the rows: loss, its gradient, and how many rows have their label as the
+/// (first) largest logit.
+struct CrossEntropyArgs {
+  const void* logits;     // [rows, classes]
+  const int32_t* labels;  // [rows]
+  void* grad;             // [rows, classes]
+  DType dtype;            // of logits and grad
+  int64_t rows, classes;
+  float *loss, *correct;
+};
+
+/// One tensor of an AdamW step.
+struct AdamWParameter {
+  float* parameter;
+  const float* grad;
+  float *m, *v;
+  float* average;  // exponential moving average of the parameter, or null
+  void* compute;   // where the new value goes as bfloat16, or null
+  int64_t n;
+  float lr, weight_decay;
+};
+
+/// AdamW over a list of tensors; the arithmetic is torch.optim.AdamW's. Gradients are scaled by clip / (norm + 1e-6) where clip > 0 and
+/// norm > clip. Where the norm is not finite, nothing changes.
+struct AdamWArgs {
+  const AdamWParameter* parameters;  // host
+  int64_t count;
+  const float* norm;  // [1], on the device
+  float clip, beta1, beta2, eps, ema;
+  float correction1, correction2;  // 1 - beta^step
+};
+
+struct Kernels {
+  const char* name;
+
+  // --- linear ---
+  /// How a weight [out, in] is stored for products in `dtype`, and in how many bytes.
+  std::shared_ptr<const Packing> (*linear_packing)(int64_t out, int64_t in, DType dtype);
+  int64_t (*packed_bytes)(const Packing& packing);
+  /// [out, in] in C order of `dtype` -> packed, and back.
+  void (*pack)(const Packing& packing, const void* plain, DType dtype, void* packed);
+  void (*unpack)(const Packing& packing, const void* packed, void* plain, DType dtype);
+  void (*linear)(const LinearArgs&);
+  void (*linear_backward)(const LinearBackwardArgs&);
+
+  // --- flow: contracts in native/ops/flow.h ---
+  void (*flow_integrate)(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& options, const Tensor& pixels, const CancelToken& token);
+  void (*flow_velocity)(const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition, const Tensor& velocity);
+  /// t [count] -> [count, 256]: cosines, then sines, of 1000 t * 10000^(-i/128).
+  void (*time_waves)(const float* t, int64_t count, float* out);
+
+  // --- moving bytes ---
+  /// Rows of `bytes` bytes, from_stride and to_stride bytes apart; from null: zeros.
+  void (*copy_rows)(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows);
+  void (*fill)(float* out, float value, int64_t n);
+
+  // --- attention, norm, patch, elementwise, losses, optimizer ---
+  void (*attention)(const AttentionArgs&);
+  void (*attention_backward)(const AttentionBackwardArgs&);
+  void (*norm)(const NormArgs&);
+  void (*unfold)(const UnfoldArgs&);
+  void (*fold)(const FoldArgs&);
+  void (*assemble)(const AssembleArgs&);
+  void (*resize_table)(const ResizeTableArgs&);
+  /// The transpose: `in` is the gradient on the out grid, `out` that on the in grid.
+  void (*resize_table_backward)(const ResizeTableArgs&);
+  void (*rope)(const RopeArgs&);
+  /// Cosines, then sines, [2, rows*cols, head_dim], of DINOv3's angles.
+  void (*rope_table)(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out);
+  void (*noise)(const NoiseArgs&);
+  void (*draw)(const DrawArgs&);
+  /// out[i] = x[i] converted; any pair of Float32 and BFloat16.
+  void (*cast)(const void* x, DType from, void* out, DType to, int64_t n);
+  /// out = silu(x[:, :n]) * x[:, n:], x [rows, 2n].
+  void (*swiglu)(const void* x, void* out, DType dtype, int64_t rows, int64_t n);
+  /// out = silu(x + y), x [rows, n], rows of y y_stride apart (0: one row for all), float32 both.
+  void (*silu_sum)(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n);
+  /// x += dt * (v0 + guidance * (v - v0)), v0 null: x += dt * v. All float32 [n].
+  void (*euler)(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n);
+  void (*activation)(Activation kind, const void* x, void* out, DType dtype, int64_t n);
+  void (*activation_backward)(Activation kind, const void* x, const void* d_out, void* d_x, DType dtype, int64_t n);
+  void (*scale_add)(const ScaleAddArgs&);
+  void (*scale_add_backward)(const ScaleAddBackwardArgs&);
+  void (*swiglu_backward)(const void* x, const void* d_out, void* d_x, DType dtype, int64_t rows, int64_t n);
+  /// out = a + factor[0] * scale * b; a may be null (zero), factor null (one).
+  void (*add)(const void* a, const void* b, const float* factor, float scale, void* out, DType dtype, int64_t n);
+  /// out [width] = sum over the rows of x.
+  void (*column_sum)(const void* x, float* out, DType dtype, int64_t rows, int64_t width);
+  void (*norm_backward)(const NormBackwardArgs&);
+  void (*distillation)(const DistillationArgs&);
+  /// Returns how many labels are no class (a GPU is waited for); where there is one, the results mean nothing.
+  int64_t (*cross_entropy)(const CrossEntropyArgs&);
+  /// out[0] = root of the sum of squares over all tensors (lists on the host), summed in float64 in an order that is always the same.
+  void (*global_norm)(const float* const* x, const int64_t* n, int64_t count, float* out);
+  void (*adamw)(const AdamWArgs&);
+  /// loss[0] = mean of (v - target)^2 over n elements; grad = 2 (v - target) / n where given.
+  void (*mean_squared_error)(const float* v, const float* target, float* grad, float* loss, int64_t n);
+  /// noisy = t * data + (1 - t) * noise, target = data - noise; t one per row.
+  void (*interpolate)(const float* data, const float* noise, const float* t, float* noisy, float* target, int64_t rows, int64_t width);
+  int64_t (*count_non_finite)(const float* x, int64_t n);  // a GPU is waited for
+  /// The k largest of each row of scores [rows, n], descending; of equal ones the lowest index first, NaN last.
+  void (*top_k)(const float* scores, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices);
+  /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
+  void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
+  /// a, b uint8 [images, height, width, 3] -> out [images, 2]: PSNR, SSIM.
+  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width);
+  /// The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on
+  /// a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait.
+  double (*peak)(DType dtype);
+  double (*copy_rate)(void* to, const void* from, int64_t bytes);
+};
+
+}  // namespace uniflow

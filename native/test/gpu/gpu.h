@@ -1,0 +1,118 @@
+/// What the checks of native/cuda share: the GPU's table of kernels, arrays in its memory, comparisons, and the benchmark's clock.
+///
+/// One file for each family of kernels, under the stem that it has in native/cuda: its check runs every kernel against the CPU's
+/// (uniflow::cpu::kernels()) or a definition written out, its bench times it at the sizes of the published models. The same code runs
+/// on a GPU and, with UNIFLOW_EMULATED, in the emulator.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "native/cpu/kernels.h"
+#include "native/ops/kernels.h"
+#include "native/test/check.h"
+
+namespace uniflow {
+class Device;
+}
+
+namespace uniflow::test {
+
+/// The GPU's kernels. They are called on the main thread, which has entered the device; they run in the order of the calls.
+const Kernels& gpu();
+
+/// Kernels run on the CPU, thread by thread: choose small sizes. Times mean nothing then.
+constexpr bool emulated() {
+#ifdef UNIFLOW_EMULATED
+  return true;
+#else
+  return false;
+#endif
+}
+
+/// Values in exactly their bytes of the device's memory, so that a memory checker sees a read or write past the end.
+class DeviceArray {
+ public:
+  /// Filled with ones in every bit: NaN as a float, so that what a kernel forgets to write is seen.
+  DeviceArray(DType dtype, int64_t n);
+  explicit DeviceArray(const Array& host);
+  /// Normal numbers, for large inputs of benchmarks (how fast a product runs depends on its numbers); they repeat after a million.
+  static DeviceArray normal(DType dtype, int64_t n, float deviation = 1);
+  ~DeviceArray();
+  DeviceArray(DeviceArray&& other) noexcept;
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+
+  DType dtype() const { return dtype_; }
+  int64_t size() const { return n_; }
+  int64_t bytes() const { return n_ * size_of(dtype_); }
+  void* data() const { return data_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  /// Waits for everything that was queued, and copies the values back.
+  Array host() const;
+
+ private:
+  DType dtype_;
+  int64_t n_;
+  void* data_;
+};
+
+/// For kernels that take tensors (flow).
+Device& gpu_device();
+Tensor to_gpu(const Array& values, Shape shape);
+Array to_host(const Tensor& tensor);
+
+/// |got - want| <= tolerance * max(1, largest |want|) everywhere; NaN is never equal. `got` and `want` may differ in their type.
+void check_close(const Array& got, const Array& want, double tolerance, const std::string& name);
+
+/// What one call does at the least: its floor is the longer of flops at the device's rate of products and bytes at its rate of copies.
+struct Work {
+  double flops, bytes;
+};
+
+/// Times `run`, which queues the kernel once, and adds a row to the table. `dtype` says which rate of products it is held against.
+/// In the emulator it runs once.
+void time_gpu(const std::string& name, Work work, DType dtype, const std::function<void()>& run);
+
+// --- the families -----------------------------------------------------------------------------------------------------
+
+void check_linear();
+void bench_linear();
+void check_flow();
+void bench_flow();
+void check_attention();
+void bench_attention();
+void check_attention_backward();
+void bench_attention_backward();
+void check_norm();
+void bench_norm();
+void check_patch();
+void bench_patch();
+void check_elementwise();
+void bench_elementwise();
+void check_random();
+void bench_random();
+void check_residual();
+void bench_residual();
+void check_distillation();
+void bench_distillation();
+void check_cross_entropy();
+void bench_cross_entropy();
+void check_optimizer();
+void bench_optimizer();
+void check_statistics();
+void bench_statistics();
+void check_quality();
+void bench_quality();
+
+/// Single kernels against the reference's values in test/fixtures/golden.
+void check_golden(const std::string& folder);
+/// That nothing grows over many rounds, and that running out of memory is an error to recover from.
+void check_memory();
+/// How far uploads hide behind the work before them.
+void bench_upload();
+
+}  // namespace uniflow::test
