@@ -15,7 +15,7 @@ import { openSource } from '../lib/batch/source.js';
 import type { Preset } from '../lib/config.js';
 import { UniFlow } from '../lib/uniflow.js';
 import type { Figures, Row } from './harness.js';
-import { noisePixels } from './inputs.js';
+import { noisePixels, onBench } from './inputs.js';
 import { makeCrops } from './photos.js';
 
 const SIDE = 224;
@@ -55,7 +55,7 @@ function folderToShards(preset: Preset): Row {
     cost: { bytes: 3 * PICTURES * (CROP ** 2 + SIDE ** 2) },
     setup: async (make) => {
       const folder = await makeCrops(PICTURES, CROP);
-      const uniflow = UniFlow.random(preset);
+      const uniflow = UniFlow.random(preset, onBench());
       make.onRelease(() => Promise.all([rm(folder, { recursive: true }), rm(`${folder}-shards`, { recursive: true }), uniflow.dispose()]));
       limits.encode = await encodeAlone(uniflow);
       limits['sharp decode'] = await decodeAlone(folder);

@@ -11,6 +11,7 @@ import { openDataset, subset, type Dataset } from '../lib/data/dataset.js';
 import { batches } from '../lib/data/loader.js';
 import { UniFlow } from '../lib/uniflow.js';
 import type { Figures, Row } from './harness.js';
+import { onBench } from './inputs.js';
 
 const photos = fileURLToPath(new URL('../examples/photos/', import.meta.url));
 const SIDE = 224;
@@ -65,7 +66,7 @@ function stepWith(prefetch: number): Row {
     ...{ ...common, name: `step with prefetch ${prefetch}` },
     setup: async (make) => {
       const loader = batches(await openPhotos(), { batchSize: BATCH, size: SIDE, prefetch });
-      const uniflow = UniFlow.random('tiny');
+      const uniflow = UniFlow.random('tiny', onBench());
       make.onRelease(() => Promise.all([loader.return(), uniflow.dispose()]));
       const pixels = ndarray(new Float32Array(COMPUTED * 3 * SIDE * SIDE), [COMPUTED, 3, SIDE, SIDE]);
       return async () => {

@@ -1,7 +1,12 @@
 /** Operands of a row, made at random on the device and released after it. */
+import type { DeviceOptions } from '../lib/device.js';
 import { native, type FloatType, type TensorHandle } from '../lib/native.js';
+import { deviceInUse } from '../lib/tensor.js';
 
 const SEED = 1;
+
+/** For models of a row. */
+export const onBench = (): DeviceOptions => ({ device: deviceInUse() as NonNullable<DeviceOptions['device']> });
 
 export class Inputs {
   private readonly releases: (() => unknown)[] = [];

@@ -1,9 +1,12 @@
 /** Where and on what a run was measured: figures mean nothing without it. */
 import { execFileSync } from 'node:child_process';
 import { availableParallelism, cpus, totalmem } from 'node:os';
-import { cpuInfo } from '../lib/device.js';
+import { cpuInfo, devices } from '../lib/device.js';
 
 export interface Machine {
+  /** Where the rows ran, and what that is. */
+  device: string;
+  description: string;
   cpu: string;
   cores: number;
   memoryGiB: number;
@@ -18,9 +21,11 @@ export interface Machine {
   commit: string | undefined;
 }
 
-export function machine(): Machine {
+export function machine(device = 'cpu'): Machine {
   const { kernels, linear, threads } = cpuInfo();
   return {
+    device,
+    description: devices().find(({ name }) => name === device)?.description ?? 'unknown',
     cpu: cpus()[0]?.model ?? 'unknown',
     cores: availableParallelism(),
     memoryGiB: Math.round(totalmem() / 2 ** 30),

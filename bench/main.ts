@@ -1,7 +1,8 @@
 /** `npm run bench`: times every kernel family and the whole tokenizer against what the machine can do. See bench/README.md. */
 import { Command, InvalidArgumentError } from 'commander';
 import { writeFile } from 'node:fs/promises';
-import { measurePeak } from '../lib/device.js';
+import { checkDevice, measurePeak, type DeviceOptions } from '../lib/device.js';
+import { useDevice } from '../lib/tensor.js';
 import { rows as attention } from './attention.js';
 import { rows as batch } from './batch.js';
 import { rows as data } from './data.js';
@@ -30,6 +31,7 @@ interface Options {
   filter?: RegExp;
   quick?: true;
   peers?: true;
+  device: DeviceOptions['device'];
 }
 
 function toRegExp(text: string): RegExp {
@@ -45,6 +47,7 @@ const options = new Command('npm run bench --')
   .option('--json [file]', 'write everything as JSON to a file, or to stdout (the table then goes to stderr)')
   .option('--filter <regex>', "only rows whose 'family operation shape dtype' matches", toRegExp)
   .option('--quick', 'a few samples only')
+  .option('--device <name>', 'auto, cpu, cuda or cuda:N', 'auto')
   .option('--peers', 'ONNX Runtime side by side (installs it into bench/peers)')
   .parse()
   .opts<Options>();
@@ -70,13 +73,15 @@ function driftOf(before: Peaks, after: Peaks): number {
   return Math.max(...(['bfloat16', 'float32', 'copy'] as const).map((name) => Math.abs(after[name] / before[name] - 1)));
 }
 
-const where = machine();
-const before = await measurePeak();
+const { device } = checkDevice({ device: options.device });
+useDevice(device);
+const where = machine(device);
+const before = await measurePeak(device);
 const effort = options.quick ? QUICK : THOROUGH;
 say(`${machineLines(where)}\n${peakLine('before', before)}`);
 const results = await measureRows(effort, before);
 const peers = options.peers ? await comparePeers(effort, wanted, say) : [];
-const after = await measurePeak();
+const after = await measurePeak(device);
 const drift = driftOf(before, after);
 say(`\n${peakLine('after', after)}; drift ${(100 * drift).toFixed(1)} %`);
 if (drift > MAX_DRIFT)

@@ -8,7 +8,7 @@ import { native, type FloatType } from '../lib/native.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { decodeCost, encodeCost } from './costs.js';
 import type { Row } from './harness.js';
-import { noisePixels, type Inputs } from './inputs.js';
+import { noisePixels, type Inputs, onBench } from './inputs.js';
 import { watchProcess } from './watch.js';
 
 const official = parseUniFlowConfig(presets.official);
@@ -18,7 +18,7 @@ const PHOTOS = 6;
 
 function model(make: Inputs, preset: Preset, dtype: FloatType): UniFlow {
   native.trimMemory(); // so that resident memory is this model's
-  const uniflow = UniFlow.random(preset, { dtype });
+  const uniflow = UniFlow.random(preset, { ...onBench(), dtype });
   make.onRelease(() => uniflow.dispose());
   return uniflow;
 }

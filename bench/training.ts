@@ -6,7 +6,7 @@ import { Trainer } from '../lib/train/trainer.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { sizeOf, trainingCost } from './costs.js';
 import type { Row } from './harness.js';
-import { noisePixels, type Inputs } from './inputs.js';
+import { noisePixels, type Inputs, onBench } from './inputs.js';
 import { watchProcess } from './watch.js';
 
 const base = parseUniFlowConfig(presets.base);
@@ -91,7 +91,7 @@ function step(batch: number, dtype: FloatType, recompute: boolean): Row {
     watch: watchProcess,
     setup: (make) => {
       native.trimMemory(); // so that resident memory is this training's
-      const [student, teacher] = [UniFlow.random('base', { dtype }), UniFlow.random('base', { dtype, seed: 1 })];
+      const [student, teacher] = [0, 1].map((seed) => UniFlow.random('base', { ...onBench(), dtype, seed })) as [UniFlow, UniFlow];
       make.onRelease(() => Promise.all([student.dispose(), teacher.dispose()]));
       const trainer = new Trainer(student, { teacher, recompute });
       make.onRelease(() => trainer.finish());

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { UniFlowError } from './errors.js';
 import { packageRoot } from './package.js';
 
-export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32';
+/** float8 (e4m3) only of packed weights. */
+export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32' | 'float8';
 export type FloatType = 'float32' | 'bfloat16';
 /** How a linear weight is stored for products: float8 (e4m3) only on GPUs that compute with it. */
 export type WeightType = FloatType | 'float8';

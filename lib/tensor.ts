@@ -174,18 +174,29 @@ function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
 
 // ----- devices --------------------------------------------------------------------------------------------------
 
-let current = 'cpu';
+let inUse = 'cpu';
+
+/** Where tensors that are made from no other tensor are made. */
+export function deviceInUse(): string {
+  return inUse;
+}
+
+/** From now on, tensors that are made from no other tensor are there: for programs that use one device. */
+export function useDevice(device: string): void {
+  native.useDevice(device);
+  inUse = device;
+}
 
 /** Tensors that `fn` makes from no other tensor (uploads, parameters, random numbers) are on `device`. `fn` must be synchronous. */
 export function onDevice<T>(device: string, fn: () => T): T {
-  const outer = current;
+  const outer = inUse;
   if (device === outer) return fn();
   native.useDevice(device);
-  current = device;
+  inUse = device;
   try {
     return fn();
   } finally {
-    current = outer;
+    inUse = outer;
     native.useDevice(outer);
   }
 }

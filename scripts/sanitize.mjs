@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { run } from './prepare.mjs';
 
 const folder = 'build-sanitize';
-run('cmake', ['-S', '.', '-B', folder, '-DUNIFLOW_TESTS=ON', '-DUNIFLOW_SANITIZE=address,undefined'], {
+run('cmake', ['-S', '.', '-B', folder, '-DUNIFLOW_TESTS=ON', '-DUNIFLOW_CUDA=OFF', '-DUNIFLOW_SANITIZE=address,undefined'], {
   stdio: ['ignore', 'ignore', 'inherit'],
 });
 run('cmake', ['--build', folder, '--parallel', String(availableParallelism())], { stdio: ['ignore', 'ignore', 'inherit'] });

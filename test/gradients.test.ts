@@ -12,6 +12,7 @@ import { native, type Activation, type FloatType } from '../lib/native.js';
 import * as ops from '../lib/ops.js';
 import { differentiable, recompute, Tape } from '../lib/tape.js';
 import { Tensor, tensorOf, tidy } from '../lib/tensor.js';
+import { here } from './support.js';
 
 interface Input {
   shape: number[];
@@ -222,13 +223,15 @@ class Probe {
 
   /** The gradients of the inputs, or of those alone that are named. */
   async gradients(names = Object.keys(this.of.inputs)): Promise<Record<string, Float32Array>> {
-    const found = tidy(() => {
-      const inputs = this.upload();
-      const tape = new Tape(names.map((name) => inputs[name]!));
-      const { loss, all } = tape.record(() => this.outputs(inputs));
-      const map = tape.backward(loss ? [{ loss, scale: 1 }] : all.map((output, i) => ({ output, gradient: Probe.cotangent(output, i) })));
-      return names.map((name): [string, Tensor | undefined] => [name, map.get(inputs[name]!)]);
-    });
+    const found = here(() =>
+      tidy(() => {
+        const inputs = this.upload();
+        const tape = new Tape(names.map((name) => inputs[name]!));
+        const { loss, all } = tape.record(() => this.outputs(inputs));
+        const map = tape.backward(loss ? [{ loss, scale: 1 }] : all.map((output, i) => ({ output, gradient: Probe.cotangent(output, i) })));
+        return names.map((name): [string, Tensor | undefined] => [name, map.get(inputs[name]!)]);
+      }),
+    );
     const read = async ([name, t]: [string, Tensor | undefined]): Promise<[string, Float32Array]> => {
       if (!t) throw new Error(`no gradient of ${name}`);
       return [name, (await t.read()).data as Float32Array];
@@ -239,10 +242,12 @@ class Probe {
   /** Σ cotangent · output in float64, with `values` in place of the input's own. */
   async value(name: string, values: Float32Array): Promise<number> {
     const moved = new Probe(this.of, this.dtype, { ...this.values, [name]: values });
-    const { loss, pairs } = tidy(() => {
-      const { loss, all } = moved.outputs(moved.upload());
-      return { loss, pairs: loss ? [] : all.map((output, i) => [output, Probe.cotangent(output, i)] as const) };
-    });
+    const { loss, pairs } = here(() =>
+      tidy(() => {
+        const { loss, all } = moved.outputs(moved.upload());
+        return { loss, pairs: loss ? [] : all.map((output, i) => [output, Probe.cotangent(output, i)] as const) };
+      }),
+    );
     if (loss) return (await loss.read()).data[0]!;
     const parts = await Promise.all(pairs.map(async ([y, r]) => dot((await y.read()).data, (await r.read()).data)));
     return parts.reduce((a, b) => a + b);

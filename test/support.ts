@@ -4,13 +4,21 @@ import ndarray, { type NdArray } from 'ndarray';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { checkDevice } from '../lib/device.js';
 import { UniFlowError } from '../lib/errors.js';
 import { native } from '../lib/native.js';
+import { onDevice } from '../lib/tensor.js';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 export const fixtures = join(dirname(fileURLToPath(import.meta.url)), 'fixtures');
 export const golden = (name: string): string => join(fixtures, 'golden', name);
 export const photos = join(root, 'examples', 'photos');
+
+/** Where models are by default: the first GPU that works, else the CPU. */
+export const device = checkDevice({}).device;
+
+/** Makes tensors there. */
+export const here = <T>(fn: () => T): T => onDevice(device, fn);
 
 /** Relative L2 against the golden values. */
 export const tolerances = {

@@ -7,7 +7,7 @@ import { Tensor, tidy, UniFlow } from '../lib/index.js';
 import { native } from '../lib/native.js';
 import { cast } from '../lib/ops.js';
 import { tensorOf } from '../lib/tensor.js';
-import { golden, readTensors, relativeL2, tolerances } from './support.js';
+import { golden, readTensors, relativeL2, tolerances, here } from './support.js';
 
 const expected: Record<string, NdArray<Float32Array>> = {};
 beforeAll(async () => {
@@ -38,7 +38,7 @@ describe.each(['float32', 'bfloat16'] as const)('uniflow-tiny in %s', (dtype) =>
 
   test('decode: the condition of each patch, and the velocity field, fused and as single operations', async () => {
     const read = async (make: () => Tensor): Promise<NdArray> => {
-      const tensor = tidy(make);
+      const tensor = here(() => tidy(make));
       return tensor.read().finally(() => tensor.dispose());
     };
     const flat = (name: string): Tensor => Tensor.from(ndarray(expected[name]!.data, [32, expected[name]!.shape[2]!]));

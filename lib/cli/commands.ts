@@ -14,6 +14,7 @@ import type { InitCommandOptions } from './init.js';
 import { defaults as serving } from '../serve/options.js';
 import type { Regime } from '../train/regimes.js';
 import {
+  deviceOption,
   dtypeOption,
   gridOption,
   integerFrom,
@@ -105,6 +106,7 @@ function addWorker(program: Command, signal: AbortSignal): void {
   withJson(withRevision(command))
     .requiredOption('--queue <url>', 'Redis to take work from, as redis://host:6379')
     .option('-m, --model <model>', 'where the model is, if not where the run says; its weights have to be the same')
+    .addOption(deviceOption())
     .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
     .option('--concurrency <n>', 'shards under way at once (default: 2)', integerFrom(1))
     .option('--stall <s>', 'give a shard to another worker when its own has not been heard of for so long (default: 30)', number)
@@ -219,6 +221,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--seed <n>', 'of weights, order, crops, noise and times (default: 0)', integerFrom(0))
     .option('--validate-every <n>', 'steps between two validations (default: 500)', integerFrom(1))
     .option('--checkpoint-every <n>', 'steps between two checkpoints (default: 500)', integerFrom(1))
+    .addOption(deviceOption())
     .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
     .addHelpText(
       'after',

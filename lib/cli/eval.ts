@@ -88,12 +88,12 @@ async function featuresOf(options: EvalCommandOptions, signal: AbortSignal): Pro
 /** A vision encoder, or that of a UniFlow model. */
 async function loadEncoder(
   name: string,
-  { json, dtype }: ModelOptions,
+  { json, device, dtype }: ModelOptions,
   signal: AbortSignal,
 ): Promise<{ model: VisionEncoder | UniFlow; weights: WeightsPin }> {
   const folder = await downloading(json === true, (onProgress) => resolveModel(name, { onProgress, signal }));
   const config = await readJson(join(folder, 'config.json'));
-  const model = await (config['model_type'] === 'uniflow' ? UniFlow : VisionEncoder).load(folder, { dtype });
+  const model = await (config['model_type'] === 'uniflow' ? UniFlow : VisionEncoder).load(folder, { device, dtype });
   return { model, weights: await weightsOf(name, folder) };
 }
 

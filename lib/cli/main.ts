@@ -18,6 +18,7 @@ const OPTIONS = new Set([
   'batchSize',
   'device',
   'dtype',
+  'float8',
   'steps',
   'schedule',
   'guidance',

@@ -1,6 +1,7 @@
 /** The options of the command line: how their values are read, and the groups that several commands share. */
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
+import type { DeviceOptions } from '../device.js';
 import type { FloatType } from '../native.js';
 import type { Grid } from '../tensor.js';
 
@@ -14,7 +15,9 @@ export interface HubModelOptions extends ReportOptions {
 
 export interface ModelOptions extends HubModelOptions {
   model?: string;
+  device?: DeviceOptions['device'];
   dtype?: FloatType;
+  float8?: true;
   threads?: number;
   batch?: number;
 }
@@ -80,6 +83,8 @@ function grid(text: string): Grid {
 // ----- groups ---------------------------------------------------------------------------------------------------
 
 export const dtypeOption = (description: string): Option => new Option('--dtype <type>', description).choices(['float32', 'bfloat16']);
+export const deviceOption = (): Option =>
+  new Option('--device <name>', 'auto, cpu, cuda or cuda:N (default: auto, the first GPU that works, else the CPU)');
 export const gridOption = (): Option =>
   new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
 export const sizeOption = (): Option =>
@@ -100,7 +105,9 @@ export function withLoadedModel(command: Command): Command {
     'folder of a UniFlow model, or its name on the Hugging Face hub (default: the small one that comes along)',
   );
   return withRevision(command)
+    .addOption(deviceOption())
     .addOption(dtypeOption('numbers to compute with (default: float32)'))
+    .option('--float8', "store the encoder's weights as e4m3: faster, less exact; with --dtype bfloat16, on GPUs that have it")
     .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1));
 }
 

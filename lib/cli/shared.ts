@@ -13,9 +13,10 @@ import { Progress } from './progress.js';
 
 export async function loadModel(options: ModelOptions, signal: AbortSignal): Promise<UniFlow> {
   if (options.threads !== undefined) setThreads(options.threads);
-  return downloading(options.json === true, (onProgress) =>
-    UniFlow.load(options.model, { dtype: options.dtype, revision: options.revision, onProgress, signal }),
-  );
+  return downloading(options.json === true, (onProgress) => {
+    const { device, dtype, float8, revision } = options;
+    return UniFlow.load(options.model, { device, dtype, float8, revision, onProgress, signal });
+  });
 }
 
 /** Shows the progress of what `load` downloads, if it does. */

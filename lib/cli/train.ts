@@ -1,6 +1,6 @@
 /** `uniflow train`: an encoder and pictures to a tokenizer, in a folder of its own. */
 import { UniFlowError } from '../errors.js';
-import { setThreads } from '../device.js';
+import { setThreads, type DeviceOptions } from '../device.js';
 import { parseTrainConfig, readSettings, type TrainConfig } from '../train/config.js';
 import { resume, settingsOf, train, type TrainOptions, type TrainResult } from '../train/train.js';
 import type { LogEntryOf } from '../train/log.js';
@@ -13,21 +13,22 @@ export interface TrainCommandOptions extends ReportOptions, Partial<TrainConfig>
   out?: string;
   resume?: string;
   config?: string;
+  device?: DeviceOptions['device'];
   threads?: number;
 }
 
 export async function trainCommand(options: TrainCommandOptions, signal: AbortSignal): Promise<void> {
-  const { out, resume: stopped, config, threads, json, ...given } = options;
+  const { out, resume: stopped, config, device, threads, json, ...given } = options;
   if (threads !== undefined) setThreads(threads);
   if (stopped !== undefined) {
     if (out !== undefined || config !== undefined || Object.keys(given).length > 0)
       throw new UniFlowError('BAD_INPUT', '--resume goes on with the settings of the run; it takes no others', { subject: 'resume' });
     const settings = await settingsOf(stopped);
-    return report(await shown(settings.steps, settings.batch, json === true, (o) => resume(stopped, { ...o, signal })), json);
+    return report(await shown(settings.steps, settings.batch, json === true, (o) => resume(stopped, { ...o, device, signal })), json);
   }
   if (out === undefined) throw new UniFlowError('BAD_INPUT', 'the option --out is missing: the folder of the run', { subject: 'out' });
   const settings = parseTrainConfig({ ...(config === undefined ? {} : await readSettings(config)), ...given });
-  report(await shown(settings.steps, settings.batch, json === true, (o) => train(out, settings, { ...o, signal })), json);
+  report(await shown(settings.steps, settings.batch, json === true, (o) => train(out, settings, { ...o, device, signal })), json);
 }
 
 /** Runs `work` under a progress bar with the losses beside it. */

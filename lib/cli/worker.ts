@@ -1,5 +1,5 @@
 /** `uniflow worker`: makes shards that `uniflow encode --queue` has planned, until it is told to stop. */
-import { setThreads } from '../device.js';
+import { setThreads, type DeviceOptions } from '../device.js';
 import { startWorker } from '../queue/index.js';
 import type { HubModelOptions } from './options.js';
 import { plural } from './output.js';
@@ -7,6 +7,7 @@ import { plural } from './output.js';
 export interface WorkerCommandOptions extends HubModelOptions {
   queue: string;
   model?: string;
+  device?: DeviceOptions['device'];
   threads?: number;
   concurrency?: number;
   /** Seconds. */
@@ -16,11 +17,11 @@ export interface WorkerCommandOptions extends HubModelOptions {
 }
 
 export async function workerCommand(options: WorkerCommandOptions, signal: AbortSignal): Promise<void> {
-  const { queue, model, revision, threads, concurrency, stall, metricsPort, metricsHost, json } = options;
+  const { queue, model, revision, device, threads, concurrency, stall, metricsPort, metricsHost, json } = options;
   if (threads !== undefined) setThreads(threads);
   const say = (text: string): void => void (json || process.stderr.write(`uniflow: ${text}\n`));
   const worker = await startWorker({
-    ...{ queue, model, revision, concurrency },
+    ...{ queue, model, revision, device, concurrency },
     stall: stall === undefined ? undefined : Math.round(1000 * stall),
     metrics: metricsPort === undefined ? undefined : { host: metricsHost, port: metricsPort },
     onShard: ({ index, count, items }, seconds) =>

@@ -158,6 +158,10 @@ export async function saveCheckpoint(
   parameters: readonly Parameter[],
   { dtype, signal }: { dtype: FloatType; signal: AbortSignal | undefined },
 ): Promise<void> {
+  if (parameters.some(({ tensor }) => tensor.dtype === 'float8'))
+    throw new UniFlowError('UNSUPPORTED', 'save: the weights were rounded to float8; load the model without float8 to save it', {
+      subject: 'float8',
+    });
   try {
     await mkdir(dir, { recursive: true });
     await replaceFiles([

@@ -7,6 +7,7 @@ import { openOutput } from '../batch/open-output.js';
 import type { Output } from '../batch/output.js';
 import { ShardEncoder, type ShardRecord } from '../batch/shard.js';
 import { checkInteger, checkOptions } from '../check.js';
+import type { DeviceOptions } from '../device.js';
 import { UniFlowError } from '../errors.js';
 import type { FloatType } from '../native.js';
 import { embeddedName } from '../package.js';
@@ -22,6 +23,8 @@ export interface WorkerOptions {
   /** Folder or name of the model. Default: what the run says. Its weights have to be the run's either way. */
   model?: string | undefined;
   revision?: string | undefined;
+  /** Default 'auto'. */
+  device?: DeviceOptions['device'];
   /** Shards under way at once: one is written while another is computed. Default 2. */
   concurrency?: number | undefined;
   /** Milliseconds after which a shard of a worker that died is given to another, twice that at most. Default 30,000. */
@@ -218,7 +221,11 @@ class Tasks implements ShardWorker {
     const key = `${model}\0${dtype}`;
     const found =
       this.models.get(key) ??
-      UniFlow.load(model === embeddedName ? undefined : model, { dtype: dtype as FloatType, revision: this.options.revision });
+      UniFlow.load(model === embeddedName ? undefined : model, {
+        device: this.options.device,
+        dtype: dtype as FloatType,
+        revision: this.options.revision,
+      });
     this.models.set(key, found);
     return found;
   }

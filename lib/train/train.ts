@@ -13,7 +13,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from '../data/loader.js';
 import { openDataset, type Dataset } from '../data/dataset.js';
-import { cpuInfo } from '../device.js';
+import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
 import { picturesOf, type RgbImage } from '../io/image.js';
@@ -28,6 +28,8 @@ import { loadState, saveState } from './state.js';
 import { Trainer, type StepResult } from './trainer.js';
 
 export interface TrainOptions {
+  /** Where it is trained. Default 'auto'. A run that goes on elsewhere does not come to the same bits. */
+  device?: DeviceOptions['device'];
   /** Stops the run after the step under way, with a checkpoint. */
   signal?: AbortSignal | undefined;
   /** After every step, with the number of steps done so far. */
@@ -90,7 +92,7 @@ class Run {
   async run(resumed: boolean): Promise<TrainResult> {
     const data = await openDataset(this.settings.data);
     try {
-      const { uniflow, teacher } = await startOf(this.settings);
+      const { uniflow, teacher } = await startOf(this.settings, this.options.device);
       try {
         return await this.train(data, uniflow, teacher, resumed);
       } finally {
@@ -247,18 +249,24 @@ class Run {
 }
 
 /** The model at step 0, and its teacher: a second copy, as the first one changes. */
-async function startOf(settings: FullTrainConfig): Promise<{ uniflow: UniFlow; teacher: VisionEncoder | UniFlow | undefined }> {
+async function startOf(
+  settings: FullTrainConfig,
+  device: DeviceOptions['device'],
+): Promise<{ uniflow: UniFlow; teacher: VisionEncoder | UniFlow | undefined }> {
   const { encoder, model, init, dtype, seed, latentChannels, globalBlocks, flowBlocks } = settings;
   const distilled = !('lambdaDistillation' in regimes[settings.regime]);
   if (encoder !== undefined) {
-    const own = await VisionEncoder.load(encoder, { dtype });
+    const own = await VisionEncoder.load(encoder, { device, dtype });
     const uniflow = UniFlow.fromEncoder(own, { latentChannels, globalBlocks, flowBlocks, seed });
     await own.dispose(); // the tokenizer holds the weights now
-    return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { dtype }) : undefined };
+    return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { device, dtype }) : undefined };
   }
   if (model !== undefined)
-    return { uniflow: await UniFlow.load(model, { dtype }), teacher: distilled ? await UniFlow.load(model, { dtype }) : undefined };
-  return { uniflow: UniFlow.random(init as NonNullable<typeof init>, { dtype, seed }), teacher: undefined };
+    return {
+      uniflow: await UniFlow.load(model, { device, dtype }),
+      teacher: distilled ? await UniFlow.load(model, { device, dtype }) : undefined,
+    };
+  return { uniflow: UniFlow.random(init as NonNullable<typeof init>, { device, dtype, seed }), teacher: undefined };
 }
 
 function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionEncoder | UniFlow | undefined): Trainer {

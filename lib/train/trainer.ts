@@ -100,6 +100,8 @@ export class Trainer {
     const { lr = 1e-4, encoderLr = lr, ...adamw } = options.optimizer ?? {};
     checkNumber('beta', options.beta ?? DEFAULT_BETA, -Infinity, Infinity);
     checkInteger('accumulate', options.accumulate ?? 1, 1, 65536);
+    if (uniflow.parameters.some(({ tensor }) => tensor.dtype === 'float8'))
+      throw UniFlowError.expected('UNSUPPORTED', 'uniflow', 'a model in float32 or bfloat16', 'float8 weights');
     this.teacher = this.checkTeacher(options);
     const ofEncoder = new Set(uniflow.encoderParameters);
     const decoder = { parameters: uniflow.parameters.filter((p) => !ofEncoder.has(p)), lr };
@@ -115,6 +117,13 @@ export class Trainer {
     if (lambdaDistillation === 0) return undefined;
     if (!teacher) throw UniFlowError.expected('BAD_INPUT', 'teacher', 'an encoder, as lambdaDistillation is not 0', 'none');
     const encoder = teacher.encoder;
+    if (teacher.device !== this.uniflow.device)
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        'teacher',
+        `an encoder on ${this.uniflow.device}, as the student`,
+        `one on ${teacher.device}`,
+      );
     const { width, layers, patch } = this.uniflow.config.encoder;
     if (encoder.config.width !== width || encoder.config.layers !== layers || encoder.config.patch !== patch)
       throw UniFlowError.expected(

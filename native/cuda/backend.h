@@ -73,7 +73,7 @@ class CudaBackend : public Backend {
 };
 
 /// The functions of Library, see library.h.
-int count(std::string& why);
+int device_count(std::string& why);
 std::string describe(int index);
 std::unique_ptr<Backend> open(int index);
 

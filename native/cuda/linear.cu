@@ -89,14 +89,17 @@ __global__ void __launch_bounds__(kEachBlock) epilogue_kernel(Epilogue<In, Out> 
 template <Activation K, int N, class In, class Out>
 void launch_epilogue(const Epilogue<In, Out>& e) {
   const int64_t vectors = (e.width + N - 1) / N;
-  const auto across = static_cast<unsigned>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(vectors)), kEachBlock)), down = kEachBlock / across;
-  launch(epilogue_kernel<K, N, In, Out>, dim3(blocks_for(e.rows, int64_t{down} * kRowsEach), blocks_for(vectors, across)), dim3(across, down), 0, e);
+  const auto across = static_cast<unsigned>(std::min<int64_t>(std::bit_ceil(static_cast<uint64_t>(vectors)), kEachBlock));
+  const unsigned down = kEachBlock / across;
+  const dim3 grid(blocks_for(e.rows, int64_t{down} * kRowsEach), blocks_for(vectors, across));
+  launch(epilogue_kernel<K, N, In, Out>, grid, dim3(across, down), 0, e);
 }
 
 template <class In, class Out>
 void run_epilogue(const LinearArgs& a, const void* product, const float* row_scale, const float* column_scale) {
   constexpr int N = kVectorOf<In, Out>;
-  const Epilogue<In, Out> e{as<In>(product), as<Out>(a.out), a.rows, a.width, a.bias, a.scale, row_scale, column_scale, as<Out>(a.residual)};
+  const Epilogue<In, Out> e{as<In>(product), as<Out>(a.out), a.rows,       a.width, a.bias,
+                            a.scale,         row_scale,      column_scale, as<Out>(a.residual)};
   const bool vectors = a.width % N == 0 && aligned({product, a.out, a.bias, a.scale, column_scale, a.residual});
   with_activation(a.activation, [&]<Activation K>(std::integral_constant<Activation, K>) {
     if (vectors) launch_epilogue<K, N>(e);
@@ -107,9 +110,9 @@ void run_epilogue(const LinearArgs& a, const void* product, const float* row_sca
 // --- the product ---------------------------------------------------------------------------------------------------------
 
 [[noreturn]] void no_algorithm(const Product& p) {
-  throw Error(ErrorCode::Internal, "cuBLASLt has no algorithm for a product of [" + std::to_string(p.rows) + ", " + std::to_string(p.inner) + "] and [" +
-                                       std::to_string(p.inner) + ", " + std::to_string(p.columns) + "] of " + name_of(p.dtype) + " to " +
-                                       name_of(p.out_dtype));
+  auto matrix = [](int64_t rows, int64_t columns) { return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; };
+  throw Error(ErrorCode::Internal, "cuBLASLt has no algorithm for a product of " + matrix(p.rows, p.inner) + " and " +
+                                       matrix(p.inner, p.columns) + " of " + name_of(p.dtype) + " to " + name_of(p.out_dtype));
 }
 
 void multiply_or_throw(const Product& p) {
@@ -181,8 +184,8 @@ void unpack(const Packing& packing, const void* packed, void* plain, DType dtype
 void linear(const LinearArgs& a) {
   const DType dtype = a.packing ? of(*a.packing).dtype : a.x_dtype;
   const Input x(a, dtype);
-  Product p{.a = x.data, .b = a.weight, .out = a.out, .rows = a.rows, .inner = a.in, .columns = a.width, .dtype = dtype, .out_dtype = a.out_dtype,
-            .b_transposed = true};
+  Product p{.a = x.data, .b = a.weight, .out = a.out, .rows = a.rows, .inner = a.in, .columns = a.width, .dtype = dtype,
+            .out_dtype = a.out_dtype, .b_transposed = true};
   const float* column_scale = nullptr;
   if (dtype == DType::Float8) {
     column_scale = of(*a.packing).factors(a.weight);
@@ -213,7 +216,8 @@ void linear(const LinearArgs& a) {
 
 void linear_backward(const LinearBackwardArgs& a) {
   if (a.d_x)
-    multiply_or_throw({.a = a.d_out, .b = a.weight, .out = a.d_x, .rows = a.rows, .inner = a.out, .columns = a.in, .dtype = a.dtype, .out_dtype = a.dtype});
+    multiply_or_throw({.a = a.d_out, .b = a.weight, .out = a.d_x, .rows = a.rows, .inner = a.out, .columns = a.in, .dtype = a.dtype,
+                       .out_dtype = a.dtype});
   if (a.d_weight)
     multiply_or_throw({.a = a.d_out, .b = a.x, .out = a.d_weight, .rows = a.out, .inner = a.rows, .columns = a.in, .dtype = a.dtype,
                        .out_dtype = DType::Float32, .a_transposed = true});
@@ -251,8 +255,8 @@ double peak(DType dtype) {
   const Tensor a = random_matrix(n, dtype, 1), b = random_matrix(n, dtype, 2);
   const DType out_dtype = dtype == DType::Float32 ? DType::Float32 : DType::BFloat16;
   const Tensor out = scratch(out_dtype, {n, n});
-  const Product p{.a = a.data(), .b = b.data(), .out = out.data(), .rows = n, .inner = n, .columns = n, .dtype = dtype, .out_dtype = out_dtype,
-                  .b_transposed = true};
+  const Product p{.a = a.data(), .b = b.data(), .out = out.data(), .rows = n, .inner = n, .columns = n, .dtype = dtype,
+                  .out_dtype = out_dtype, .b_transposed = true};
   multiply_or_throw(p);  // chooses the algorithm
   float best_ms = milliseconds_of([&] { multiply_or_throw(p); });
   for (int i = 1; i < 10; ++i) best_ms = std::min(best_ms, milliseconds_of([&] { multiply_or_throw(p); }));

@@ -119,7 +119,9 @@ struct Affine {
 
 __device__ inline float pick(const float (&v)[3], int channel) { return channel == 0 ? v[0] : channel == 1 ? v[1] : v[2]; }
 
-__device__ inline float from_pixel(uint8_t v, const Affine& f, int channel) { return fmaf(static_cast<float>(v), pick(f.scale, channel), pick(f.offset, channel)); }
+__device__ inline float from_pixel(uint8_t v, const Affine& f, int channel) {
+  return fmaf(static_cast<float>(v), pick(f.scale, channel), pick(f.offset, channel));
+}
 __device__ inline float from_pixel(float v, const Affine&, int) { return v; }
 
 __device__ inline void to_pixel(uint8_t* pixel, float v, const Affine& f, int channel) {
@@ -159,7 +161,8 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const float* in, P* pict
   const int64_t right = min(left + t.per_tile, (row + 1) * t.columns), first = max(left, begin);
   const int count = static_cast<int>(min(right, end) - first), p = t.patch, size = 3 * p * p;
   if (count <= 0) return;
-  const Pixels<P> picture = pixels_in_picture(t, pictures, row, static_cast<int>(first - row * t.columns)), tile = t.shared ? pixels_in_shared<P>(t) : picture;
+  const Pixels<P> picture = pixels_in_picture(t, pictures, row, static_cast<int>(first - row * t.columns));
+  const Pixels<P> tile = t.shared ? pixels_in_shared<P>(t) : picture;
   const float* vectors = in + (first - begin) * size;
   for (int i = static_cast<int>(threadIdx.x) * V; i < count * size; i += kThreads * V) {
     float v[V];

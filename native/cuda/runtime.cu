@@ -54,6 +54,10 @@ const Properties& properties() { return fed->properties(); }
 bool recording() { return graph_scratch != nullptr; }
 
 Tensor scratch(DType dtype, Shape shape) {
+  // A graph's memory is its own for good, so what it no longer uses itself is used again: its work runs in order.
+  if (graph_scratch)
+    for (const Tensor& kept : *graph_scratch)
+      if (kept.buffer().use_count() == 1 && kept.dtype() == dtype && kept.size() == count(shape)) return kept.reshape(std::move(shape));
   Tensor t(*fed_device, dtype, std::move(shape));
   t.buffer()->allocate();
   if (graph_scratch) graph_scratch->push_back(t);
@@ -238,7 +242,7 @@ void CudaBackend::wait_for_events() {
 
 // --- what there is --------------------------------------------------------------------------------------------------------
 
-int count(std::string& why) {
+int device_count(std::string& why) {
   int driver = 0, runtime = 0, devices = 0;
   cudaRuntimeGetVersion(&runtime);
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {

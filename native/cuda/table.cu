@@ -63,6 +63,6 @@ const Kernels& CudaBackend::kernels() const {
 
 /// What library.cpp looks up.
 extern "C" [[gnu::visibility("default")]] const uniflow::cuda::Library* uniflow_cuda_library() {
-  static const uniflow::cuda::Library library = {uniflow::cuda::kLibraryVersion, uniflow::cuda::count, uniflow::cuda::describe, uniflow::cuda::open};
+  static const uniflow::cuda::Library library = {uniflow::cuda::kLibraryVersion, uniflow::cuda::device_count, uniflow::cuda::describe, uniflow::cuda::open};
   return &library;
 }

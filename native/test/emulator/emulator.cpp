@@ -30,21 +30,6 @@ constinit thread_local dim3 blockDim, gridDim;
 namespace emulator {
 namespace {
 
-struct Random {
-  uint64_t state;
-  uint64_t next() {  // splitmix64
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-  }
-  uint32_t below(uint32_t n) { return static_cast<uint32_t>((next() >> 32) * n >> 32); }
-  template <class T>
-  void shuffle(T* values, size_t n) {
-    for (size_t i = n; i > 1; --i) std::swap(values[i - 1], values[below(static_cast<uint32_t>(i))]);
-  }
-};
-
 // --- fibers -----------------------------------------------------------------------------------------------------------------
 
 constexpr size_t kStack = 256 << 10, kPage = 4096;
@@ -546,17 +531,20 @@ class Pool {
   size_t size_ = 0, wanted_ = 0, left_ = 0;
 };
 
-uint64_t seed() {
-  const char* text = std::getenv("UNIFLOW_EMULATOR_SEED");
-  return text ? std::strtoull(text, nullptr, 10) : 1;
-}
-
 Runner& current() {
   if (!runner) die("a function of the device is called by the host");
   return *runner;
 }
 
 }  // namespace
+
+uint64_t seed() {
+  static const uint64_t value = [] {
+    const char* text = std::getenv("UNIFLOW_EMULATOR_SEED");
+    return text ? std::strtoull(text, nullptr, 10) : 1;
+  }();
+  return value;
+}
 
 unsigned char garbage(uint64_t turn) { return turn % 2 ? 0xff : 0xcb; }
 

@@ -1,5 +1,4 @@
 /// The runtime: memory, copies, streams, events, graphs. All may be called by several threads of the host at once.
-#include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -22,11 +21,12 @@ struct Capture {
 }  // namespace emulator
 
 struct CUstream_st {
-  std::shared_ptr<emulator::Capture> capture;  // none: runs its work at once
+  std::shared_ptr<emulator::Queue> queue;
+  std::shared_ptr<emulator::Capture> capture{};  // none: its work goes to the queue
 };
 struct CUevent_st {
-  bool timed, recorded = false;
-  std::chrono::steady_clock::time_point time{};
+  bool timed;
+  emulator::Mark mark{};
   std::shared_ptr<emulator::Capture> capture{};  // recorded in a stream that was being captured
 };
 struct CUgraph_st {
@@ -47,7 +47,7 @@ struct Memory {
 };
 
 struct Runtime {
-  std::mutex mutex;  // guards all of this, and what streams and events hold
+  std::mutex mutex;  // guards all of this, and what streams and events hold. No work is run or waited for under it
   std::map<uintptr_t, Memory> memory;
   size_t total = size_t{1} << 30, used = 0;
   uint64_t allocations = 0;
@@ -63,6 +63,7 @@ Runtime& runtime() {
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t result(cudaError_t status) {
+  if (failure() != cudaSuccess) status = failure();
   if (status != cudaSuccess) last_error = status;
   return status;
 }
@@ -87,6 +88,8 @@ bool on_device(const void* p) {
   return a && !a->second.host;
 }
 
+const std::shared_ptr<Queue>& queue_of(cudaStream_t stream) { return stream ? stream->queue : default_queue(); }
+
 /// Calls that would touch other streams are refused while anything is being captured in a strict mode, and spoil it.
 bool refused_in_capture() {
   std::lock_guard lock(runtime().mutex);
@@ -98,6 +101,7 @@ cudaError_t allocate(void** p, size_t bytes, bool host) {
   if (!p) return result(cudaErrorInvalidValue);
   if (refused_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
   *p = nullptr;
+  if (failure() != cudaSuccess) return result(failure());
   if (bytes == 0) return cudaSuccess;
   Runtime& r = runtime();
   std::lock_guard lock(r.mutex);
@@ -110,16 +114,18 @@ cudaError_t allocate(void** p, size_t bytes, bool host) {
 }
 
 cudaError_t release(void* p, bool host) {
-  if (!p) return cudaSuccess;
+  if (!p) return result(cudaSuccess);
   if (refused_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
+  wait_for_all();
   Runtime& r = runtime();
   std::lock_guard lock(r.mutex);
   const auto at = r.memory.find(reinterpret_cast<uintptr_t>(p));
   if (at == r.memory.end() || at->second.host != host) return result(cudaErrorInvalidValue);
   if (!host) r.used -= at->second.bytes;
+  std::memset(p, garbage(r.allocations++), at->second.bytes);  // for those that still use it
   r.memory.erase(at);
   std::free(p);
-  return cudaSuccess;
+  return result(cudaSuccess);
 }
 
 /// What the stream takes part in, or null. The mutex is held.
@@ -157,8 +163,8 @@ cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
       return cudaSuccess;
     }
   }
-  work();
-  return cudaSuccess;
+  append(queue_of(stream), std::move(work));
+  return result(cudaSuccess);
 }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> thread_body, const void* kernel) {
@@ -196,8 +202,11 @@ const char* cudaGetErrorString(cudaError_t e) {
   if (e == cudaErrorMemoryAllocation) return "out of memory";
   return cudaGetErrorName(e);
 }
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaGetLastError() {
+  const cudaError_t own = std::exchange(last_error, cudaSuccess);
+  return failure() != cudaSuccess ? failure() : own;
+}
+cudaError_t cudaPeekAtLastError() { return failure() != cudaSuccess ? failure() : last_error; }
 
 cudaError_t cudaDriverGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
@@ -235,7 +244,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   return cudaMemGetInfo(&free, &p->totalGlobalMem);
 }
 
-cudaError_t cudaDeviceSynchronize() { return result(refused_in_capture() ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
+cudaError_t cudaDeviceSynchronize() {
+  if (refused_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
+  wait_for_all();
+  return result(cudaSuccess);
+}
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   std::lock_guard lock(runtime().mutex);
@@ -252,41 +265,103 @@ cudaError_t cudaMallocHost(void** p, size_t bytes, unsigned) { return allocate(p
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return allocate(p, bytes, true); }
 cudaError_t cudaFreeHost(void* p) { return release(p, true); }
 
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream) {
-  if (width == 0 || height == 0) return cudaSuccess;
-  if (to_pitch < width || from_pitch < width) return result(cudaErrorInvalidPitchValue);
-  if (!to || !from) return result(cudaErrorInvalidValue);
+namespace {
+
+/// Rows of bytes; `pitch` bytes from one to the next.
+template <class Byte>
+struct Rows {
+  Byte* data;
+  size_t pitch, width, height;
+  size_t bytes() const { return (height - 1) * pitch + width; }
+  Byte* row(size_t y) const { return data + y * pitch; }
+};
+using Target = Rows<std::byte>;
+using Source = Rows<const std::byte>;
+
+void copy_rows(const Target& to, const Source& from) {
+  for (size_t y = 0; y < to.height; ++y) std::memcpy(to.row(y), from.row(y), to.width);
+}
+
+enum class Place { Pageable, PageLocked, Device };
+
+/// The mutex is held.
+Place place_of(const void* p) {
+  const auto* a = allocation(p);
+  return !a ? Place::Pageable : a->second.host ? Place::PageLocked : Place::Device;
+}
+
+/// Of the host's memory, as it is now.
+std::shared_ptr<std::vector<std::byte>> snapshot(const Source& from) {
+  auto out = std::make_shared<std::vector<std::byte>>(from.width * from.height);
+  copy_rows({out->data(), from.width, from.width, from.height}, from);
+  return out;
+}
+
+/// False where memory that a piece of work uses is no longer there: only a graph's can be gone.
+bool still_there(const void* p, size_t bytes, bool device) {
+  std::lock_guard lock(runtime().mutex);
+  if (lies_in(p, bytes, device)) return true;
+  fail(cudaErrorIllegalAddress, "a graph copies or sets memory that has been freed");
+  return false;
+}
+
+/// As Async, and tells where `from` lies.
+cudaError_t copy(const Target& to, const Source& from, cudaMemcpyKind kind, cudaStream_t stream, Place* from_place = nullptr) {
+  if (to.width == 0 || to.height == 0) return result(cudaSuccess);
+  if (to.pitch < to.width || from.pitch < from.width) return result(cudaErrorInvalidPitchValue);
+  if (!to.data || !from.data) return result(cudaErrorInvalidValue);
   if (static_cast<unsigned>(kind) > cudaMemcpyDefault) return result(cudaErrorInvalidMemcpyDirection);
+  bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  bool at_call = false;  // memory that can be paged out is read before the call returns, though a graph reads it when it runs
   {
     std::lock_guard lock(runtime().mutex);
-    const bool to_device = kind == cudaMemcpyDefault ? on_device(to) : kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    const bool from_device =
-        kind == cudaMemcpyDefault ? on_device(from) : kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (!lies_in(to, (height - 1) * to_pitch + width, to_device) || !lies_in(from, (height - 1) * from_pitch + width, from_device))
-      return result(cudaErrorInvalidValue);
+    if (kind == cudaMemcpyDefault) to_device = on_device(to.data), from_device = on_device(from.data);
+    if (!lies_in(to.data, to.bytes(), to_device) || !lies_in(from.data, from.bytes(), from_device)) return result(cudaErrorInvalidValue);
+    at_call = place_of(from.data) == Place::Pageable && !capture_of(stream);
+    if (from_place) *from_place = place_of(from.data);
   }
-  return submit(stream, [=] {
-    for (size_t y = 0; y < height; ++y)
-      std::memcpy(static_cast<std::byte*>(to) + y * to_pitch, static_cast<const std::byte*>(from) + y * from_pitch, width);
+  return submit(stream, [=, read = at_call ? snapshot(from) : nullptr] {
+    if (!still_there(to.data, to.bytes(), to_device) || !still_there(from.data, from.bytes(), from_device)) return;
+    copy_rows(to, read ? Source{read->data(), from.width, from.width, from.height} : from);
   });
+}
+
+Target rows(void* p, size_t pitch, size_t width, size_t height) { return {static_cast<std::byte*>(p), pitch, width, height}; }
+Source rows(const void* p, size_t pitch, size_t width, size_t height) { return {static_cast<const std::byte*>(p), pitch, width, height}; }
+
+}  // namespace
+
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
+                              cudaMemcpyKind kind, cudaStream_t stream) {
+  return copy(rows(to, to_pitch, width, height), rows(from, from_pitch, width, height), kind, stream);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
+
+/// Waits for the copy, unless it is within the device, or from memory that can be paged out: then that has been read, and may be changed.
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  return refused_in_capture() ? result(cudaErrorStreamCaptureUnsupported) : cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  if (refused_in_capture()) return result(cudaErrorStreamCaptureUnsupported);
+  Place from_place = Place::Device;
+  const cudaError_t status = copy(rows(to, bytes, bytes, 1), rows(from, bytes, bytes, 1), kind, nullptr, &from_place);
+  if (status != cudaSuccess) return status;
+  const bool to_host = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyHostToHost || kind == cudaMemcpyDefault;
+  if (to_host || from_place == Place::PageLocked) wait_for(mark(default_queue()));
+  return result(cudaSuccess);
 }
 
 cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
-  if (width == 0 || height == 0) return cudaSuccess;
+  if (width == 0 || height == 0) return result(cudaSuccess);
   if (pitch < width) return result(cudaErrorInvalidPitchValue);
+  const Target target = rows(to, pitch, width, height);
   {
     std::lock_guard lock(runtime().mutex);
-    if (!lies_in(to, (height - 1) * pitch + width, true)) return result(cudaErrorInvalidValue);
+    if (!lies_in(to, target.bytes(), true)) return result(cudaErrorInvalidValue);
   }
   return submit(stream, [=] {
-    for (size_t y = 0; y < height; ++y) std::memset(static_cast<std::byte*>(to) + y * pitch, value, width);
+    if (!still_there(target.data, target.bytes(), true)) return;
+    for (size_t y = 0; y < height; ++y) std::memset(target.row(y), value, width);
   });
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
@@ -298,27 +373,37 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes) {
 
 // --- streams ---------------------------------------------------------------------------------------------------------------
 
-cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = new CUstream_st, cudaSuccess; }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return cudaStreamCreate(s); }
+cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
+  *s = new CUstream_st{open_queue(!(flags & cudaStreamNonBlocking))};
+  return result(cudaSuccess);
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { return *least = 0, *greatest = -5, cudaSuccess; }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
   if (!s) return result(cudaErrorInvalidResourceHandle);
+  close_queue(*s->queue);
   delete s;
-  return cudaSuccess;
+  return result(cudaSuccess);
 }
 
 /// A stream that is being captured has nothing to wait for: that is refused, and spoils the capture.
-static cudaError_t wait_for(cudaStream_t s) {
+static bool refused_while_captured(cudaStream_t s) {
   std::lock_guard lock(runtime().mutex);
   Capture* c = capture_of(s);
-  if (!c) return cudaSuccess;
-  c->invalid = true;
-  return result(cudaErrorStreamCaptureUnsupported);
+  if (c) c->invalid = true;
+  return c != nullptr;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return wait_for(s); }
-cudaError_t cudaStreamQuery(cudaStream_t s) { return wait_for(s); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  if (refused_while_captured(s)) return result(cudaErrorStreamCaptureUnsupported);
+  wait_for(mark(queue_of(s)));
+  return result(cudaSuccess);
+}
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+  if (refused_while_captured(s)) return result(cudaErrorStreamCaptureUnsupported);
+  return result(reached(mark(queue_of(s))) ? cudaSuccess : cudaErrorNotReady);
+}
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* data) {
   return f ? submit(s, [=] { f(data); }) : result(cudaErrorInvalidValue);
@@ -326,47 +411,68 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* data) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
   if (!e) return result(cudaErrorInvalidResourceHandle);
-  std::lock_guard lock(runtime().mutex);
-  if (!e->capture) return cudaSuccess;  // has happened
-  if (!s || !e->capture->active) return result(cudaErrorStreamCaptureIsolation);
-  if (Capture* own = capture_of(s); own && own != e->capture.get()) return result(cudaErrorStreamCaptureMerge);
-  s->capture = e->capture;  // this stream is captured too, from here on
-  return cudaSuccess;
+  Mark awaited;
+  {
+    std::lock_guard lock(runtime().mutex);
+    if (e->capture) {
+      if (!s || !e->capture->active) return result(cudaErrorStreamCaptureIsolation);
+      if (Capture* own = capture_of(s); own && own != e->capture.get()) return result(cudaErrorStreamCaptureMerge);
+      s->capture = e->capture;  // this stream is captured too, from here on
+      return result(cudaSuccess);
+    }
+    if (e->mark.queue && capture_of(s)) return result(cudaErrorStreamCaptureIsolation);  // a graph waits for nothing outside
+    awaited = e->mark;
+  }
+  append_wait(queue_of(s), awaited);
+  return result(cudaSuccess);
 }
 
 // --- events ----------------------------------------------------------------------------------------------------------------
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
-  return *e = new CUevent_st{!(flags & cudaEventDisableTiming)}, cudaSuccess;
+  return *e = new CUevent_st{!(flags & cudaEventDisableTiming)}, result(cudaSuccess);
 }
 cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, cudaEventDefault); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
   if (!e) return result(cudaErrorInvalidResourceHandle);
   delete e;
-  return cudaSuccess;
+  return result(cudaSuccess);
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   if (!e) return result(cudaErrorInvalidResourceHandle);
   std::lock_guard lock(runtime().mutex);
   e->capture = capture_of(s) ? s->capture : nullptr;
-  e->recorded = !e->capture;
-  e->time = std::chrono::steady_clock::now();
-  return cudaSuccess;
+  e->mark = e->capture ? Mark{} : mark(queue_of(s));
+  return result(cudaSuccess);
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t e) {
+/// The event's mark, unless it was recorded in a stream that was being captured.
+static cudaError_t mark_of(cudaEvent_t e, Mark& out) {
   if (!e) return result(cudaErrorInvalidResourceHandle);
   std::lock_guard lock(runtime().mutex);
+  out = e->mark;
   return result(e->capture ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t e) { return cudaEventQuery(e); }
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+  Mark m;
+  if (const cudaError_t status = mark_of(e, m); status != cudaSuccess) return status;
+  return result(reached(m) ? cudaSuccess : cudaErrorNotReady);
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  Mark m;
+  if (const cudaError_t status = mark_of(e, m); status != cudaSuccess) return status;
+  wait_for(m);
+  return result(cudaSuccess);
+}
 
+/// By the queues' clocks, which count pieces of work: what is chosen by its time is the same in every run.
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   std::lock_guard lock(runtime().mutex);
-  if (!from || !to || !from->recorded || !to->recorded || !from->timed || !to->timed) return result(cudaErrorInvalidResourceHandle);
-  *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
-  return cudaSuccess;
+  if (!from || !to || !from->mark.queue || !to->mark.queue || !from->timed || !to->timed) return result(cudaErrorInvalidResourceHandle);
+  if (!reached(from->mark) || !reached(to->mark)) return result(cudaErrorNotReady);
+  *milliseconds = 1e-3f * static_cast<float>(static_cast<int64_t>(to->mark.clock - from->mark.clock));
+  return result(cudaSuccess);
 }
 
 // --- graphs ----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,10 @@ double tolerance(DType dtype) { return dtype == kHalf ? 2e-2 : 2e-4; }
 
 struct Size {
   int64_t rows, in, out;
-  std::string text() const { return "[" + std::to_string(rows) + ", " + std::to_string(in) + "] x [" + std::to_string(out) + ", " + std::to_string(in) + "]"; }
+  std::string text() const {
+    const std::string inner = std::to_string(in);
+    return "[" + std::to_string(rows) + ", " + inner + "] x [" + std::to_string(out) + ", " + inner + "]";
+  }
 };
 
 Array random(DType dtype, int64_t n, unsigned seed, float deviation = 1) { return {dtype, normal(n, seed, deviation)}; }
@@ -77,9 +80,10 @@ struct Layer {
   }
 
   void queue(const Options& o, const DeviceArray& out) const {
-    gpu().linear({.x = x.data(), .weight = packing ? packed.data() : weight.data(), .packing = packing.get(), .out = out.data(), .rows = size.rows,
-                  .in = size.in, .width = size.out, .x_dtype = x.dtype(), .out_dtype = out.dtype(), .bias = o.bias ? bias.as<float>() : nullptr,
-                  .scale = o.scale ? scale.as<float>() : nullptr, .residual = o.residual ? residual.data() : nullptr, .activation = o.activation});
+    gpu().linear({.x = x.data(), .weight = packing ? packed.data() : weight.data(), .packing = packing.get(), .out = out.data(),
+                  .rows = size.rows, .in = size.in, .width = size.out, .x_dtype = x.dtype(), .out_dtype = out.dtype(),
+                  .bias = o.bias ? bias.as<float>() : nullptr, .scale = o.scale ? scale.as<float>() : nullptr,
+                  .residual = o.residual ? residual.data() : nullptr, .activation = o.activation});
   }
   Array run(const Options& o) const {
     const DeviceArray out(residual.dtype(), size.rows * size.out);
@@ -89,10 +93,10 @@ struct Layer {
   Array want(const Options& o) const {
     Array out(kFloat, size.rows * size.out);
     const Array wide_x = widened(host_x), wide_weight = widened(host_weight), wide_residual = widened(host_residual);
-    cpu::kernels().linear({.x = wide_x.data(), .weight = wide_weight.data(), .packing = nullptr, .out = out.data(), .rows = size.rows, .in = size.in,
-                           .width = size.out, .x_dtype = kFloat, .out_dtype = kFloat, .bias = o.bias ? host_bias.floats() : nullptr,
-                           .scale = o.scale ? host_scale.floats() : nullptr, .residual = o.residual ? wide_residual.data() : nullptr,
-                           .activation = o.activation});
+    cpu::kernels().linear({.x = wide_x.data(), .weight = wide_weight.data(), .packing = nullptr, .out = out.data(), .rows = size.rows,
+                           .in = size.in, .width = size.out, .x_dtype = kFloat, .out_dtype = kFloat,
+                           .bias = o.bias ? host_bias.floats() : nullptr, .scale = o.scale ? host_scale.floats() : nullptr,
+                           .residual = o.residual ? wide_residual.data() : nullptr, .activation = o.activation});
     return out;
   }
 
@@ -103,7 +107,8 @@ struct Layer {
 };
 
 std::string title(const Size& s, DType x, DType out, std::optional<DType> packing) {
-  return std::string(name_of(x)) + " to " + name_of(out) + ", " + (packing ? std::string(name_of(*packing)) + " packed" : "plain") + ", " + s.text();
+  const std::string weight = packing ? std::string(name_of(*packing)) + " packed" : "plain";
+  return std::string(name_of(x)) + " to " + name_of(out) + ", " + weight + ", " + s.text();
 }
 
 void check_options(const Size& s, DType x, DType out, std::optional<DType> packing) {
@@ -144,8 +149,8 @@ Array transposed(const Array& a, int64_t rows, int64_t columns) {
 /// a [rows, inner] b [columns, inner]^T
 Array product(const Array& a, const Array& b, int64_t rows, int64_t inner, int64_t columns) {
   Array out(kFloat, rows * columns);
-  cpu::kernels().linear({.x = a.data(), .weight = b.data(), .packing = nullptr, .out = out.data(), .rows = rows, .in = inner, .width = columns,
-                         .x_dtype = kFloat, .out_dtype = kFloat});
+  cpu::kernels().linear({.x = a.data(), .weight = b.data(), .packing = nullptr, .out = out.data(), .rows = rows, .in = inner,
+                         .width = columns, .x_dtype = kFloat, .out_dtype = kFloat});
   return out;
 }
 
@@ -157,14 +162,16 @@ Gradients want_gradients(const Size& s, const Array& x, const Array& weight, con
 }
 
 void check_backward(const Size& s, DType dtype) {
-  const Array x = random(dtype, s.rows * s.in, 1), weight = random(dtype, s.out * s.in, 2, deviation_of_weights(s.in)), d = random(dtype, s.rows * s.out, 3);
+  const Array x = random(dtype, s.rows * s.in, 1), weight = random(dtype, s.out * s.in, 2, deviation_of_weights(s.in)),
+              d = random(dtype, s.rows * s.out, 3);
   const DeviceArray gpu_x(x), gpu_weight(weight), gpu_d(d);
   const Gradients want = want_gradients(s, x, weight, d);
   double x_error = 0, weight_error = 0, bias_error = 0;
   for (int asked = 1; asked < 8; ++asked) {
     const DeviceArray d_x(dtype, x.size()), d_weight(kFloat, weight.size()), d_bias(kFloat, s.out);
-    gpu().linear_backward({.x = gpu_x.data(), .weight = gpu_weight.data(), .d_out = gpu_d.data(), .dtype = dtype, .rows = s.rows, .in = s.in, .out = s.out,
-                           .d_x = asked & 1 ? d_x.data() : nullptr, .d_weight = asked & 2 ? d_weight.as<float>() : nullptr,
+    gpu().linear_backward({.x = gpu_x.data(), .weight = gpu_weight.data(), .d_out = gpu_d.data(), .dtype = dtype, .rows = s.rows,
+                           .in = s.in, .out = s.out, .d_x = asked & 1 ? d_x.data() : nullptr,
+                           .d_weight = asked & 2 ? d_weight.as<float>() : nullptr,
                            .d_bias = asked & 4 ? d_bias.as<float>() : nullptr});
     if (asked & 1) x_error = std::max(x_error, error_of(d_x.host(), want.d_x));
     if (asked & 2) weight_error = std::max(weight_error, error_of(d_weight.host(), want.d_weight));
@@ -186,8 +193,9 @@ void check_misaligned(DType dtype) {
     return a;
   }();
   const DeviceArray x(shifted), out(dtype, s.rows * s.out + 1);
-  gpu().linear({.x = x.as<std::byte>() + size_of(dtype), .weight = layer.weight.data(), .packing = nullptr, .out = out.as<std::byte>() + size_of(dtype),
-                .rows = s.rows, .in = s.in, .width = s.out, .x_dtype = dtype, .out_dtype = dtype, .bias = layer.bias.as<float>(),
+  gpu().linear({.x = x.as<std::byte>() + size_of(dtype), .weight = layer.weight.data(), .packing = nullptr,
+                .out = out.as<std::byte>() + size_of(dtype), .rows = s.rows, .in = s.in, .width = s.out, .x_dtype = dtype,
+                .out_dtype = dtype, .bias = layer.bias.as<float>(),
                 .activation = Activation::Silu});
   const Array got = out.host(), want = layer.want({.activation = Activation::Silu, .bias = true});
   double error = 0;
@@ -205,7 +213,8 @@ void check_graph(DType dtype) {
     const cuda::Graph graph([&] { layer.queue(o, out); });
     graph.launch();
     graph.launch();
-    check_below(error_of(out.host(), layer.want(o)), tolerance(dtype), std::string("linear in a graph, ") + (known ? "chosen before" : "not chosen before") + ", " + name_of(dtype));
+    check_below(error_of(out.host(), layer.want(o)), tolerance(dtype),
+                std::string("linear in a graph, ") + (known ? "chosen before, " : "not chosen before, ") + name_of(dtype));
   }
 }
 
@@ -286,8 +295,8 @@ void check_float8_scales() {
   const auto packing = gpu().linear_packing(s.out, s.in, kEight);
   const DeviceArray gpu_x(x), gpu_weight(weight), packed(DType::UInt8, gpu().packed_bytes(*packing)), out(kHalf, s.rows * s.out);
   gpu().pack(*packing, gpu_weight.data(), kHalf, packed.data());
-  gpu().linear({.x = gpu_x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = s.rows, .in = s.in, .width = s.out,
-                .x_dtype = kHalf, .out_dtype = kHalf});
+  gpu().linear({.x = gpu_x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = s.rows, .in = s.in,
+                .width = s.out, .x_dtype = kHalf, .out_dtype = kHalf});
   const Array got = out.host(), want = product(widened(x), widened(weight), s.rows, s.in, s.out);
   double lowest = 1;
   bool zero = true;
@@ -334,8 +343,10 @@ void check_all_float8() {
 
 void bench(const char* what, const Size& s, DType packing_dtype, const Options& o) {
   const auto packing = gpu().linear_packing(s.out, s.in, packing_dtype);
-  const DeviceArray x = DeviceArray::normal(kHalf, s.rows * s.in), weight = DeviceArray::normal(kHalf, s.out * s.in, deviation_of_weights(s.in)),
-                    packed(DType::UInt8, gpu().packed_bytes(*packing)), bias = DeviceArray::normal(kFloat, s.out), scale = DeviceArray::normal(kFloat, s.out),
+  const DeviceArray x = DeviceArray::normal(kHalf, s.rows * s.in),
+                    weight = DeviceArray::normal(kHalf, s.out * s.in, deviation_of_weights(s.in)),
+                    packed(DType::UInt8, gpu().packed_bytes(*packing)), bias = DeviceArray::normal(kFloat, s.out),
+                    scale = DeviceArray::normal(kFloat, s.out),
                     residual = DeviceArray::normal(kHalf, s.rows * s.out), out(kHalf, s.rows * s.out);
   gpu().pack(*packing, weight.data(), kHalf, packed.data());
   const auto rows = static_cast<double>(s.rows), in = static_cast<double>(s.in), width = static_cast<double>(s.out);
@@ -343,19 +354,22 @@ void bench(const char* what, const Size& s, DType packing_dtype, const Options& 
                   .bytes = 2 * rows * in + static_cast<double>(packed.bytes()) + 2 * rows * width * (o.residual ? 2 : 1)};
   // float8 is held against what bfloat16 can do
   time_gpu(std::string(what) + (packing_dtype == kEight ? " float8 " : " ") + s.text(), work, kHalf, [&] {
-    gpu().linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = s.rows, .in = s.in, .width = s.out,
-                  .x_dtype = kHalf, .out_dtype = kHalf, .bias = o.bias ? bias.as<float>() : nullptr, .scale = o.scale ? scale.as<float>() : nullptr,
+    gpu().linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = s.rows, .in = s.in,
+                  .width = s.out, .x_dtype = kHalf, .out_dtype = kHalf, .bias = o.bias ? bias.as<float>() : nullptr,
+                  .scale = o.scale ? scale.as<float>() : nullptr,
                   .residual = o.residual ? residual.data() : nullptr, .activation = o.activation});
   });
 }
 
 void bench_backward(const Size& s) {
-  const DeviceArray x = DeviceArray::normal(kHalf, s.rows * s.in), weight = DeviceArray::normal(kHalf, s.out * s.in, deviation_of_weights(s.in)),
-                    d = DeviceArray::normal(kHalf, s.rows * s.out), d_x(kHalf, s.rows * s.in), d_weight(kFloat, s.out * s.in), d_bias(kFloat, s.out);
+  const DeviceArray x = DeviceArray::normal(kHalf, s.rows * s.in),
+                    weight = DeviceArray::normal(kHalf, s.out * s.in, deviation_of_weights(s.in)),
+                    d = DeviceArray::normal(kHalf, s.rows * s.out), d_x(kHalf, s.rows * s.in), d_weight(kFloat, s.out * s.in),
+                    d_bias(kFloat, s.out);
   const auto rows = static_cast<double>(s.rows), in = static_cast<double>(s.in), width = static_cast<double>(s.out);
   time_gpu("backward " + s.text(), {.flops = 4 * rows * in * width, .bytes = 4 * rows * (in + width) + 6 * in * width}, kHalf, [&] {
-    gpu().linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d.data(), .dtype = kHalf, .rows = s.rows, .in = s.in, .out = s.out,
-                           .d_x = d_x.data(), .d_weight = d_weight.as<float>(), .d_bias = d_bias.as<float>()});
+    gpu().linear_backward({.x = x.data(), .weight = weight.data(), .d_out = d.data(), .dtype = kHalf, .rows = s.rows, .in = s.in,
+                           .out = s.out, .d_x = d_x.data(), .d_weight = d_weight.as<float>(), .d_bias = d_bias.as<float>()});
   });
 }
 
@@ -383,7 +397,8 @@ void check_linear() {
 
 void bench_linear() {
   const Size up = emulated() ? Size{33, 64, 128} : Size{32800, 1024, 4096}, down = emulated() ? Size{33, 128, 64} : Size{32800, 4096, 1024};
-  const Options gelu{Activation::Gelu, true, false, false}, scaled{Activation::None, true, true, true}, plain{Activation::None, true, false, false};
+  const Options gelu{Activation::Gelu, true, false, false}, scaled{Activation::None, true, true, true},
+      plain{Activation::None, true, false, false};
   for (DType dtype : {kHalf, kEight}) {
     if (dtype == kEight && !has_float8()) continue;
     bench("bias, GELU", up, dtype, gelu);
