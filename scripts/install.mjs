@@ -15,7 +15,7 @@ if (absent.length > 0) {
 const require = createRequire(import.meta.url);
 const manifest = require.resolve('cmake-js/package.json');
 const cmakeJs = join(dirname(manifest), require(manifest).bin['cmake-js']);
-console.log('Building the native addon (about a minute) …');
+console.log('Building the native addon (about a minute; two where nvcc builds the GPU backend as well) …');
 const options = process.argv.slice(2); // such as --CDUNIFLOW_TESTS=ON
 for (const step of [
   ['configure', ...options],

@@ -32,6 +32,7 @@ class OnDevice {
   explicit OnDevice(const std::vector<T>& values) : n_(values.size()) {
     cudaMalloc(&p_, n_ * sizeof(T));
     cudaMemcpy(p_, values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice);
+    cudaStreamSynchronize(nullptr);
   }
   explicit OnDevice(size_t n) : n_(n) { cudaMalloc(&p_, n * sizeof(T)); }
   ~OnDevice() { cudaFree(p_); }
@@ -239,15 +240,15 @@ __global__ void outside(int* out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_xor_sync(0xffffu, 1, 16);
 }
 
-/// What a process that runs the kernel says before it aborts.
-template <class... Params, class... Args>
-std::string last_words(void (*kernel)(Params...), dim3 block, Args... args) {
+/// What a process that does this says before it aborts.
+template <class F>
+std::string last_words_of(F&& f) {
   int ends[2];
   if (pipe(ends) != 0) return "no pipe";
   const pid_t child = fork();
   if (child == 0) {
     dup2(ends[1], STDERR_FILENO);
-    launch(nullptr, kernel, 1, block, 0, args...);
+    f();
     _exit(0);
   }
   close(ends[1]);
@@ -258,6 +259,34 @@ std::string last_words(void (*kernel)(Params...), dim3 block, Args... args) {
   int status = 0;
   waitpid(child, &status, 0);
   return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT ? said : "it did not abort";
+}
+
+template <class... Params, class... Args>
+std::string last_words(void (*kernel)(Params...), dim3 block, Args... args) {
+  return last_words_of([&] {
+    launch(nullptr, kernel, 1, block, 0, args...);
+    cudaDeviceSynchronize();
+  });
+}
+
+/// A graph that uses memory which has been freed: the launch succeeds, and from the next wait on everything fails.
+void lose_the_device() {
+  void *p = nullptr, *q = nullptr;
+  cudaStream_t s;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  cudaStreamCreate(&s);
+  cudaMalloc(&p, 16);
+  cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed);
+  cudaMemsetAsync(p, 0, 16, s);
+  cudaStreamEndCapture(s, &graph);
+  cudaGraphInstantiate(&executable, graph);
+  cudaFree(p);
+  cudaGraphLaunch(executable, s);
+  const bool lost = cudaStreamSynchronize(s) == cudaErrorIllegalAddress && cudaMalloc(&q, 16) == cudaErrorIllegalAddress &&
+                    cudaGetLastError() == cudaErrorIllegalAddress && cudaGetLastError() == cudaErrorIllegalAddress &&
+                    cudaDeviceSynchronize() == cudaErrorIllegalAddress && cudaMemsetAsync(p, 0, 16, s) == cudaErrorIllegalAddress;
+  if (lost) emulator::die("and the device is lost");
 }
 
 void check_aborts() {  // before the first launch: a child of fork() has no threads but its first
@@ -272,6 +301,8 @@ void check_aborts() {  // before the first launch: a child of fork() has no thre
   check_words(last_words(exited, 31, out), "__shfl_xor_sync", "a collective with a lane that the block does not have");
   check_words(last_words(outside, 32, out), "not in its mask", "a shuffle from outside its mask");
   check_words(last_words(missed_by_a_collective, 32, out), "warp 0: lanes ffffff7f wait in __shfl_sync", "and who waits where");
+  check_words(last_words_of(lose_the_device), "memory that has been freed\nCUDA emulator: and the device is lost",
+              "a graph on memory that has been freed fails, and everything after it");
 }
 
 void check_races() {
@@ -384,8 +415,8 @@ void check_graphs() {
   cudaFree(p);
   cudaGetLastError();
   float ms = -1;
-  check(cudaEventRecord(fork, s) == cudaSuccess && cudaEventRecord(join, s) == cudaSuccess && cudaEventQuery(join) == cudaSuccess &&
-            cudaEventElapsedTime(&ms, fork, join) == cudaSuccess && ms >= 0,
+  check(cudaEventRecord(fork, s) == cudaSuccess && cudaEventRecord(join, s) == cudaSuccess && cudaEventSynchronize(join) == cudaSuccess &&
+            cudaEventQuery(join) == cudaSuccess && cudaEventElapsedTime(&ms, fork, join) == cudaSuccess && ms == 0,
         "events and the time between them");
   cudaStreamDestroy(s), cudaStreamDestroy(side), cudaEventDestroy(fork), cudaEventDestroy(join);
 }
@@ -404,6 +435,176 @@ void check_threads() {
     });
   for (std::thread& t : threads) t.join();
   check(right == 80, "four threads of the host at once");
+}
+
+// --- streams, each in its own time ----------------------------------------------------------------------------------------
+
+constexpr int kTries = 40;  // of what goes wrong by chance
+
+class Stream {
+ public:
+  explicit Stream(unsigned flags = cudaStreamNonBlocking) { cudaStreamCreateWithFlags(&s_, flags); }
+  ~Stream() { cudaStreamSynchronize(s_), cudaStreamDestroy(s_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return s_; }
+  bool wait() const { return cudaStreamSynchronize(s_) == cudaSuccess; }
+
+ private:
+  cudaStream_t s_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() { cudaEventCreate(&e_); }
+  ~Event() { cudaEventDestroy(e_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  operator cudaEvent_t() const { return e_; }
+
+ private:
+  cudaEvent_t e_ = nullptr;
+};
+
+/// Page-locked.
+class Staging {
+ public:
+  Staging() { cudaMallocHost(&p_, 64); }
+  ~Staging() { cudaFreeHost(p_); }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  operator int*() const { return p_; }
+
+ private:
+  int* p_ = nullptr;
+};
+
+__global__ void increment(int* p) { ++*p; }
+__global__ void fill(int* p, int value) { p[threadIdx.x] = value; }
+
+/// Holds up a stream until it is opened.
+class Gate {
+ public:
+  explicit Gate(cudaStream_t s) {
+    cudaLaunchHostFunc(s, [](void* open) { static_cast<std::atomic<bool>*>(open)->wait(false); }, &open_);
+  }
+  ~Gate() { open(); }
+  void open() { open_ = true, open_.notify_all(); }
+
+ private:
+  std::atomic<bool> open_ = false;
+};
+
+/// How often a stream reads something else than what another wrote before.
+int wrong_reads(bool waits, unsigned flags) {
+  Stream writer(flags), reader(flags);
+  Event written, was_read;
+  OnDevice<int> d(16);
+  Staging out;
+  int wrong = 0;
+  for (int i = 0; i < kTries; ++i) {
+    launch(writer, fill, 1, 16, 0, d, i);
+    cudaEventRecord(written, writer);
+    if (waits) cudaStreamWaitEvent(reader, written);
+    cudaMemcpyAsync(out, d, 64, cudaMemcpyDeviceToHost, reader);
+    reader.wait();
+    wrong += out[15] != i;
+    writer.wait();
+  }
+  return wrong;
+}
+
+/// How often a copy finds what was written to its source after the call.
+int wrong_uploads(bool page_locked, bool waits) {
+  Stream s;
+  Event copied;
+  Staging staging, out;
+  std::vector<int> pageable(16);
+  int* from = page_locked ? staging : pageable.data();
+  OnDevice<int> d(16);
+  int wrong = 0;
+  for (int i = 0; i < kTries; ++i) {
+    from[0] = i;
+    cudaMemcpyAsync(d, from, 64, cudaMemcpyHostToDevice, s);
+    cudaEventRecord(copied, s);
+    if (waits) cudaEventSynchronize(copied);
+    from[0] = -1;
+    cudaMemcpyAsync(out, d, 64, cudaMemcpyDeviceToHost, s);
+    s.wait();
+    wrong += out[0] != i;
+  }
+  return wrong;
+}
+
+void check_order() {
+  auto times = [](int n) { return std::to_string(n) + " of " + std::to_string(kTries); };
+  int wrong = wrong_reads(false, cudaStreamNonBlocking);
+  check(wrong > 0, "a wait for another stream that is missing shows", times(wrong));
+  wrong = wrong_reads(true, cudaStreamNonBlocking);
+  check(wrong == 0, "one that is there holds", times(wrong));
+  wrong = wrong_uploads(true, false);
+  check(wrong > 0, "page-locked memory that is used again too early shows", times(wrong));
+  wrong = wrong_uploads(true, true) + wrong_uploads(false, false);
+  check(wrong == 0, "used again in time, it does not; and other memory is read at the call", times(wrong));
+
+  // A chain through two streams and a graph, and the default stream among streams that it takes turns with.
+  Stream a, b, blocking(cudaStreamDefault), capturing;
+  Event to_a, to_b;
+  OnDevice<int> d(std::vector<int>(16, 0));
+  Staging out;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  cudaStreamBeginCapture(capturing, cudaStreamCaptureModeRelaxed);
+  for (int i = 0; i < 3; ++i) launch(capturing, increment, 1, 1, 0, d);
+  cudaMemcpyAsync(out, d, 64, cudaMemcpyDeviceToHost, capturing);
+  cudaStreamEndCapture(capturing, &graph);
+  cudaGraphInstantiate(&executable, graph);
+  bool ok = true;
+  for (int i = 0; i < 10; ++i) {
+    launch(a, increment, 1, 1, 0, d);
+    cudaEventRecord(to_b, a), cudaStreamWaitEvent(b, to_b);
+    cudaGraphLaunch(executable, b);
+    cudaEventRecord(to_a, b), cudaStreamWaitEvent(a, to_a);
+    if (i % 3 == 0) ok &= cudaEventSynchronize(to_a) == cudaSuccess && out[0] == 4 * (i + 1);
+  }
+  cudaGraphExecDestroy(executable), cudaGraphDestroy(graph);  // may still be in use
+  check(a.wait() && ok && out[0] == 40 && d.host()[0] == 40, "a chain of kernels and graphs through two streams");
+
+  cudaMemset(d, 0, 64);
+  for (int i = 0; i < 20; ++i) launch(i % 2 ? static_cast<cudaStream_t>(blocking) : nullptr, increment, 1, 1, 0, d);
+  check(d.host()[0] == 20, "blocking streams take turns with the default stream");
+}
+
+void check_time() {
+  Stream s, other;
+  Event begin, middle, end, elsewhere;
+  OnDevice<int> d(std::vector<int>(16, 0));
+  float first = 0, second = 0, across = 0;
+  void* more = nullptr;
+  Gate gate(s);
+  cudaEventRecord(begin, s);
+  for (int i = 0; i < 3; ++i) launch(s, increment, 1, 1, 0, d);
+  cudaEventRecord(middle, s);
+  cudaMemsetAsync(d, 0, 64, s);
+  cudaEventRecord(end, s);
+  cudaStreamWaitEvent(other, middle);
+  cudaMemsetAsync(d, 0, 64, other);
+  cudaEventRecord(elsewhere, other);
+  check(cudaEventQuery(begin) == cudaErrorNotReady && cudaStreamQuery(s) == cudaErrorNotReady && cudaStreamQuery(other) == cudaErrorNotReady &&
+            cudaEventElapsedTime(&first, begin, middle) == cudaErrorNotReady,
+        "a stream that is held up, and one that waits for it, are not ready");
+  check(cudaMalloc(&more, 64) == cudaSuccess && cudaStreamQuery(s) == cudaErrorNotReady, "to allocate does not wait");
+  std::atomic<bool> freed = false;
+  std::thread frees([&] { freed = cudaFree(more) == cudaSuccess; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  const bool early = freed;
+  gate.open();
+  frees.join();
+  check(!early && freed && cudaStreamQuery(s) == cudaSuccess && cudaStreamQuery(other) == cudaSuccess, "to free waits for all streams");
+  check(cudaEventElapsedTime(&first, begin, middle) == cudaSuccess && cudaEventElapsedTime(&second, begin, end) == cudaSuccess &&
+            cudaEventElapsedTime(&across, begin, elsewhere) == cudaSuccess && first == 3e-3f && second == 4e-3f && across == 4e-3f,
+        "the time between events counts pieces of work", uniflow::test::text("%.4f ms", second));
+  cudaGetLastError();
 }
 
 // --- cuBLASLt ---------------------------------------------------------------------------------------------------------------
@@ -483,6 +684,10 @@ int main() {
   check_launches();
   check_graphs();
   check_threads();
+  if (const char* at_once = std::getenv("UNIFLOW_EMULATOR_SYNC"); !at_once || *at_once == '0') {
+    check_order();
+    check_time();
+  }
   check_cublaslt();
   std::printf("%d passed, %d failed\n", uniflow::test::passed, uniflow::test::failed);
   return uniflow::test::failed == 0 ? 0 : 1;

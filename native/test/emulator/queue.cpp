@@ -3,6 +3,7 @@
 /// in order. UNIFLOW_EMULATOR_SYNC=1 runs all work at once in the thread that gives it.
 ///
 /// An event is a mark: a queue, and the number of pieces that it has been given before. It has happened once that many have run.
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>

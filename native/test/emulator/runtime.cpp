@@ -441,9 +441,15 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
   if (!e) return result(cudaErrorInvalidResourceHandle);
+  {
+    std::lock_guard lock(runtime().mutex);
+    e->mark = {};
+    e->capture = capture_of(s) ? s->capture : nullptr;
+    if (e->capture) return result(cudaSuccess);
+  }
+  Mark now = mark(queue_of(s));
   std::lock_guard lock(runtime().mutex);
-  e->capture = capture_of(s) ? s->capture : nullptr;
-  e->mark = e->capture ? Mark{} : mark(queue_of(s));
+  e->mark = std::move(now);
   return result(cudaSuccess);
 }
 
