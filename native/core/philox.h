@@ -16,7 +16,7 @@ namespace uniflow {
 
 using PhiloxBlock = std::array<uint32_t, 4>;
 
-constexpr PhiloxBlock philox(PhiloxBlock counter, uint64_t key) {
+static constexpr PhiloxBlock philox(PhiloxBlock counter, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * counter[0], p1 = uint64_t{0xCD9E8D57u} * counter[2];
@@ -29,10 +29,10 @@ constexpr PhiloxBlock philox(PhiloxBlock counter, uint64_t key) {
 }
 
 /// Uniform on (0, 1]: never 0, so that its logarithm is finite.
-constexpr float philox_uniform(uint32_t bits) { return (static_cast<float>(bits >> 8) + 1.0f) * 0x1p-24f; }
+static constexpr float philox_uniform(uint32_t bits) { return (static_cast<float>(bits >> 8) + 1.0f) * 0x1p-24f; }
 
 /// Four standard normal numbers (Box-Muller) from one block.
-UNIFLOW_HOST_DEVICE inline std::array<float, 4> philox_normal(PhiloxBlock block) {
+UNIFLOW_HOST_DEVICE static inline std::array<float, 4> philox_normal(PhiloxBlock block) {
   std::array<float, 4> out;
   for (size_t i = 0; i < 4; i += 2) {
     const float radius = std::sqrt(-2.0f * std::log(philox_uniform(block[i])));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "native/core/bicubic.h"
 #include "native/core/parallel.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/simd.h"
@@ -84,46 +85,6 @@ void assemble_all(const AssembleArgs& a) {
   });
 }
 
-float cubic(float x, float a) {
-  x = std::fabs(x);
-  if (x <= 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-  return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
-}
-
-struct Taps {
-  std::vector<int64_t> index;
-  std::vector<float> weight;
-};
-
-/// What output position i is mixed from: four taps, a = -0.75, borders repeat.
-Taps plain_taps(int64_t i, int64_t in, int64_t out) {
-  const float at = (static_cast<float>(i) + 0.5f) * (static_cast<float>(in) / static_cast<float>(out)) - 0.5f;
-  const float base = std::floor(at);
-  Taps t;
-  for (int k = -1; k <= 2; ++k) {
-    t.index.push_back(std::clamp<int64_t>(static_cast<int64_t>(base) + k, 0, in - 1));
-    t.weight.push_back(cubic(at - base - static_cast<float>(k), -0.75f));
-  }
-  return t;
-}
-
-/// The antialiased filter: a = -0.5, widened when shrinking, cut at the borders and normalised.
-Taps antialiased_taps(int64_t i, int64_t in, int64_t out) {
-  const float scale = static_cast<float>(in) / static_cast<float>(out), stretch = std::max(scale, 1.0f);
-  const float centre = scale * (static_cast<float>(i) + 0.5f), support = 2 * stretch;
-  const auto begin = std::max<int64_t>(static_cast<int64_t>(centre - support + 0.5f), 0);
-  const auto end = std::min<int64_t>(static_cast<int64_t>(centre + support + 0.5f), in);
-  Taps t;
-  float total = 0;
-  for (int64_t k = begin; k < end; ++k) {
-    t.index.push_back(k);
-    t.weight.push_back(cubic((static_cast<float>(k) - centre + 0.5f) / stretch, -0.5f));
-    total += t.weight.back();
-  }
-  for (float& w : t.weight) w /= total;
-  return t;
-}
-
 }  // namespace
 
 void unfold(const UnfoldArgs& a) {
@@ -160,16 +121,15 @@ void assemble(const AssembleArgs& a) {
 void resize_table(const ResizeTableArgs& a) {
   const auto taps = a.antialias ? antialiased_taps : plain_taps;
   parallel_for(a.out_rows * a.out_cols, [&](int64_t i) {
-    const Taps rows = taps(i / a.out_cols, a.in_rows, a.out_rows);
-    const Taps cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
+    const std::vector<Tap> rows = taps(i / a.out_cols, a.in_rows, a.out_rows);
+    const std::vector<Tap> cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
     float* out = a.out + i * a.width;
     for_lanes(a.width, [&](int64_t k, int lanes) {
       vf v = {};
-      for (size_t y = 0; y < rows.index.size(); ++y) {
+      for (const Tap& y : rows) {
         vf line = {};
-        for (size_t x = 0; x < cols.index.size(); ++x)
-          line += cols.weight[x] * load_lanes(a.in + (rows.index[y] * a.in_cols + cols.index[x]) * a.width + k, lanes);
-        v += rows.weight[y] * line;
+        for (const Tap& x : cols) line += x.weight * load_lanes(a.in + (y.index * a.in_cols + x.index) * a.width + k, lanes);
+        v += y.weight * line;
       }
       store_lanes(out + k, v, lanes);
     });
@@ -183,12 +143,12 @@ void resize_table_backward(const ResizeTableArgs& a) {
     const int64_t begin = block * kColumns, n = std::min(kColumns, a.width - begin);
     for (int64_t i = 0; i < a.in_rows * a.in_cols; ++i) std::fill_n(a.out + i * a.width + begin, n, 0.0f);
     for (int64_t i = 0; i < a.out_rows * a.out_cols; ++i) {
-      const Taps rows = taps(i / a.out_cols, a.in_rows, a.out_rows), cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
+      const std::vector<Tap> rows = taps(i / a.out_cols, a.in_rows, a.out_rows), cols = taps(i % a.out_cols, a.in_cols, a.out_cols);
       const float* grad = a.in + i * a.width + begin;
-      for (size_t y = 0; y < rows.index.size(); ++y)
-        for (size_t x = 0; x < cols.index.size(); ++x) {
-          float* out = a.out + (rows.index[y] * a.in_cols + cols.index[x]) * a.width + begin;
-          const float w = rows.weight[y] * cols.weight[x];
+      for (const Tap& y : rows)
+        for (const Tap& x : cols) {
+          float* out = a.out + (y.index * a.in_cols + x.index) * a.width + begin;
+          const float w = y.weight * x.weight;
           for_lanes(n, [&](int64_t k, int lanes) { store_lanes(out + k, load_lanes(out + k, lanes) + w * load_lanes(grad + k, lanes), lanes); });
         }
     }
