@@ -33,7 +33,13 @@ Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object 
     completed_.emplace_back(pending);
     napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   };
-  stream.enqueue(session_, std::move(command));
+  try {
+    stream.enqueue(session_, std::move(command));
+  } catch (...) {  // it will not be done
+    if (--pending_ == 0) napi_unref_threadsafe_function(env_, wake_);
+    delete pending;
+    throw;
+  }
   return promise;
 }
 

@@ -35,6 +35,20 @@ export abstract class ParameterSource {
   /** All parts under each other, as a tensor of `shape`; a matrix is packed for products in `dtype`. */
   protected abstract make(parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean, init: Init): Tensor;
 
+  /** What `make` builds of these parameters; should that fail, they go at once, not when garbage is collected. */
+  guard<T>(make: () => T): T {
+    const drop = (error: unknown): never => {
+      for (const { tensor } of this.parameters) tensor.dispose();
+      throw error;
+    };
+    try {
+      const made = make();
+      return made instanceof Promise ? (made.catch(drop) as T) : made;
+    } catch (error) {
+      return drop(error);
+    }
+  }
+
   private prefix = '';
 
   /** Everything that `fn` asks for has `prefix` in front of its name. */

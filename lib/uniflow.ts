@@ -141,9 +141,11 @@ export class UniFlow {
     const checkpoint = await Checkpoint.open(await resolveModel(model, options));
     const config = parseUniFlowConfig(checkpoint.config);
     const source = new CheckpointSource(checkpoint, placement);
-    const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
-    await source.finish();
-    return uniflow;
+    return source.guard(async () => {
+      const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
+      await source.finish();
+      return uniflow;
+    });
   }
 
   /**
@@ -163,7 +165,9 @@ export class UniFlow {
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
-    return new UniFlow(config, uniFlowJson(config, encoder.configJson), device, dtype, shared, new RandomSource(placement, seed));
+    const fresh = new RandomSource(placement, seed);
+    const json = uniFlowJson(config, encoder.configJson);
+    return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
   }
 
   /** A randomly initialised model, of a preset's size or as a config.json says. */
@@ -172,7 +176,8 @@ export class UniFlow {
     if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
     const placement = checkDevice(device);
     const source = new RandomSource(placement, seed);
-    return new UniFlow(parseUniFlowConfig(json), json, placement.device, placement.dtype, source, source);
+    const parsed = parseUniFlowConfig(json);
+    return source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
   }
 
   // ----- encode -------------------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ export class UniFlow {
 
   private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
     const grid = this.gridOf(batches.size);
-    const [latents, ...rest] = await runBatches({
+    const [latents, ...rest] = await this.encoder.running({
       device: this.device,
       count: batches.count,
       batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),

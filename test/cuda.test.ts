@@ -139,7 +139,7 @@ suite(`device 'cuda' (${reason})`, () => {
     });
 
     test("'cpu' keeps a model off it", async () => {
-      const before = memory();
+      const before = await rest();
       await using uniflow = UniFlow.random('nano', { device: 'cpu' });
       await uniflow.decode((await uniflow.encode(pixels())).latents);
       expect(uniflow.device).toBe('cpu');
@@ -487,7 +487,7 @@ suite(`device 'cuda' (${reason})`, () => {
     });
 
     test('returns to where it was when a model that encoded is disposed of', async () => {
-      const before = memory().active;
+      const before = (await rest()).active;
       for (let i = 0; i < 3; i++) {
         const uniflow = UniFlow.random('nano', { device: 'cuda' });
         await uniflow.encode(pixels(3));
@@ -531,9 +531,10 @@ suite(`device 'cuda' (${reason})`, () => {
       expect(error.code).toBe('OUT_OF_MEMORY');
       expect(error.message).toContain(`asked for ${many * 17 * hidden * 4} bytes`);
       expect(error.message).toMatch(/\d+ bytes in use/);
-      expect(memoryStats().handles).toBe(before.handles);
-      await settled({ active: before.active });
+      expect(memoryStats().handles).toBeLessThanOrEqual(before.handles); // tables that may have failed are made again
+      await uniflow.encode(pixels());
       expect((await uniflow.encode(pixels(1, 28))).latents).toEqual(want);
+      await settled({ active: before.active });
     });
 
     test('is not kept by a model that was refused halfway', () => {

@@ -12,7 +12,7 @@ import { memoryStats, setThreads, Trainer, UniFlow, type StepResult, type Traine
 import { native } from '../lib/native.js';
 import { drawTimes, learningRate } from '../lib/train/schedule.js';
 import { Tensor } from '../lib/tensor.js';
-import { golden, readTensors, relativeL2 } from './support.js';
+import { device, golden, readTensors, relativeL2 } from './support.js';
 
 interface Golden {
   hyper: {
@@ -93,10 +93,10 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
   });
 
   test('losses, alpha, weights and gradient norm of every step', () => {
+    // Adam's first steps are the gradients' signs, which amplify bfloat16's rounding; a GPU sums in another order than the CPU.
+    const bfloat16 = device === 'cpu' ? 0.03 : 0.05;
     const close = (actual: number, wanted: number, absolute: number): void =>
-      expect(Math.abs(actual - wanted)).toBeLessThan(
-        loose ? 0.03 * Math.max(1, Math.abs(wanted)) : absolute * Math.max(1, Math.abs(wanted)),
-      );
+      expect(Math.abs(actual - wanted)).toBeLessThan((loose ? bfloat16 : absolute) * Math.max(1, Math.abs(wanted)));
     results.forEach((r, i) => {
       const want = log[i]!;
       const tolerance = i === 0 ? 1e-5 : 1e-4; // later steps stand on earlier ones

@@ -1,5 +1,6 @@
 /** A vision transformer of any family: its parameters, and its forward pass as queued operations. */
 import { UniFlowError } from '../errors.js';
+import { runBatches, type BatchRun } from '../gather.js';
 import type { FloatType, NativeNormalisation } from '../native.js';
 import type { ParameterSource } from '../parameters.js';
 import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
@@ -173,6 +174,16 @@ export class Encoder {
     const from = this.trainedGrid;
     const table = reshape(sliceTokens(position, this.classToken ? 1 : 0, position.dim(1)), [from.rows * from.cols, c.width]);
     return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid, { antialias: c.antialiasPositions });
+  }
+
+  /** {@link runBatches} with this encoder. Where it fails, a table may have failed with it: the next image has it made again. */
+  async running(run: BatchRun): ReturnType<typeof runBatches> {
+    try {
+      return await runBatches(run);
+    } catch (error) {
+      this.invalidate();
+      throw error;
+    }
   }
 
   /** Drops what was derived from the parameters, which have changed or go; they belong to the model. */

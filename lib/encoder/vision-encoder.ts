@@ -3,7 +3,7 @@ import type { NdArray } from 'ndarray';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
-import { checkBatchSize, runBatches } from '../gather.js';
+import { checkBatchSize } from '../gather.js';
 import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, saveOptions, type SaveOptions } from '../io/checkpoint.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
 import { batchesOf, type ImageInput } from '../io/input.js';
@@ -62,9 +62,18 @@ export class VisionEncoder {
     const preprocessing = await readPreprocessing(dir, config);
     const prefix = towerPrefix(checkpoint, config);
     const source = new CheckpointSource(checkpoint, placement, prefix);
-    const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), placement.dtype);
-    await source.finish(families[config.family].ignore);
-    return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, source.parameters, placement.device, placement.dtype);
+    return source.guard(async () => {
+      const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), placement.dtype);
+      await source.finish(families[config.family].ignore);
+      return new VisionEncoder(
+        encoder,
+        encoderJson(checkpoint.config),
+        preprocessing,
+        source.parameters,
+        placement.device,
+        placement.dtype,
+      );
+    });
   }
 
   /** A randomly initialised encoder, as a Hugging Face config.json says: one to train. */
@@ -73,8 +82,10 @@ export class VisionEncoder {
     const parsed = parseEncoderConfig(config);
     const preprocessing = defaultPreprocessing(parsed.family, parsed.imageSize);
     const source = new RandomSource(placement, seed);
-    const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), placement.dtype);
-    return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, placement.device, placement.dtype);
+    return source.guard(() => {
+      const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), placement.dtype);
+      return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, placement.device, placement.dtype);
+    });
   }
 
   get config(): EncoderConfig {
@@ -91,7 +102,7 @@ export class VisionEncoder {
     const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
       const grid = { rows: batches.size[0] / this.config.patch, cols: batches.size[1] / this.config.patch };
-      const [last, ...states] = await runBatches({
+      const [last, ...states] = await this.encoder.running({
         device: this.device,
         count: batches.count,
         batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),

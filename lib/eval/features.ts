@@ -3,7 +3,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { uniFlowPreprocessing } from '../config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
-import { checkBatchSize, runBatches } from '../gather.js';
+import { checkBatchSize } from '../gather.js';
 import { native, type ResampleFilter } from '../native.js';
 import { cast, sliceTokens } from '../ops.js';
 import { onDevice, Tensor, tensorOf } from '../tensor.js';
@@ -43,7 +43,7 @@ export async function encoderFeatures(
     pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.dtype },
     extract: async (pixels, signal) => {
       const resized = await stretched(pixels, size, filter);
-      const [features] = await runBatches({
+      const [features] = await encoder.running({
         device: model.device,
         count: resized.shape[0] as number,
         batchSize: checkBatchSize(undefined, rows * cols),

@@ -137,13 +137,14 @@ export class Trainer {
 
   /** One step of AdamW on one batch. `lrScale` multiplies every learning rate: the schedule's part. */
   async step(batch: TrainingBatch, { lrScale = 1 } = {}): Promise<StepResult> {
-    const { inputs, queued } = onDevice(this.uniflow.device, () => {
-      const inputs = this.inputsOf(batch);
-      return { inputs, queued: tidy(() => this.queueStep(inputs, lrScale)) };
-    });
-    for (const t of Object.values(inputs)) (t as Tensor).dispose();
+    const queued = onDevice(this.uniflow.device, () => tidy(() => this.queueStep(this.inputsOf(batch), lrScale)));
     this.uniflow.encoder.invalidate();
-    return this.resultOf(queued);
+    try {
+      return await this.resultOf(queued);
+    } catch (error) {
+      this.teacher?.invalidate(); // a table that it keeps may have failed
+      throw error;
+    }
   }
 
   private inputsOf({ pixels, noise, time }: TrainingBatch): Inputs {
@@ -161,8 +162,8 @@ export class Trainer {
     };
     return {
       pixels: uploaded,
-      noise: noise ? upload(noise, 'noise', [batch, patches, values]) : new Tensor(native.noise(seed, ids, patches, values)),
-      time: time ? upload(time, 'time', [batch, patches]) : new Tensor(drawTimes(sampling, seed + 1, ids, patches)),
+      noise: noise ? upload(noise, 'noise', [batch, patches, values]) : tensorOf(native.noise(seed, ids, patches, values)),
+      time: time ? upload(time, 'time', [batch, patches]) : tensorOf(drawTimes(sampling, seed + 1, ids, patches)),
     };
   }
 

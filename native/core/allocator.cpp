@@ -63,17 +63,20 @@ void* Allocator::allocate(int64_t bytes, Placement placement) {
 }
 
 void Allocator::release(void* data, int64_t bytes, Placement placement) noexcept {
-  std::lock_guard lock(mutex_);
-  stats_.active -= bytes;
-  auto it = lent_.find(data);
-  const int64_t capacity = it->second;
-  lent_.erase(it);
-  if (placement != Placement::Persistent && stats_.pool + capacity <= source_.pool_limit()) {
-    stats_.pool += capacity;
-    pool_of(placement).emplace(capacity, data);
-  } else {
-    source_.release(data, capacity);
+  int64_t capacity;
+  {
+    std::lock_guard lock(mutex_);
+    stats_.active -= bytes;
+    auto it = lent_.find(data);
+    capacity = it->second;
+    lent_.erase(it);
+    if (placement != Placement::Persistent && stats_.pool + capacity <= source_.pool_limit()) {
+      stats_.pool += capacity;
+      pool_of(placement).emplace(capacity, data);
+      return;
+    }
   }
+  source_.release(data, capacity);  // unlocked: it may take long
 }
 
 MemoryStats Allocator::stats() const {

@@ -47,6 +47,8 @@ class Backend {
   /// Calls `then` when all work given so far has run, with null or with why it failed; at once, or on another thread. In the order of the
   /// calls. Any thread.
   virtual void after(std::function<void(std::shared_ptr<const Error>)> then) = 0;
+  /// Returns when everything that after() was given so far has been called. Any thread but the one that calls it.
+  virtual void settle() = 0;
 };
 
 }  // namespace uniflow

@@ -1,5 +1,6 @@
 #include "native/core/device.h"
 
+#include <cstdlib>
 #include <mutex>
 
 #include "native/cpu/backend.h"
@@ -16,6 +17,10 @@ std::mutex& registry_mutex() {
 std::vector<std::pair<std::string, Device*>>& registry() {
   static auto* devices = new std::vector<std::pair<std::string, Device*>>;
   return *devices;
+}
+
+void halt_all() {
+  for (auto& [name, device] : registry()) device->stream().halt();
 }
 
 }  // namespace
@@ -41,6 +46,8 @@ Device& Device::get(const std::string& name) {
   for (auto& [known, device] : registry())
     if (known == full) return *device;
   auto* device = new Device(full, cuda::open_device(full));
+  // When the process ends, CUDA's runtime takes itself down: nothing may be given to it any more. Registered after its own, so called before.
+  if (registry().empty()) std::atexit(halt_all);
   registry().emplace_back(full, device);
   return *device;
 }

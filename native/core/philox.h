@@ -36,9 +36,14 @@ UNIFLOW_HOST_DEVICE static inline std::array<float, 4> philox_normal(PhiloxBlock
   std::array<float, 4> out;
   for (size_t i = 0; i < 4; i += 2) {
     const float radius = std::sqrt(-2.0f * std::log(philox_uniform(block[i])));
-    const float angle = 6.28318530717958648f * philox_uniform(block[i + 1]);
-    out[i] = radius * std::cos(angle);
-    out[i + 1] = radius * std::sin(angle);
+#ifdef __CUDA_ARCH__  // no path for large angles, which would take registers and the stack
+    float sine, cosine;
+    sincospif(2.0f * philox_uniform(block[i + 1]), &sine, &cosine);
+#else
+    const float angle = 6.28318530717958648f * philox_uniform(block[i + 1]), sine = std::sin(angle), cosine = std::cos(angle);
+#endif
+    out[i] = radius * cosine;
+    out[i + 1] = radius * sine;
   }
   return out;
 }

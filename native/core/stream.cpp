@@ -67,6 +67,12 @@ void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
   wake_.notify_one();
 }
 
+void Stream::halt() {
+  std::unique_lock lock(mutex_);
+  halted_ = true;
+  idle_.wait(lock, [&] { return running_ == nullptr; });
+}
+
 void Stream::drop(const Session& session) {
   std::unique_lock lock(mutex_);
   std::deque<Entry> dropped;  // taken out of the queue: they may wait behind much work of other sessions
@@ -114,7 +120,7 @@ void Stream::loop() {
   std::unique_lock lock(mutex_);
   int team = 0;
   while (true) {
-    wake_.wait(lock, [&] { return !queue_.empty(); });
+    wake_.wait(lock, [&] { return !halted_ && !queue_.empty(); });
     Entry entry = std::move(queue_.front());
     queue_.pop_front();
     running_ = &entry;
@@ -123,6 +129,7 @@ void Stream::loop() {
     auto failure = execute(entry);
     lock.lock();
     running_ = nullptr;
+    idle_.notify_all();
     lock.unlock();
     auto done = std::move(entry.command.done);
     const auto session = std::move(entry.session);

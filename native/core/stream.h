@@ -85,6 +85,9 @@ class Stream {
   /// Throws Error(BadInput) where a tensor is on another device.
   void enqueue(const std::shared_ptr<Session>& session, Command command);
 
+  /// Returns when no command runs; none is begun any more. For the end of the process.
+  void halt();
+
   /// Size of the OpenMP team for the commands that follow.
   void set_threads(int threads) { threads_.store(threads); }
   int threads() const { return threads_.load(); }
@@ -103,7 +106,8 @@ class Stream {
 
   Device& device_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, idle_;
+  bool halted_ = false;  // guarded by mutex_
   std::deque<Entry> queue_;
   const Entry* running_ = nullptr;  // guarded by mutex_
   std::atomic<int> threads_;

@@ -24,15 +24,22 @@ Allocator& allocator_of(const Buffer& b) { return b.placement == Placement::Stag
 
 Buffer::~Buffer() {
   if (!data) return;
-  if (placement == Placement::Transfer) {
-    device.backend().after([&memory = device.memory(), data = data, bytes = bytes](auto) { memory.release(data, bytes, Placement::Transfer); });
-  } else {
-    allocator_of(*this).release(data, bytes, placement);
-  }
+  auto release = [&allocator = allocator_of(*this), data = data, bytes = bytes, placement = placement](auto) {
+    allocator.release(data, bytes, placement);
+  };
+  // What is pooled is used again in the stream's order. Other memory has to wait for the work that still uses it.
+  if (placement == Placement::Transfer || placement == Placement::Persistent) device.backend().after(release);
+  else release(nullptr);
 }
 
 void Buffer::allocate() {
-  if (!data) data = allocator_of(*this).allocate(bytes, placement);
+  if (data) return;
+  try {
+    data = allocator_of(*this).allocate(bytes, placement);
+  } catch (const Error&) {  // what was freed may be on its way back still
+    device.backend().settle();
+    data = allocator_of(*this).allocate(bytes, placement);
+  }
 }
 
 namespace {

@@ -31,6 +31,7 @@ struct Buffer {
   const Placement placement;
   void* data = nullptr;                   // written on the stream's thread only
   std::shared_ptr<const Error> failure;   // why there is no data: passed on to everything that depends on it
+  std::shared_ptr<void> attachment;       // what the device's kernels keep for it, and lose with it; theirs alone
 };
 
 /// How a linear layer's weight is blocked in memory; each backend derives its own.

@@ -53,6 +53,7 @@ class CpuBackend : public Backend {
     if (from.bytes()) std::memcpy(to, from.data(), static_cast<size_t>(from.bytes()));
   }
   void after(std::function<void(std::shared_ptr<const Error>)> then) override { then(nullptr); }
+  void settle() override {}
 
  private:
   HostMemory memory_;

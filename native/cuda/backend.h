@@ -47,6 +47,7 @@ class CudaBackend : public Backend {
   void upload(const Tensor& to, const Tensor& staged) override;
   void download(void* to, const Tensor& from) override;
   void after(std::function<void(std::shared_ptr<const Error>)> then) override;
+  void settle() override;
 
   const Properties& properties() const { return properties_; }
   cudaStream_t recording_stream() const { return recording_; }
@@ -57,7 +58,7 @@ class CudaBackend : public Backend {
     std::function<void(std::shared_ptr<const Error>)> then;
   };
 
-  cudaEvent_t record(cudaStream_t on);
+  cudaEvent_t event();
   void when(cudaEvent_t event, std::function<void(std::shared_ptr<const Error>)> then);
   void wait_for_events();
 

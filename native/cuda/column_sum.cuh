@@ -1,4 +1,4 @@
-/// Sums over rows that come out the same in every run and on every device: rows in groups that follow from the sizes alone, each
+/// Sums over rows that come out the same in every run: rows in groups that follow from the sizes (and from whether rows lie on 16 bytes), each
 /// summed by one block; then the groups, in a fixed order. The groups' sums take a few percent of what the rows take.
 #pragma once
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "native/cuda/runtime.h"
@@ -54,28 +55,29 @@ Opened open_now() {
 
 constexpr size_t kOldest = 120000;  // cublasLtGetVersion() of CUDA 12.0
 
-/// Files that match a pattern of the shell, the last in alphabetical order first: newer versions before older ones.
+/// Files that match a pattern of the shell, newer versions (12.10) before older ones (12.9).
 std::vector<std::string> matches(const std::string& pattern) {
   std::vector<std::string> found;
   glob_t g{};
   if (glob(pattern.c_str(), GLOB_BRACE, nullptr, &g) == 0) found.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc);
   globfree(&g);
-  return {found.rbegin(), found.rend()};
+  std::ranges::sort(found, [](const std::string& a, const std::string& b) { return strverscmp(a.c_str(), b.c_str()) > 0; });
+  return found;
 }
 
 /// Where Python's installers put NVIDIA's wheels below a prefix.
 std::string wheels_below(const std::string& prefix) {
-  return prefix + "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/libcublasLt.so.{13,12}";
+  return prefix + "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/libcublasLt.so.1[23]";
 }
 
 /// Names, paths and patterns in the order in which they are tried.
 std::vector<std::string> places() {
   std::vector<std::string> all;
   if (const char* path = std::getenv("UNIFLOW_CUBLASLT"); path && *path) all.emplace_back(path);
-  all.insert(all.end(), {"libcublasLt.so.13", "libcublasLt.so.12", "/usr/local/cuda*/lib64/libcublasLt.so.{13,12}"});
+  all.insert(all.end(), {"libcublasLt.so.13", "libcublasLt.so.12", "/usr/local/cuda*/lib64/libcublasLt.so.1[23]"});
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
     if (const char* prefix = std::getenv(variable); prefix && *prefix)
-      all.insert(all.end(), {wheels_below(prefix), std::string(prefix) + "/lib/libcublasLt.so.{13,12}"});
+      all.insert(all.end(), {wheels_below(prefix), std::string(prefix) + "/lib/libcublasLt.so.1[23]"});
   if (const char* home = std::getenv("HOME"); home && *home) all.push_back(wheels_below(std::string(home) + "/.local"));
   for (const char* prefix : {"/usr/local", "/usr", "/opt", "/opt/*"}) all.push_back(wheels_below(prefix));
   return all;
@@ -88,7 +90,11 @@ std::string try_one(const std::string& place, lt::Library& library) {
   const std::string missing = bind(library, [&](const char* name) { return dlsym(handle, name); });
   if (!missing.empty()) return place + ": has no " + missing;
   const size_t version = library.get_version();
-  return version >= kOldest ? "" : place + ": version " + std::to_string(version) + ", older than CUDA 12";
+  if (version < kOldest) return place + ": version " + std::to_string(version) + ", older than CUDA 12";
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  if (version / 10000 > static_cast<size_t>(driver) / 1000) return place + ": needs a driver of CUDA " + std::to_string(version / 10000);
+  return "";
 }
 
 Opened open_now() {
@@ -99,7 +105,7 @@ Opened open_now() {
     return why.empty();
   };
   for (const std::string& place : places()) {
-    const bool pattern = place.find_first_of("*{") != std::string::npos;
+    const bool pattern = place.find_first_of("*{[") != std::string::npos;
     const std::vector<std::string> files = pattern ? matches(place) : std::vector{place};
     if (files.empty()) o.why += place + ": no such file\n";
     if (std::ranges::any_of(files, opens)) return {o.library, ""};

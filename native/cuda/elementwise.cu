@@ -155,6 +155,7 @@ __global__ void __launch_bounds__(kRopeBlock) rope_kernel(RopeArgs a) {
 template <int N, class T>
 void rope_by(const RopeArgs& a) {
   const int64_t vectors = 3 * a.heads * (a.head_dim / 2 / N);
+  if (vectors == 0) return;
   launch(rope_kernel<N, T>, blocks_for(a.batch * a.seq, 1), static_cast<unsigned>(std::min<int64_t>(kRopeBlock, vectors)), 0, a);
 }
 

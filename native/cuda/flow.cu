@@ -203,10 +203,8 @@ class FlowGraph {
   /// Runs a group: load(group) queues its condition and noise, store(group) takes its pixels.
   template <class Load, class Store>
   void run(const FlowHead& head, const ops::FlowOptions& o, int64_t rows, DType dtype, const CancelToken& token, Load&& load, Store&& store) {
-    if (seen_ && !graph_ && static_cast<int64_t>(o.schedule.time.size() * (head.blocks.size() + 1)) <= kRecordedBlocks) {
-      auto group = std::make_unique<Group>(head, o, rows, dtype);
-      graph_ = std::make_unique<Graph>([&] { integrate(head, *group, o, token); });
-      group_ = std::move(group);
+    if (seen_ && !graph_ && recordable_ && static_cast<int64_t>(o.schedule.time.size() * (head.blocks.size() + 1)) <= kRecordedBlocks) {
+      record(head, o, rows, dtype, token);
     }
     seen_ = true;
     if (graph_) {
@@ -221,15 +219,30 @@ class FlowGraph {
   }
 
  private:
+  /// Where there is no room for a graph and its memory, the group goes on without one.
+  void record(const FlowHead& head, const ops::FlowOptions& o, int64_t rows, DType dtype, const CancelToken& token) {
+    try {
+      auto group = std::make_unique<Group>(head, o, rows, dtype);
+      graph_ = std::make_unique<Graph>([&] { integrate(head, *group, o, token); });
+      group_ = std::move(group);
+    } catch (const Error& e) {
+      if (e.code != ErrorCode::OutOfMemory) throw;
+      recordable_ = false;
+    }
+  }
+
   Key key_;
-  bool seen_ = false;
+  bool seen_ = false, recordable_ = true;
   std::unique_ptr<Group> group_;
   std::unique_ptr<Graph> graph_;
 };
 
-/// The graph of a key, the most recent of this thread's few. One thread feeds a device, so none is in use elsewhere.
-FlowGraph& graph_of(Key key) {
-  thread_local std::list<FlowGraph> graphs;
+/// The graph of a key, the most recent of the head's few. They belong to the head: they go when its weights go. One thread feeds a device,
+/// so none is in use elsewhere.
+FlowGraph& graph_of(const FlowHead& head, Key key) {
+  std::shared_ptr<void>& attached = head.input.weight.buffer()->attachment;
+  if (!attached) attached = std::make_shared<std::list<FlowGraph>>();
+  auto& graphs = *static_cast<std::list<FlowGraph>*>(attached.get());
   const auto found = std::ranges::find(graphs, key, &FlowGraph::key);
   if (found != graphs.end()) {
     graphs.splice(graphs.begin(), graphs, found);
@@ -281,7 +294,7 @@ void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::Fl
   if (total == 0) return;
   // Of equal size, so that they share a graph. The last may lack a few rows; what is left in their place from the group before does no harm.
   const int64_t groups = (total + most - 1) / most, size = (total + groups - 1) / groups;
-  FlowGraph& graph = graph_of(Key(head, o, size, condition.dtype()));
+  FlowGraph& graph = graph_of(head, Key(head, o, size, condition.dtype()));
   for (int64_t first = 0; first < total; first += size) {
     const int64_t count = std::min(size, total - first);
     token.throw_if_cancelled();

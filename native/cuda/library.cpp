@@ -19,7 +19,7 @@ const Library* entry_of(void* handle) {
 
 /// Beside the addon, or where the environment says.
 std::string default_path() {
-  if (const char* path = std::getenv("UNIFLOW_CUDA_LIBRARY")) return path;
+  if (const char* path = std::getenv("UNIFLOW_CUDA_LIBRARY"); path && *path) return path;
   Dl_info here;
   if (!dladdr(reinterpret_cast<void*>(&default_path), &here) || !here.dli_fname) return "";
   const std::string addon = here.dli_fname;
@@ -68,7 +68,14 @@ std::vector<Device::Status> list_devices() {
   const int count = opened().library->count(why);
   if (count <= 0) return {{"cuda", false, why}};
   std::vector<Device::Status> devices;
-  for (int i = 0; i < count; ++i) devices.push_back({"cuda:" + std::to_string(i), true, opened().library->describe(i)});
+  for (int i = 0; i < count; ++i) {
+    const std::string name = "cuda:" + std::to_string(i);
+    try {
+      devices.push_back({name, true, opened().library->describe(i)});
+    } catch (const Error& e) {
+      devices.push_back({name, false, e.what()});
+    }
+  }
   return devices;
 }
 

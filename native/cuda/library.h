@@ -23,7 +23,7 @@ struct Library {
   std::string (*describe)(int index);
   std::unique_ptr<Backend> (*open)(int index);  // throws Error
 };
-constexpr int kLibraryVersion = 1;
+constexpr int kLibraryVersion = UNIFLOW_BORDER;  // a hash of the headers that both sides are compiled with
 constexpr const char* kLibrarySymbol = "uniflow_cuda_library";
 
 }  // namespace uniflow::cuda

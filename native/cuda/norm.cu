@@ -238,7 +238,7 @@ void with_layout(int64_t width, Body&& body) {
 
 template <int N, class X, class Y>
 void norm_by(const NormArgs& a) {
-  with_layout<Layout<8, 8 / N, N>, Layout<32, 8 / N, N>, Layout<32, 32 / N, N>, Layout<256, 32 / N, N>>(a.width, [&](auto layout) {
+  with_layout<Layout<8, 8 / N, N>, Layout<32, 8 / N, N>, Layout<32, 32 / N, N>, Layout<128, 16 / N, N>, Layout<256, 32 / N, N>>(a.width, [&](auto layout) {
     using L = decltype(layout);
     launch(norm_kernel<L, X, Y>, blocks_for(a.rows, L::kTeams), L::kBlock, 0, a);
   });
@@ -257,7 +257,8 @@ template <int N, class T>
 void norm_backward_by(const NormBackwardArgs& a) {
   const auto run = [&](auto layout) {
     using L = decltype(layout);
-    constexpr int64_t kBlocks = 1024, kFewestRows = 4;
+    // As many blocks as run at a time on 132 multiprocessors by their registers, so that there is no second, nearly empty wave.
+    constexpr int64_t kBlocks = L::kTeam >= 512 ? 1024 : L::kTeam == 256 ? 384 : 768, kFewestRows = 4;
     const RowGroups groups = row_groups(a.rows, kBlocks, std::max<int64_t>(L::kTeams, kFewestRows));
     const ColumnSum weight(a.d_weight, groups.count, a.width), bias(a.d_bias, groups.count, a.width);
     launch(norm_backward_kernel<L, T>, blocks_for(groups.count, 1), L::kBlock, 0, a, groups.rows, weight.partial(), bias.partial());

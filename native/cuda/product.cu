@@ -178,10 +178,12 @@ DeviceProducts& device_products() {
   return d;
 }
 
-/// Milliseconds of three runs after one to warm up; infinite where it fails.
+/// Milliseconds of three runs after one to warm up; infinite where the library finds that it cannot do it.
 float time_candidate(DeviceProducts& d, const Call& call, const lt::Candidate& c) {
   auto run = [&] { return call.run(d.handle, c.algorithm, d.workspace(c.workspace_bytes), c.workspace_bytes); };
-  if (run() != lt::Status::Success) return std::numeric_limits<float>::infinity();
+  const lt::Status status = run();
+  if (status == lt::Status::NotSupported || status == lt::Status::InvalidValue) return std::numeric_limits<float>::infinity();
+  lt::check(status, "cublasLtMatmul");  // full memory, say: not to be remembered as "cannot"
   return milliseconds_of([&] {
     for (int i = 0; i < 3; ++i) lt::check(run(), "cublasLtMatmul");
   });

@@ -3,9 +3,11 @@
 /// events and calls what is to be called after them.
 #include "native/cuda/runtime.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -117,12 +119,25 @@ void Graph::launch() const { check(cudaGraphLaunch(executable_, stream()), "cuda
 
 // --- memory -----------------------------------------------------------------------------------------------------------
 
-void* DeviceMemory::allocate(int64_t bytes) {
-  void* p = nullptr;
-  cudaSetDevice(index_);
-  if (cudaMalloc(&p, static_cast<size_t>(bytes)) == cudaSuccess) return p;
+namespace {
+
+/// Whether memory has run out; throws what else may have gone wrong, such as a kernel before.
+bool is_full(cudaError_t status, const char* call) {
+  if (status != cudaErrorMemoryAllocation) check(status, call);
   cudaGetLastError();
-  return nullptr;
+  return status != cudaSuccess;
+}
+
+}  // namespace
+
+void* DeviceMemory::allocate(int64_t bytes) {
+  check(cudaSetDevice(index_), "cudaSetDevice");
+  // The driver needs room of its own, for code that it loads when it is first used: it is not all for us to keep.
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  if (free < static_cast<size_t>(bytes) + std::min<size_t>(size_t{512} << 20, total / 16)) return nullptr;
+  void* p = nullptr;
+  return is_full(cudaMalloc(&p, static_cast<size_t>(bytes)), "cudaMalloc") ? nullptr : p;
 }
 
 void DeviceMemory::release(void* data, int64_t) noexcept {
@@ -134,10 +149,8 @@ int64_t DeviceMemory::pool_limit() const { return int64_t{1} << 46; }  // all of
 
 void* StagingMemory::allocate(int64_t bytes) {
   void* p = nullptr;
-  cudaSetDevice(index_);
-  if (cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocPortable) == cudaSuccess) return p;
-  cudaGetLastError();
-  return nullptr;
+  check(cudaSetDevice(index_), "cudaSetDevice");
+  return is_full(cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocPortable), "cudaHostAlloc") ? nullptr : p;
 }
 
 void StagingMemory::release(void* data, int64_t) noexcept {
@@ -165,7 +178,7 @@ void CudaBackend::enter(Device& device) {
   current = compute_;
 }
 
-cudaEvent_t CudaBackend::record(cudaStream_t on) {
+cudaEvent_t CudaBackend::event() {
   cudaEvent_t event = nullptr;
   {
     std::lock_guard lock(mutex_);
@@ -174,9 +187,8 @@ cudaEvent_t CudaBackend::record(cudaStream_t on) {
       spare_events_.pop_back();
     }
   }
-  cudaSetDevice(index_);
+  check(cudaSetDevice(index_), "cudaSetDevice");
   if (!event) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "cudaEventCreateWithFlags");
-  check(cudaEventRecord(event, on), "cudaEventRecord");
   return event;
 }
 
@@ -187,8 +199,9 @@ void CudaBackend::when(cudaEvent_t event, std::function<void(std::shared_ptr<con
 }
 
 void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
+  const cudaEvent_t copied = event();  // first: once the copy is queued, nothing may fail before it is waited for
   check(cudaMemcpyAsync(to.data(), staged.data(), static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice, uploads_), "cudaMemcpyAsync");
-  const cudaEvent_t copied = record(uploads_);
+  check(cudaEventRecord(copied, uploads_), "cudaEventRecord");
   check(cudaStreamWaitEvent(compute_, copied, 0), "cudaStreamWaitEvent");
   when(copied, [staged](auto) {});
 }
@@ -198,26 +211,37 @@ void CudaBackend::download(void* to, const Tensor& from) {
   if (bytes == 0) return;
   Tensor staged(from.device(), DType::UInt8, {bytes}, Placement::Staging);
   staged.buffer()->allocate();
-  const cudaEvent_t computed = record(compute_);
+  const cudaEvent_t computed = event(), copied = event();
+  check(cudaEventRecord(computed, compute_), "cudaEventRecord");
   check(cudaStreamWaitEvent(downloads_, computed, 0), "cudaStreamWaitEvent");
   check(cudaMemcpyAsync(staged.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, downloads_), "cudaMemcpyAsync");
+  check(cudaEventRecord(copied, downloads_), "cudaEventRecord");
+  if (from.buffer()->placement == Placement::Persistent)  // what comes next may change it in place, as AdamW does
+    check(cudaStreamWaitEvent(compute_, copied, 0), "cudaStreamWaitEvent");
   when(computed, [](auto) {});
   // `from` is kept: its memory must not be used again while it is being copied
-  when(record(downloads_), [=](std::shared_ptr<const Error> failure) {
+  when(copied, [=](std::shared_ptr<const Error> failure) {
     if (!failure && from) std::memcpy(to, staged.data(), static_cast<size_t>(bytes));
   });
 }
 
 void CudaBackend::after(std::function<void(std::shared_ptr<const Error>)> then) {
-  cudaEvent_t event = nullptr;
+  cudaEvent_t reached = nullptr;
   try {
-    event = record(compute_);
+    reached = event();
+    check(cudaEventRecord(reached, compute_), "cudaEventRecord");
   } catch (const Error& e) {
     auto failure = std::make_shared<const Error>(e);
     when(nullptr, [then = std::move(then), failure](auto) { then(failure); });
     return;
   }
-  when(event, std::move(then));
+  when(reached, std::move(then));
+}
+
+void CudaBackend::settle() {
+  std::promise<void> called;
+  after([&](auto) { called.set_value(); });
+  called.get_future().wait();
 }
 
 void CudaBackend::wait_for_events() {

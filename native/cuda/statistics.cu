@@ -134,7 +134,7 @@ constexpr int64_t kChunk = 1024;                              // rows that a blo
 /// sums [chunks, width] of the columns.
 __global__ void __launch_bounds__(kWarp* kSumRows) column_sum_kernel(const float* x, int64_t rows, int64_t width, double* sums) {
   __shared__ double part[kSumRows][kWarp];
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x, begin = static_cast<int64_t>(blockIdx.y) * kChunk;
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * kWarp + threadIdx.x, begin = static_cast<int64_t>(blockIdx.x) * kChunk;
   const int64_t end = min(begin + kChunk, rows);
   double total = 0;
   if (column < width)
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kWarp* kSumRows) column_sum_kernel(const float
   __syncthreads();
   if (threadIdx.y != 0 || column >= width) return;
   for (int i = 1; i < kSumRows; ++i) total += part[i][threadIdx.x];
-  sums[blockIdx.y * width + column] = total;
+  sums[blockIdx.x * width + column] = total;
 }
 
 __global__ void mean_kernel(const double* sums, int64_t chunks, int64_t rows, int64_t width, double* centre, float* mean) {
@@ -226,7 +226,7 @@ void top_k(const float* scores, int64_t rows, int64_t n, int64_t k, float* value
 void covariance(const float* x, int64_t rows, int64_t width, float* mean, float* out) {
   const unsigned chunks = blocks_for(rows, kChunk), tiles = blocks_for(width, kTile);
   const Tensor sums = doubles(chunks * width), centre = doubles(width);
-  launch(column_sum_kernel, dim3(blocks_for(width, kWarp), chunks), dim3(kWarp, kSumRows), 0, x, rows, width, sums.data<double>());
+  launch(column_sum_kernel, dim3(chunks, blocks_for(width, kWarp)), dim3(kWarp, kSumRows), 0, x, rows, width, sums.data<double>());
   launch(mean_kernel, blocks_for(width, 256), 256, 0, sums.data<double>(), int64_t{chunks}, rows, width, centre.data<double>(), mean);
   launch(covariance_kernel, dim3(tiles, tiles), kSide * kSide, 0, x, rows, width, centre.data<double>(), out);
 }

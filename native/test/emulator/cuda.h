@@ -10,8 +10,8 @@
 /// lanes that diverge around a collective of the full warp (here too only some orders are tried), and kernels that read memory of the
 /// host, for it is the same memory here.
 ///
-/// Each stream has a thread that runs its work in order, some time later: see queue.cpp. A wait that is missing, or memory that is used again
-/// too early, gives wrong results under some seeds. A stream that is being captured records its work for cudaGraphLaunch.
+/// Each stream has a thread that runs its work in order, some time later: see queue.cpp. A wait that is missing, or memory that is used
+/// again too early, gives wrong results under some seeds. A stream that is being captured records its work for cudaGraphLaunch.
 #pragma once
 
 #include <math.h>

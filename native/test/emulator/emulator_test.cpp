@@ -498,9 +498,9 @@ class Gate {
 };
 
 /// How often a stream reads something else than what another wrote before.
-int wrong_reads(bool waits, unsigned flags) {
-  Stream writer(flags), reader(flags);
-  Event written, was_read;
+int wrong_reads(bool waits) {
+  Stream writer, reader;
+  Event written;
   OnDevice<int> d(16);
   Staging out;
   int wrong = 0;
@@ -540,12 +540,15 @@ int wrong_uploads(bool page_locked, bool waits) {
 
 void check_order() {
   auto times = [](int n) { return std::to_string(n) + " of " + std::to_string(kTries); };
-  int wrong = wrong_reads(false, cudaStreamNonBlocking);
+  int wrong = 0;
+#if !defined(__SANITIZE_THREAD__)  // which says so too, and ends the process
+  wrong = wrong_reads(false);
   check(wrong > 0, "a wait for another stream that is missing shows", times(wrong));
-  wrong = wrong_reads(true, cudaStreamNonBlocking);
-  check(wrong == 0, "one that is there holds", times(wrong));
   wrong = wrong_uploads(true, false);
   check(wrong > 0, "page-locked memory that is used again too early shows", times(wrong));
+#endif
+  wrong = wrong_reads(true);
+  check(wrong == 0, "one that is there holds", times(wrong));
   wrong = wrong_uploads(true, true) + wrong_uploads(false, false);
   check(wrong == 0, "used again in time, it does not; and other memory is read at the call", times(wrong));
 
@@ -580,7 +583,7 @@ void check_order() {
 void check_time() {
   Stream s, other;
   Event begin, middle, end, elsewhere;
-  OnDevice<int> d(std::vector<int>(16, 0));
+  OnDevice<int> d(std::vector<int>(16, 0)), e(16);
   float first = 0, second = 0, across = 0;
   void* more = nullptr;
   Gate gate(s);
@@ -590,10 +593,10 @@ void check_time() {
   cudaMemsetAsync(d, 0, 64, s);
   cudaEventRecord(end, s);
   cudaStreamWaitEvent(other, middle);
-  cudaMemsetAsync(d, 0, 64, other);
+  cudaMemsetAsync(e, 0, 64, other);
   cudaEventRecord(elsewhere, other);
-  check(cudaEventQuery(begin) == cudaErrorNotReady && cudaStreamQuery(s) == cudaErrorNotReady && cudaStreamQuery(other) == cudaErrorNotReady &&
-            cudaEventElapsedTime(&first, begin, middle) == cudaErrorNotReady,
+  check(cudaEventQuery(begin) == cudaErrorNotReady && cudaStreamQuery(s) == cudaErrorNotReady &&
+            cudaStreamQuery(other) == cudaErrorNotReady && cudaEventElapsedTime(&first, begin, middle) == cudaErrorNotReady,
         "a stream that is held up, and one that waits for it, are not ready");
   check(cudaMalloc(&more, 64) == cudaSuccess && cudaStreamQuery(s) == cudaErrorNotReady, "to allocate does not wait");
   std::atomic<bool> freed = false;

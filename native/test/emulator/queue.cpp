@@ -56,8 +56,8 @@ class Queue : public std::enable_shared_from_this<Queue> {
     progress_.wait(lock, [&] { return ran_ >= number; });
   }
   bool reached(uint64_t number) const { return ran_ >= number; }
-  bool idle() const { return ran_ == given_; }
-  bool blocking() const { return blocking_; }
+  /// What the next piece waits for, besides what the queue has: the default stream and blocking streams take turns.
+  std::vector<Mark> turn();
   void close();
 
  private:
@@ -69,26 +69,21 @@ class Queue : public std::enable_shared_from_this<Queue> {
   Random random_;
   std::deque<Piece> pieces_;
   uint64_t given_ = 0, ran_ = 0;
-  uint64_t clock_ = 0;  // a microsecond for each piece of work, and what is waited for lies behind: the same in every run
+  uint64_t clock_ = 0;  // counts pieces of work, those of streams that were waited for among them: the same in every run
   bool started_ = false, closed_ = false;
   std::condition_variable wake_, progress_;
 };
 
-namespace {
-
-/// What a piece that is given to the queue waits for, besides what the queue has: the default stream and blocking streams take turns.
-std::vector<Mark> turn(const std::shared_ptr<Queue>& queue) {
+std::vector<Mark> Queue::turn() {
   std::vector<Mark> after;
-  if (queue == default_queue()) {
-    for (const auto& other : queues().open)
-      if (other != queue && other->blocking() && !other->idle()) after.push_back(other->mark());
-  } else if (queue->blocking() && !default_queue()->idle()) {
-    after.push_back(default_queue()->mark());
+  for (const auto& other : queues().open) {
+    const bool turns = blocking_ && other->blocking_ && other.get() != this && (other == default_queue() || this == default_queue().get());
+    if (!turns) continue;
+    clock_ = std::max(clock_, other->clock_);
+    if (other->ran_ < other->given_) after.push_back(other->mark());
   }
   return after;
 }
-
-}  // namespace
 
 void Queue::give(std::unique_lock<std::mutex>& lock, Piece piece) {
   ++given_;
@@ -156,14 +151,14 @@ const std::shared_ptr<Queue>& default_queue() {
 void append(const std::shared_ptr<Queue>& queue, std::function<void()> work) {
   default_queue();  // there before the mutex is taken
   std::unique_lock lock(queues().mutex);
-  queue->give(lock, {std::move(work), turn(queue)});
+  queue->give(lock, {std::move(work), queue->turn()});
 }
 
 void append_wait(const std::shared_ptr<Queue>& queue, const Mark& mark) {
   if (!mark.queue) return;
   default_queue();
   std::unique_lock lock(queues().mutex);
-  Piece piece{nullptr, turn(queue)};
+  Piece piece{nullptr, queue->turn()};
   piece.after.push_back(mark);
   queue->give(lock, std::move(piece));
 }
@@ -171,7 +166,7 @@ void append_wait(const std::shared_ptr<Queue>& queue, const Mark& mark) {
 Mark mark(const std::shared_ptr<Queue>& queue) {
   default_queue();
   std::unique_lock lock(queues().mutex);
-  if (std::vector<Mark> after = turn(queue); !after.empty()) queue->give(lock, {nullptr, std::move(after)});
+  if (std::vector<Mark> after = queue->turn(); !after.empty()) queue->give(lock, {nullptr, std::move(after)});
   return queue->mark();
 }
 
