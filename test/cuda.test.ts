@@ -561,11 +561,16 @@ suite(`device 'cuda' (${reason})`, () => {
       await uniflow.encode(pixels());
       trainer = new Trainer(trained, { lambdaDistillation: 0 });
       await trainer.step(batch);
-      const full = await filled();
-      errors['encode'] = await failure(uniflow.encode(pixels()));
-      errors['encode a new size'] = await failure(uniflow.encode(pixels(1, 28)));
-      errors['decode'] = await failure(uniflow.decode(latents()));
-      errors['step'] = await failure(trainer.step(batch));
+      const full: Tensor[] = [];
+      const refusal = async (work: () => Promise<unknown>): Promise<UniFlowError> => {
+        full.push(...(await filled())); // also what garbage collection has given back since
+        return failure(work());
+      };
+      errors['encode'] = await refusal(() => uniflow.encode(pixels()));
+      errors['encode a new size'] = await refusal(() => uniflow.encode(pixels(1, 28)));
+      errors['decode'] = await refusal(() => uniflow.decode(latents()));
+      errors['step'] = await refusal(() => trainer.step(batch));
+      full.push(...(await filled()));
       const { handles } = memoryStats();
       errors['load'] = await failure(load());
       handlesOfLoad = memoryStats().handles - handles;

@@ -176,12 +176,12 @@ export class Encoder {
     return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid, { antialias: c.antialiasPositions });
   }
 
-  /** {@link runBatches} with this encoder. Where it fails, a table may have failed with it: the next image has it made again. */
+  /** {@link runBatches} with this encoder. Where memory runs out, a table may have failed with it: the next image has it made again. */
   async running(run: BatchRun): ReturnType<typeof runBatches> {
     try {
       return await runBatches(run);
     } catch (error) {
-      this.invalidate();
+      if (error instanceof UniFlowError && error.code === 'OUT_OF_MEMORY') this.invalidate();
       throw error;
     }
   }
