@@ -5,8 +5,6 @@
 #include "bindings/convert.h"
 #include "bindings/env.h"
 #include "native/core/device.h"
-#include "native/ops/elementwise.h"
-#include "native/ops/linear.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -117,10 +115,8 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
       if (into.dtype != want || into.bytes != static_cast<size_t>(t.size() * size_of(want)))
         throw Error(ErrorCode::BadInput, "into", std::to_string(t.size()) + " elements of " + name_of(want),
                     std::to_string(into.bytes) + " bytes of " + name_of(into.dtype));
-      Environment& environment = Environment::of(info.Env());
-      const Tensor plain = t.packing() ? ops::unpack_linear(environment.session(), t) : t.dtype() != want ? ops::cast(environment.session(), t, want) : t;
-      auto copy = [plain, into](const Run& run) { run.backend.download(into.data, plain); };
-      return environment.submit(t.device().stream(), {"read", {plain}, {}, copy}, info[0].As<Napi::Object>());
+      auto copy = [t, into, want](const Run& run) { run.backend.download(into.data, want, t); };
+      return Environment::of(info.Env()).submit(t.device().stream(), {"read", {t}, {}, copy}, info[0].As<Napi::Object>());
     });
   }
 

@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 
+#include "native/core/dtype.h"
+
 namespace uniflow {
 
 class Device;
@@ -42,8 +44,9 @@ class Backend {
   /// Fills a tensor (of Placement::Transfer, or one that nothing has used yet) from staging memory of the same size, before the work that
   /// comes after; `staged` is kept until then. Returns at once.
   virtual void upload(const Tensor& to, const Tensor& staged) = 0;
-  /// Copies a tensor's bytes to the host once the work given so far has run. `to` must live until what is given to after() next is called.
-  virtual void download(void* to, const Tensor& from) = 0;
+  /// Copies a tensor's values (of a packed weight: in C order), as `dtype`, to the host once the work given so far has run. `to` must live
+  /// until what is given to after() next is called.
+  virtual void download(void* to, DType dtype, const Tensor& from) = 0;
   /// Calls `then` when all work given so far has run, with null or with why it failed; at once, or on another thread. In the order of the
   /// calls. Any thread.
   virtual void after(std::function<void(std::shared_ptr<const Error>)> then) = 0;

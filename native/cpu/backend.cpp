@@ -49,8 +49,10 @@ class CpuBackend : public Backend {
   Memory* staging() override { return nullptr; }
   void enter(Device&) override {}
   void upload(const Tensor& to, const Tensor& staged) override { std::memcpy(to.data(), staged.data(), static_cast<size_t>(to.bytes())); }
-  void download(void* to, const Tensor& from) override {
-    if (from.bytes()) std::memcpy(to, from.data(), static_cast<size_t>(from.bytes()));
+  void download(void* to, DType dtype, const Tensor& from) override {
+    if (from.packing()) unpack(*from.packing(), from.data(), to, dtype);
+    else if (from.dtype() != dtype) cpu::kernels().cast(from.data(), from.dtype(), to, dtype, from.size());
+    else if (from.bytes()) std::memcpy(to, from.data(), static_cast<size_t>(from.bytes()));
   }
   void after(std::function<void(std::shared_ptr<const Error>)> then) override { then(nullptr); }
   void settle() override {}

@@ -45,7 +45,7 @@ class CudaBackend : public Backend {
   Memory* staging() override { return &staging_; }
   void enter(Device& device) override;
   void upload(const Tensor& to, const Tensor& staged) override;
-  void download(void* to, const Tensor& from) override;
+  void download(void* to, DType dtype, const Tensor& from) override;
   void after(std::function<void(std::shared_ptr<const Error>)> then) override;
   void settle() override;
 

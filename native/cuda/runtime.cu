@@ -206,9 +206,23 @@ void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
   when(copied, [staged](auto) {});
 }
 
-void CudaBackend::download(void* to, const Tensor& from) {
+namespace {
+
+/// The values in C order as `dtype`: x itself where they are so already.
+Tensor converted(const Tensor& x, DType dtype) {
+  if (!x.packing() && x.dtype() == dtype) return x;
+  const Tensor out = scratch(dtype, x.shape());
+  if (x.packing()) unpack(*x.packing(), x.data(), out.data(), dtype);
+  else cast(x.data(), x.dtype(), out.data(), dtype, x.size());
+  return out;
+}
+
+}  // namespace
+
+void CudaBackend::download(void* to, DType dtype, const Tensor& x) {
+  if (x.size() == 0) return;
+  const Tensor from = converted(x, dtype);
   const int64_t bytes = from.bytes();
-  if (bytes == 0) return;
   Tensor staged(from.device(), DType::UInt8, {bytes}, Placement::Staging);
   staged.buffer()->allocate();
   const cudaEvent_t computed = event(), copied = event();
