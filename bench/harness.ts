@@ -24,7 +24,7 @@ export interface Row {
   images?: number;
   setup(inputs: Inputs): Work | Promise<Work>;
   /** Begins to observe the measured calls; what it returns ends that. */
-  watch?: () => () => Figures;
+  watch?: () => () => Figures | Promise<Figures>;
 }
 
 export interface Result {
@@ -85,7 +85,7 @@ export async function time(work: Work, effort: Effort, watch?: Row['watch']): Pr
   const callsPerSample = Math.min(MAX_CALLS_PER_SAMPLE, Math.max(1, Math.ceil(MIN_SAMPLE_MS / estimate)));
   const watched = watch?.();
   const latency = await sample(work, callsPerSample, effort);
-  return { latency, callsPerSample, figures: watched?.() ?? {} };
+  return { latency, callsPerSample, figures: (await watched?.()) ?? {} };
 }
 
 /** Calls at least once, and says how long a call takes when all is warm. */

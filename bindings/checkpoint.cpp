@@ -1,6 +1,5 @@
 /// Safetensors files and the parameters read from them.
-#include "bindings/convert.h"
-#include "bindings/env.h"
+#include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/ops/load.h"
 
@@ -50,30 +49,20 @@ std::vector<ops::ParameterPart> parts(Napi::Value v) {
 }  // namespace
 
 void define_checkpoint(Napi::Object exports) {
-  const Napi::Env env = exports.Env();
-  auto function = [&](const char* name, auto body) {
-    exports[name] = Napi::Function::New(
-        env, [body](const Napi::CallbackInfo& i) { return guarded(i.Env(), [&] { return body(i); }); }, name);
-  };
-  function("openSafetensors", [](const Napi::CallbackInfo& i) { return describe(i.Env(), SafetensorsFile::open(string(i[0], "path"))); });
-  function("loadParameter", [](const Napi::CallbackInfo& i) {
-    return wrap(i.Env(), ops::load_parameter(Environment::of(i.Env()).session(), parts(i[0]), shape(i[1], "shape"), dtype(i[2], "dtype"),
-                                             boolean(i[3], "packed")));
+  define(exports, "openSafetensors", [](const Info& i) { return describe(i.Env(), SafetensorsFile::open(string(i[0], "path"))); });
+  define(exports, "loadParameter", [](const auto& s, const Info& i) {
+    return ops::load_parameter(s, parts(i[0]), shape(i[1], "shape"), dtype(i[2], "dtype"), boolean(i[3], "packed"));
   });
-  function("parameterBytes", [](const Napi::CallbackInfo& i) {
-    return wrap(i.Env(), ops::parameter_bytes(Environment::of(i.Env()).session(), tensor(i[0], "parameter"), dtype(i[1], "dtype")));
+  define(exports, "parameterBytes",
+         [](const auto& s, const Info& i) { return ops::parameter_bytes(s, tensor(i[0], "parameter"), dtype(i[1], "dtype")); });
+  define(exports, "copyParameter",
+         [](const auto& s, const Info& i) { return ops::copy_parameter(s, tensor(i[0], "parameter"), dtype(i[1], "dtype")); });
+  define(exports, "randomParameter", [](const auto& s, const Info& i) {
+    return ops::random_parameter(s, shape(i[0], "shape"), dtype(i[1], "dtype"), boolean(i[2], "packed"), seed(i[3], "seed"),
+                                 static_cast<uint32_t>(integer(i[4], "stream")), static_cast<float>(number(i[5], "std")));
   });
-  function("copyParameter", [](const Napi::CallbackInfo& i) {
-    return wrap(i.Env(), ops::copy_parameter(Environment::of(i.Env()).session(), tensor(i[0], "parameter"), dtype(i[1], "dtype")));
-  });
-  function("randomParameter", [](const Napi::CallbackInfo& i) {
-    return wrap(i.Env(), ops::random_parameter(Environment::of(i.Env()).session(), shape(i[0], "shape"), dtype(i[1], "dtype"),
-                                               boolean(i[2], "packed"), seed(i[3], "seed"), static_cast<uint32_t>(integer(i[4], "stream")),
-                                               static_cast<float>(number(i[5], "std"))));
-  });
-  function("constantParameter", [](const Napi::CallbackInfo& i) {
-    return wrap(i.Env(), ops::constant_parameter(Environment::of(i.Env()).session(), shape(i[0], "shape"),
-                                                 static_cast<float>(number(i[1], "value"))));
+  define(exports, "constantParameter", [](const auto& s, const Info& i) {
+    return ops::constant_parameter(s, shape(i[0], "shape"), static_cast<float>(number(i[1], "value")));
   });
 }
 

@@ -1,6 +1,5 @@
 /// Threads, memory, cancellation, and what the machine can do.
-#include "bindings/convert.h"
-#include "bindings/env.h"
+#include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/core/device.h"
 #include "native/cpu/kernels.h"
@@ -18,7 +17,7 @@ TokenRef token_of(Napi::Value v) {
   return *v.As<Napi::External<TokenRef>>().Data();
 }
 
-Napi::Value create_token(const Napi::CallbackInfo& info) {
+Napi::Value create_token(const Info& info) {
   auto handle = Napi::External<TokenRef>::New(info.Env(), new TokenRef(std::make_shared<CancelToken>()), [](Napi::Env, TokenRef* t) { delete t; });
   handle.TypeTag(&kTokenTag);
   return handle;
@@ -32,7 +31,7 @@ Napi::Object stats_of(Napi::Env env, const MemoryStats& s) {
 }
 
 /// { handles, devices: { cpu: { active, peak, pool }, 'cuda:0': ... } }, of those that have been used.
-Napi::Value memory_stats(const Napi::CallbackInfo& info) {
+Napi::Value memory_stats(const Info& info) {
   auto out = Napi::Object::New(info.Env()), devices = Napi::Object::New(info.Env());
   for (Device* d : Device::opened()) devices[d->name()] = stats_of(info.Env(), d->memory().stats());
   out["devices"] = devices;
@@ -41,7 +40,7 @@ Napi::Value memory_stats(const Napi::CallbackInfo& info) {
 }
 
 /// Every device that there is: { name, available, description }.
-Napi::Value list_devices(const Napi::CallbackInfo& info) {
+Napi::Value list_devices(const Info& info) {
   const std::vector<Device::Status> all = Device::all();
   auto out = Napi::Array::New(info.Env(), all.size());
   for (uint32_t i = 0; i < all.size(); ++i) {
@@ -55,17 +54,17 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
 }
 
 /// openDevice(name): its full name ('cuda' is 'cuda:0').
-Napi::Value open_device(const Napi::CallbackInfo& info) {
+Napi::Value open_device(const Info& info) {
   return Napi::String::New(info.Env(), Device::get(string(info[0], "device")).name());
 }
 
 /// useDevice(name): tensors made from no other tensor are made there from now on.
-Napi::Value use_device(const Napi::CallbackInfo& info) {
+Napi::Value use_device(const Info& info) {
   Environment::of(info.Env()).session()->set_device(&Device::get(string(info[0], "device")));
   return info.Env().Undefined();
 }
 
-Napi::Value cpu_info(const Napi::CallbackInfo& info) {
+Napi::Value cpu_info(const Info& info) {
   auto out = Napi::Object::New(info.Env());
   out["kernels"] = Napi::String::New(info.Env(), cpu::kernels().name);
   out["linear"] = Napi::String::New(info.Env(), cpu::linear_backend());
@@ -76,7 +75,7 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
 }
 
 /// measurePeak(into): Float64Array of [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s] of the device in use, measured on its stream.
-Napi::Value measure_peak(const Napi::CallbackInfo& info) {
+Napi::Value measure_peak(const Info& info) {
   if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
       info[0].As<Napi::TypedArray>().ElementLength() != 3)
     throw Error(ErrorCode::BadInput, "into", "a Float64Array of 3", "something else");
@@ -97,21 +96,14 @@ Napi::Value measure_peak(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void define_device(Napi::Object exports) {
-  const Napi::Env env = exports.Env();
-  auto function = [&](const char* name, auto body) {
-    exports[name] = Napi::Function::New(
-        env, [body](const Napi::CallbackInfo& i) { return guarded(i.Env(), [&]() -> Napi::Value { return body(i); }); }, name);
-  };
-  function("createToken", create_token);
-  function("cancel", [](const Napi::CallbackInfo& i) {
+  define(exports, "createToken", create_token);
+  define(exports, "cancel", [](const Info& i) {
     token_of(i[0])->cancel();
-    return i.Env().Undefined();
   });
-  function("useToken", [](const Napi::CallbackInfo& i) {  // undefined: a fresh one that nobody cancels
+  define(exports, "useToken", [](const Info& i) {  // undefined: a fresh one that nobody cancels
     Environment::of(i.Env()).session()->set_token(i[0].IsUndefined() ? std::make_shared<CancelToken>() : token_of(i[0]));
-    return i.Env().Undefined();
   });
-  function("synchronize", [](const Napi::CallbackInfo& i) {
+  define(exports, "synchronize", [](const Info& i) {
     std::vector<Tensor> tensors;
     if (!i[0].IsUndefined()) {
       const Napi::Array a = array(i[0], "tensors");
@@ -121,29 +113,26 @@ void define_device(Napi::Object exports) {
     Device& device = tensors.empty() ? environment.session()->device() : tensors[0].device();
     return environment.submit(device.stream(), {"synchronize", std::move(tensors), {}, [](const Run&) {}}, Napi::Object::New(i.Env()));
   });
-  function("setThreads", [](const Napi::CallbackInfo& i) {
+  define(exports, "setThreads", [](const Info& i) {
     const int64_t n = integer(i[0], "threads");
     if (n < 1 || n > 1024) throw Error(ErrorCode::BadInput, "threads", "1 to 1024", std::to_string(n));
     Device::cpu().stream().set_threads(static_cast<int>(n));
-    return i.Env().Undefined();
   });
-  function("memoryStats", memory_stats);
-  function("resetPeak", [](const Napi::CallbackInfo& i) {
+  define(exports, "memoryStats", memory_stats);
+  define(exports, "resetPeak", [](const Info&) {
     for (Device* d : Device::opened()) d->memory().reset_peak();
-    return i.Env().Undefined();
   });
-  function("trimMemory", [](const Napi::CallbackInfo& i) {
+  define(exports, "trimMemory", [](const Info&) {
     for (Device* d : Device::opened()) {
       d->memory().trim();
       d->staging().trim();
     }
-    return i.Env().Undefined();
   });
-  function("devices", list_devices);
-  function("openDevice", open_device);
-  function("useDevice", use_device);
-  function("cpuInfo", cpu_info);
-  function("measurePeak", measure_peak);
+  define(exports, "devices", list_devices);
+  define(exports, "openDevice", open_device);
+  define(exports, "useDevice", use_device);
+  define(exports, "cpuInfo", cpu_info);
+  define(exports, "measurePeak", measure_peak);
 }
 
 }  // namespace uniflow::bindings

@@ -22,8 +22,8 @@ void Environment::close() {
   napi_release_threadsafe_function(wake_, napi_tsfn_abort);
 }
 
-Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object keep) {
-  auto* pending = new Pending{Napi::Promise::Deferred::New(env_), Napi::Persistent(keep), nullptr};
+Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object keep, Result result) {
+  auto* pending = new Pending{Napi::Promise::Deferred::New(env_), Napi::Persistent(keep), std::move(result), nullptr};
   const Napi::Promise promise = pending->deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, wake_);
   command.done = [this, pending](std::shared_ptr<const Error> failure) {
@@ -58,7 +58,7 @@ void Environment::settle_completed() {
     // environment is being terminated: then nobody waits any more.
     try {
       if (!p->failure) {
-        p->deferred.Resolve(env_.Undefined());
+        p->deferred.Resolve(p->result ? p->result(env_) : env_.Undefined());
         continue;
       }
       try {

@@ -4,6 +4,7 @@
 
 #include <napi.h>
 
+#include <functional>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -23,9 +24,11 @@ class Environment {
   Napi::FunctionReference error_class;   // UniFlowError, given by lib/native.ts
   Napi::FunctionReference tensor_class;
 
-  /// Queues `command` and returns a promise that resolves with undefined when it has ended, or rejects with its
-  /// failure. `keep` stays alive until then.
-  Napi::Promise submit(Stream& stream, Command command, Napi::Object keep);
+  using Result = std::function<Napi::Value(Napi::Env)>;
+
+  /// Queues `command` and returns a promise that resolves with `result()` when it has ended, without one with undefined, or rejects
+  /// with its failure. `keep` stays alive until then.
+  Napi::Promise submit(Stream& stream, Command command, Napi::Object keep, Result result = nullptr);
 
   /// Cancels and waits for this environment's work. Called while the environment is torn down.
   void close();
@@ -34,6 +37,7 @@ class Environment {
   struct Pending {
     Napi::Promise::Deferred deferred;
     Napi::ObjectReference keep;
+    Result result;
     std::shared_ptr<const Error> failure;
   };
 

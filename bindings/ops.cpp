@@ -3,8 +3,7 @@
 
 #include <cstring>
 
-#include "bindings/convert.h"
-#include "bindings/env.h"
+#include "bindings/define.h"
 #include "native/core/device.h"
 #include "native/ops/attention.h"
 #include "native/ops/elementwise.h"
@@ -15,19 +14,6 @@
 
 namespace uniflow::bindings {
 namespace {
-
-using Info = Napi::CallbackInfo;
-
-/// An op as a JavaScript function: `call(session, info)` returns the output tensor.
-template <class Call>
-void define(Napi::Object exports, const char* name, Call call) {
-  exports[name] = Napi::Function::New(
-      exports.Env(),
-      [call](const Info& info) {
-        return guarded(info.Env(), [&] { return wrap(info.Env(), call(Environment::of(info.Env()).session(), info)); });
-      },
-      name);
-}
 
 ops::Normalisation normalisation(Napi::Value v) {
   const Napi::Object o = object(v, "normalisation");
@@ -151,9 +137,7 @@ void define_ops(Napi::Object exports) {
   define(exports, "sliceTokens", [](const auto& s, const Info& i) {
     return ops::slice_tokens(s, tensor(i[0], "x"), integer(i[1], "begin"), integer(i[2], "end"));
   });
-  exports["checkFinite"] = Napi::Function::New(exports.Env(), [](const Info& i) {
-    guarded(i.Env(), [&] { ops::check_finite(Environment::of(i.Env()).session(), tensor(i[0], "x"), string(i[1], "name")); });
-  });
+  define(exports, "checkFinite", [](const auto& s, const Info& i) { ops::check_finite(s, tensor(i[0], "x"), string(i[1], "name")); });
   define(exports, "imageQuality", [](const auto& s, const Info& i) { return ops::image_quality(s, tensor(i[0], "a"), tensor(i[1], "b")); });
   define(exports, "noise", [](const auto& s, const Info& i) {
     return ops::noise(s, seed(i[0], "seed"), uint32s(i[1], "ids"), integer(i[2], "patches"), integer(i[3], "width"));

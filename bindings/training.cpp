@@ -1,6 +1,5 @@
 /// The operations that only training and evaluation use: backward passes, losses, the optimizer, statistics.
-#include "bindings/convert.h"
-#include "bindings/env.h"
+#include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/ops/attention.h"
 #include "native/ops/elementwise.h"
@@ -13,19 +12,6 @@
 
 namespace uniflow::bindings {
 namespace {
-
-using Info = Napi::CallbackInfo;
-
-/// An operation with several results: `call(session, info)` returns a JavaScript value.
-template <class Call>
-void define(Napi::Object exports, const char* name, Call call) {
-  exports[name] = Napi::Function::New(
-      exports.Env(),
-      [call](const Info& info) -> Napi::Value {
-        return guarded(info.Env(), [&]() -> Napi::Value { return call(Environment::of(info.Env()).session(), info); });
-      },
-      name);
-}
 
 /// { name: tensor } of those that are there.
 Napi::Object wrap_all(Napi::Env env, std::initializer_list<std::pair<const char*, Tensor>> tensors) {
@@ -74,8 +60,8 @@ void define_backward(Napi::Object exports) {
     return wrap_all(i.Env(), {{"out", f.out}, {"logSumExp", f.log_sum_exp}});
   });
   define(exports, "attentionBackward", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::attention_backward(s, tensor(i[0], "qkv"), tensor(i[1], "out"), tensor(i[2], "dOut"),
-                                                 tensor(i[3], "logSumExp"), integer(i[4], "heads")));
+    return ops::attention_backward(s, tensor(i[0], "qkv"), tensor(i[1], "out"), tensor(i[2], "dOut"),
+                                                 tensor(i[3], "logSumExp"), integer(i[4], "heads"));
   });
   define(exports, "normBackward", [](const auto& s, const Info& i) {
     const auto g = ops::norm_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"), norm_options(object(i[2], "options")));
@@ -87,17 +73,17 @@ void define_backward(Napi::Object exports) {
     return wrap_all(i.Env(), {{"qkv", g.qkv}, {"qWeight", g.q_weight}, {"kWeight", g.k_weight}});
   });
   define(exports, "ropeBackward", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::rope(s, tensor(i[0], "dOut"), integer(i[1], "heads"), integer(i[2], "prefix"), tensor(i[3], "table"), true));
+    return ops::rope(s, tensor(i[0], "dOut"), integer(i[1], "heads"), integer(i[2], "prefix"), tensor(i[3], "table"), true);
   });
   define(exports, "activation", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::activation(s, tensor(i[0], "x"), activation(i[1])));
+    return ops::activation(s, tensor(i[0], "x"), activation(i[1]));
   });
   define(exports, "activationBackward", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::activation_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"), activation(i[2])));
+    return ops::activation_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"), activation(i[2]));
   });
   define(exports, "scaleAdd", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::scale_add(s, tensor(i[0], "residual"), tensor(i[1], "branch"), optional_tensor(i[2], "scale"),
-                                        optional_tensor(i[3], "gate")));
+    return ops::scale_add(s, tensor(i[0], "residual"), tensor(i[1], "branch"), optional_tensor(i[2], "scale"),
+                                        optional_tensor(i[3], "gate"));
   });
   define(exports, "scaleAddBackward", [](const auto& s, const Info& i) {
     const auto g = ops::scale_add_backward(s, tensor(i[0], "dOut"), tensor(i[1], "branch"), optional_tensor(i[2], "scale"),
@@ -105,29 +91,29 @@ void define_backward(Napi::Object exports) {
     return wrap_all(i.Env(), {{"branch", g.branch}, {"scale", g.scale}, {"gate", g.gate}});
   });
   define(exports, "swigluBackward", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::swiglu_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut")));
+    return ops::swiglu_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"));
   });
   define(exports, "resizeTableBackward", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::resize_table_backward(s, tensor(i[0], "dOut"), integer(i[1], "rows"), integer(i[2], "cols"),
-                                                    integer(i[3], "outRows"), integer(i[4], "outCols"), boolean(i[5], "antialias")));
+    return ops::resize_table_backward(s, tensor(i[0], "dOut"), integer(i[1], "rows"), integer(i[2], "cols"),
+                                                    integer(i[3], "outRows"), integer(i[4], "outCols"), boolean(i[5], "antialias"));
   });
 }
 
 void define_shaping(Napi::Object exports) {
   define(exports, "add", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::add(s, optional_tensor(i[0], "a"), tensor(i[1], "b"), optional_tensor(i[2], "factor"), integer(i[3], "index"),
-                                  real(i[4], "scale")));
+    return ops::add(s, optional_tensor(i[0], "a"), tensor(i[1], "b"), optional_tensor(i[2], "factor"), integer(i[3], "index"),
+                                  real(i[4], "scale"));
   });
   define(exports, "sumRows", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::sum_rows(s, tensor(i[0], "x"), static_cast<int>(integer(i[1], "kept"))));
+    return ops::sum_rows(s, tensor(i[0], "x"), static_cast<int>(integer(i[1], "kept")));
   });
   define(exports, "padTokens", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::pad_tokens(s, tensor(i[0], "x"), integer(i[1], "begin"), integer(i[2], "total")));
+    return ops::pad_tokens(s, tensor(i[0], "x"), integer(i[1], "begin"), integer(i[2], "total"));
   });
   define(exports, "split", [](const auto& s, const Info& i) {
-    return wrap(i.Env(), ops::split(s, tensor(i[0], "x"), integer(i[1], "part"), integer(i[2], "parts")));
+    return ops::split(s, tensor(i[0], "x"), integer(i[1], "part"), integer(i[2], "parts"));
   });
-  define(exports, "concat", [](const auto& s, const Info& i) { return wrap(i.Env(), ops::concat(s, tensors(i[0], "parts"))); });
+  define(exports, "concat", [](const auto& s, const Info& i) { return ops::concat(s, tensors(i[0], "parts")); });
 }
 
 void define_losses(Napi::Object exports) {
@@ -165,13 +151,12 @@ std::vector<ops::OptimizedParameter> optimized(Napi::Value v) {
 }
 
 void define_optimizer(Napi::Object exports) {
-  define(exports, "globalNorm", [](const auto& s, const Info& i) { return wrap(i.Env(), ops::global_norm(s, tensors(i[0], "grads"))); });
+  define(exports, "globalNorm", [](const auto& s, const Info& i) { return ops::global_norm(s, tensors(i[0], "grads")); });
   define(exports, "adamw", [](const auto& s, const Info& i) {
     const Napi::Object o = object(i[2], "options");
     ops::adamw(s, optimized(i[0]), tensor(i[1], "norm"),
                {real(o.Get("beta1"), "beta1"), real(o.Get("beta2"), "beta2"), real(o.Get("eps"), "eps"), real(o.Get("ema"), "ema"),
                 real(o.Get("clip"), "clip"), integer(o.Get("step"), "step")});
-    return i.Env().Undefined();
   });
 }
 

@@ -12,6 +12,19 @@ export type FloatType = 'float32' | 'bfloat16';
 export type WeightType = FloatType | 'float8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
 export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
+export interface OpenJpeg<File> {
+  width: number;
+  height: number;
+  file: File;
+}
+export interface Resampling {
+  width: number;
+  height: number;
+  mode: 'cover' | 'shortest_edge' | 'stretch';
+  /** Of 'shortest_edge', in pixels. */
+  edge: number;
+  filter: ResampleFilter;
+}
 export type HostArray = Float32Array | Uint8Array | Uint8ClampedArray | Int32Array | Uint16Array;
 
 /** Native side of {@link Tensor}. */
@@ -32,8 +45,10 @@ export interface TensorHandle {
 }
 
 declare const fileBrand: unique symbol;
+declare const jpegBrand: unique symbol;
 declare const tokenBrand: unique symbol;
 export type FileHandle = { [fileBrand]: true };
+export type JpegHandle = { [jpegBrand]: true };
 export type CancelToken = { [tokenBrand]: true };
 
 /** Per-channel statistics of pixels scaled to [0, 1]. */
@@ -147,14 +162,21 @@ export interface Native {
     dtype: 'uint8' | 'float32',
   ): TensorHandle;
   imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
+  /** The size of the upright picture, of a JPEG file that decodeJpeg can decode; undefined of any other, and of one that cannot be read. */
+  openJpeg(path: string): Promise<OpenJpeg<JpegHandle> | undefined>;
+  openJpeg(bytes: Uint8Array): OpenJpeg<Uint8Array> | undefined;
+  /**
+   * Decodes an upright picture of this size to packed RGB, resized where `to` is given; BAD_INPUT where anything is wrong with the file. Arrays
+   * stay untouched until it resolves. A handle is used up.
+   */
+  decodeJpeg(file: JpegHandle | Uint8Array, width: number, height: number, into: Uint8Array, to: Resampling | undefined): Promise<void>;
   /** Resizes RGB pixels into `into`, a packed [height, width, 3]; both arrays stay untouched until it resolves. */
-  resample(
-    pixels: Uint8Array,
-    width: number,
-    height: number,
-    into: Uint8Array,
-    options: { width: number; height: number; mode: 'cover' | 'shortest_edge' | 'stretch'; edge: number; filter: ResampleFilter },
-  ): Promise<void>;
+  resample(pixels: Uint8Array, width: number, height: number, into: Uint8Array, to: Resampling): Promise<void>;
+  /** Rounds to 16 bits; UNSUPPORTED for what float16 cannot hold. The arrays stay untouched until it resolves; so in the two below. */
+  store(values: Float32Array, type: 'float16' | 'bfloat16', bits: Uint16Array): Promise<void>;
+  restore(bits: Uint16Array, type: 'float16' | 'bfloat16', values: Float32Array): Promise<void>;
+  /** Of each channel of values [..., channels]: the mean, and the sum of squared distances from it, in float64. */
+  moments(values: Float32Array, channels: number, mean: Float64Array, squares: Float64Array): Promise<void>;
   patchEmbed(
     pixels: TensorHandle,
     options: {
@@ -282,10 +304,10 @@ function load(): Native {
   } catch (cause) {
     const why = existsSync(path)
       ? `The native addon cannot be loaded: ${(cause as Error).message}
-If a shared library is missing, install oneDNN's (Debian/Ubuntu: libdnnl2, Fedora: onednn, macOS: brew install onednn).
+If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl2 libjpeg62-turbo, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
 If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
       : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
-That needs CMake, a C++20 compiler, oneDNN and nlohmann/json; the build says which one is missing.`;
+That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
     throw new UniFlowError('UNSUPPORTED', why, { subject: path, cause });
   }
 }

@@ -1,8 +1,8 @@
 /** How a picture of any shape becomes patches: where it goes, what is cut off, what is added. */
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
-import type { RgbImage } from '../io/image.js';
-import { native } from '../native.js';
+import type { OpenImage } from '../io/image.js';
+import type { Resampling } from '../native.js';
 import type { Grid } from '../tensor.js';
 
 /**
@@ -37,7 +37,7 @@ export interface Target {
   mean: readonly [number, number, number];
 }
 
-type Extent = Pick<RgbImage, 'width' | 'height'>;
+type Extent = Pick<OpenImage, 'width' | 'height'>;
 
 export function placementOf(picture: Extent, { fit, size: [height, width], patch }: Target): Placement {
   const grid = { rows: height / patch, cols: width / patch };
@@ -53,7 +53,7 @@ function nativeGrid({ width, height }: Extent, patches: number): Grid {
   return { rows: side(height / width), cols: side(width / height) };
 }
 
-/** The part of the picture that is left when it covers width x height: native/cpu/resample.cpp, center_crop. */
+/** The part of the picture that is left when it covers width x height: native/image/resample.cpp, center_crop. */
 function visible(picture: Extent, width: number, height: number): NonNullable<Placement['crop']> {
   let [w, h] = [picture.width, picture.height];
   while (w >= 2 * width && h >= 2 * height) [w, h] = [w >> 1, h >> 1];
@@ -83,19 +83,19 @@ function inside(picture: Extent, width: number, height: number): Extent {
 
 /** Writes the picture as it is placed `into` packed RGB, `rows * cols * patch²` pixels. */
 export async function place(
-  picture: RgbImage,
+  picture: OpenImage,
   { grid, padding }: Placement,
   { fit, patch, mean }: Target,
   into: Uint8Array,
 ): Promise<void> {
   const [width, height] = [grid.cols * patch, grid.rows * patch];
-  if (!padding) return resample(picture, fit === 'crop' ? 'cover' : 'stretch', width, height, into);
+  if (!padding) return picture.resample(into, to(width, height, fit === 'crop' ? 'cover' : 'stretch'));
   const inner = { width: width - padding.right, height: height - padding.bottom };
   if (padding.right === 0) {
-    await resample(picture, 'stretch', width, inner.height, into.subarray(0, 3 * width * inner.height));
+    await picture.resample(into.subarray(0, 3 * width * inner.height), to(width, inner.height, 'stretch'));
   } else {
     const pixels = new Uint8Array(3 * inner.width * inner.height);
-    await resample(picture, 'stretch', inner.width, inner.height, pixels);
+    await picture.resample(pixels, to(inner.width, inner.height, 'stretch'));
     fill(into, mean);
     const row = 3 * inner.width;
     for (let y = 0; y < inner.height; y++) into.set(pixels.subarray(y * row, (y + 1) * row), 3 * y * width);
@@ -109,7 +109,6 @@ function fill(into: Uint8Array, colour: readonly number[]): void {
   for (let done = 3; done < into.length; done *= 2) into.copyWithin(done, 0, Math.min(done, into.length - done));
 }
 
-function resample(picture: RgbImage, mode: 'cover' | 'stretch', width: number, height: number, into: Uint8Array): Promise<void> {
-  const options = { width, height, mode, edge: Math.max(width, height), filter: 'bicubic' } as const;
-  return native.resample(picture.data, picture.width, picture.height, into, options);
+function to(width: number, height: number, mode: Resampling['mode']): Resampling {
+  return { width, height, mode, edge: Math.max(width, height), filter: 'bicubic' };
 }

@@ -1,6 +1,5 @@
 /** Mean and variance of each channel, summed up over any number of parts. */
-import ndarray from 'ndarray';
-import { gaussianOf } from '../eval/fid.js';
+import { native } from '../native.js';
 
 /** Of `count` latent vectors: per channel the mean, and the sum of squared distances from it. */
 export interface Moments {
@@ -9,13 +8,11 @@ export interface Moments {
   m2: number[];
 }
 
-/** Of latents [..., Z]. Sums are float64; mean and variance of a part are rounded to float32 once. */
+/** Of latents [..., Z], in float64. */
 export async function momentsOf(latents: Float32Array, channels: number): Promise<Moments> {
-  const count = latents.length / channels;
-  if (count < 2) return { count, mean: [...latents], m2: [...latents].fill(0) };
-  const { mean, covariance } = await gaussianOf(ndarray(latents, [count, channels]));
-  const m2 = Array.from({ length: channels }, (_, c) => (covariance[c * (channels + 1)] as number) * (count - 1));
-  return { count, mean: [...mean], m2 };
+  const [mean, m2] = [new Float64Array(channels), new Float64Array(channels)];
+  await native.moments(latents, channels, mean, m2);
+  return { count: latents.length / channels, mean: [...mean], m2: [...m2] };
 }
 
 /** Those of both parts together: Chan, Golub and LeVeque's update, in float64. */

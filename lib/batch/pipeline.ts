@@ -3,10 +3,9 @@ import ndarray from 'ndarray';
 import { availableParallelism } from 'node:os';
 import pLimit, { type LimitFunction } from 'p-limit';
 import { ahead, handled } from '../ahead.js';
-import { isPixels } from '../data/crop.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { decodeImage, type RgbImage } from '../io/image.js';
+import { openImage } from '../io/image.js';
 import { checkSize } from '../io/input.js';
 import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
 import { Buffers } from './buffers.js';
@@ -130,7 +129,7 @@ export class Pipeline {
 
   private async place(id: string, source: Awaited<ReturnType<typeof readPicture>>, signal: AbortSignal | undefined): Promise<Decoded> {
     throwIfAborted(signal);
-    const picture = isPixels(source) ? checkPixels(source) : await decodeImage(source, signal ? { signal } : {});
+    const picture = await openImage(source, signal ? { signal } : {});
     const { width, height } = picture;
     const placement = placementOf(picture, this.target);
     const { rows, cols } = placement.grid;
@@ -193,10 +192,4 @@ class Shapes {
   private fullest(): string {
     return [...this.waiting].reduce((a, b) => (b[1].length > a[1].length ? b : a))[0];
   }
-}
-
-function checkPixels(picture: RgbImage): RgbImage {
-  const { data, width, height } = picture;
-  if (width > 0 && height > 0 && data.length === 3 * width * height) return picture;
-  throw UniFlowError.expected('BAD_INPUT', 'image.data', `${width} x ${height} x 3 bytes`, `${data.length}`);
 }

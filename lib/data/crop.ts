@@ -1,8 +1,7 @@
 /** From a picture to the pixels of a sample: a random resized crop, or the tokenizer's centre crop. */
 import { readFile } from 'node:fs/promises';
 import sharp, { type Sharp } from 'sharp';
-import { decodeImage, type ImageSource, type RgbImage } from '../io/image.js';
-import { native } from '../native.js';
+import { decodeImage, isPixels, openImage, type ImageSource, type RgbImage } from '../io/image.js';
 
 /** Of a sample, in pixels. */
 export type Size = readonly [height: number, width: number];
@@ -95,9 +94,9 @@ export async function centerCrop(
   into: Uint8Array,
   signal?: AbortSignal,
 ): Promise<void> {
-  const pixels = isPixels(image) ? image : await decodeImage(image, signal ? { signal } : {});
+  const picture = await openImage(image, signal ? { signal } : {});
   const options = { width, height, mode: 'cover', edge: Math.max(height, width), filter: 'bicubic' } as const;
-  await native.resample(pixels.data, pixels.width, pixels.height, into, options);
+  await picture.resample(into, options);
 }
 
 /** Packed RGB [H,W,3] with left and right exchanged. */
@@ -110,8 +109,3 @@ export function mirror(pixels: Uint8Array, [height, width]: Size): Promise<Uint8
 
 type Extent = Pick<RgbImage, 'width' | 'height'>;
 const sizeOf = ({ width, height }: Extent): Extent => ({ width, height });
-
-/** Whether it is decoded already. */
-export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
-  return typeof image === 'object' && 'data' in image;
-}

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { NdArray } from 'ndarray';
 import sharp, { type Metadata, type Sharp } from 'sharp';
 import { throwIfAborted, UniFlowError } from '../errors.js';
+import { native, type Resampling } from '../native.js';
 
 /** A picture to decode: the path of a file, a `file:` URL, or the bytes of a file. */
 export type ImageSource = string | URL | Buffer | Uint8Array;
@@ -21,6 +22,14 @@ export interface DecodeOptions {
   /** Pictures with more pixels than this are refused before they are decoded. The default is 16383 x 16383. */
   maxPixels?: number;
   signal?: AbortSignal;
+}
+
+/** A picture whose size is known; it may not be decoded yet. */
+export interface OpenImage {
+  readonly width: number;
+  readonly height: number;
+  /** Writes it, resized, `into` packed RGB [height, width, 3]. Errors are those of {@link decodeImage}. */
+  resample(into: Uint8Array, to: Resampling): Promise<void>;
 }
 
 const DEFAULT_MAX_PIXELS = 16383 * 16383;
@@ -42,8 +51,68 @@ const WHITE = '#ffffff';
  * or with `<buffer>`.
  */
 export async function decodeImage(source: ImageSource, options: DecodeOptions = {}): Promise<RgbImage> {
-  const { maxPixels = DEFAULT_MAX_PIXELS, signal } = options;
+  const jpeg = await plainJpeg(source, options);
+  if (!jpeg) return decodeAny(source, options);
+  const { width, height } = jpeg;
+  const data = Buffer.allocUnsafeSlow(3 * width * height);
+  return (await jpeg.decode(data)) ? { data, width, height } : decodeAny(source, options);
+}
+
+/**
+ * The picture of a file, or decoded pixels, to resize: what {@link decodeImage} and then native.resample give, without the picture in between where
+ * that can be.
+ */
+export async function openImage(source: ImageSource | RgbImage, options: DecodeOptions = {}): Promise<OpenImage> {
+  if (isPixels(source)) return openPixels(source);
+  const jpeg = await plainJpeg(source, options);
+  if (!jpeg) return openPixels(await decodeAny(source, options));
+  const { width, height } = jpeg;
+  const resample = async (into: Uint8Array, to: Resampling): Promise<void> => {
+    if (!(await jpeg.decode(into, to))) await openPixels(await decodeAny(source, options)).resample(into, to);
+  };
+  return { width, height, resample };
+}
+
+/** Whether it is decoded already. */
+export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
+  return typeof image === 'object' && 'data' in image;
+}
+
+function openPixels(image: RgbImage): OpenImage {
+  checkLength(image);
+  const { data, width, height } = image;
+  return { width, height, resample: (into, to) => native.resample(data, width, height, into, to) };
+}
+
+interface Jpeg {
+  width: number;
+  height: number;
+  /** Once. @returns false where there is something wrong with the file, which sharp may see past, or can tell. */
+  decode(into: Uint8Array, to?: Resampling): Promise<boolean>;
+}
+
+/** The quick way for what most pictures are. Undefined: it is something else, or cannot be read. */
+async function plainJpeg(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, signal }: DecodeOptions): Promise<Jpeg | undefined> {
   throwIfAborted(signal);
+  const opened = source instanceof Uint8Array ? native.openJpeg(source) : await native.openJpeg(pathOf(source));
+  throwIfAborted(signal);
+  if (!opened || opened.width * opened.height > maxPixels) return undefined;
+  const { file, width, height } = opened;
+  const decode = async (into: Uint8Array, to?: Resampling): Promise<boolean> => {
+    throwIfAborted(signal);
+    try {
+      await native.decodeJpeg(file, width, height, into, to);
+    } catch (error) {
+      if ((error as UniFlowError).code !== 'BAD_INPUT') throw error;
+      return false;
+    }
+    throwIfAborted(signal);
+    return true;
+  };
+  return { width, height, decode };
+}
+
+async function decodeAny(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, signal }: DecodeOptions): Promise<RgbImage> {
   const { name, bytes } = await readSource(source, signal);
   const metadata = await readMetadata(name, bytes);
   checkPixels(name, metadata, maxPixels);
@@ -68,7 +137,8 @@ export async function decodeImage(source: ImageSource, options: DecodeOptions = 
 }
 
 /** Reads the file here rather than in libvips, which caches by path and reports a missing file as a bad one. */
-async function readSource(source: ImageSource, signal?: AbortSignal): Promise<{ name: string; bytes: Uint8Array }> {
+async function readSource(source: ImageSource, signal: AbortSignal | undefined): Promise<{ name: string; bytes: Uint8Array }> {
+  throwIfAborted(signal);
   const path = source instanceof Uint8Array ? undefined : pathOf(source);
   const name = path ?? '<buffer>';
   const bytes = source instanceof Uint8Array ? source : await readPath(name, signal);
@@ -184,7 +254,7 @@ function toSharp({ data, width, height }: RgbImage): Sharp {
 }
 
 function checkLength({ data, width, height }: RgbImage): void {
-  if (data.length === width * height * 3) return;
+  if (width > 0 && height > 0 && data.length === width * height * 3) return;
   throw UniFlowError.expected('BAD_INPUT', 'image.data', `${width} x ${height} x 3 bytes`, `${data.length}`);
 }
 

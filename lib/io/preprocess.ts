@@ -2,8 +2,8 @@
 import { z } from 'zod';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 import type { Family } from '../encoder/config.js';
-import { native, type NativeNormalisation, type ResampleFilter } from '../native.js';
-import { decodeImage, type DecodeOptions, type ImageSource } from './image.js';
+import type { NativeNormalisation, ResampleFilter } from '../native.js';
+import { openImage, type DecodeOptions, type ImageSource } from './image.js';
 
 /** How pictures become [height, width, 3] bytes. */
 export interface Preprocessing {
@@ -125,8 +125,8 @@ export async function loadPixels(
   await Promise.all(
     sources.map(async (source, i) => {
       throwIfAborted(signal);
-      const image = await decodeImage(source, options);
-      await native.resample(image.data, image.width, image.height, batch.subarray(i * bytes, (i + 1) * bytes), {
+      const image = await openImage(source, options);
+      await image.resample(batch.subarray(i * bytes, (i + 1) * bytes), {
         width,
         height,
         mode: preprocessing.mode,

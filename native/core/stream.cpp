@@ -42,13 +42,12 @@ void Session::ended() {
   if (--pending_ == 0) drained_.notify_all();
 }
 
-Stream::Stream(Device& device, int threads) : device_(device), threads_(threads) {
-  thread_ = std::thread([this] { loop(); });
-  thread_.detach();
+Stream::Stream(Device& device, int threads, int workers) : device_(device), threads_(threads) {
+  for (int i = 0; i < workers; ++i) std::thread([this] { loop(); }).detach();
 }
 
 Stream& Stream::side() {
-  static Stream* instance = new Stream(Device::cpu(), 1);  // never destroyed, as Device::cpu()
+  static Stream* instance = new Stream(Device::cpu(), 1, default_threads());  // never destroyed, as Device::cpu()
   return *instance;
 }
 
@@ -70,7 +69,7 @@ void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
 void Stream::halt() {
   std::unique_lock lock(mutex_);
   halted_ = true;
-  idle_.wait(lock, [&] { return running_ == nullptr; });
+  idle_.wait(lock, [&] { return running_.empty(); });
 }
 
 void Stream::drop(const Session& session) {
@@ -84,7 +83,8 @@ void Stream::drop(const Session& session) {
       ++it;
     }
   }
-  if (running_ && running_->session.get() == &session) running_->token->cancel();
+  for (const Entry* entry : running_)
+    if (entry->session.get() == &session) entry->token->cancel();
   lock.unlock();
   for (Entry& e : dropped) {
     if (e.command.done) e.command.done(aborted());
@@ -123,12 +123,12 @@ void Stream::loop() {
     wake_.wait(lock, [&] { return !halted_ && !queue_.empty(); });
     Entry entry = std::move(queue_.front());
     queue_.pop_front();
-    running_ = &entry;
+    running_.push_back(&entry);
     lock.unlock();
     if (int want = team_for(entry.command, threads()); want != team) omp_set_num_threads(team = want);
     auto failure = execute(entry);
     lock.lock();
-    running_ = nullptr;
+    std::erase(running_, &entry);
     idle_.notify_all();
     lock.unlock();
     auto done = std::move(entry.command.done);

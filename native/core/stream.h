@@ -76,10 +76,10 @@ class Session {
 
 class Stream {
  public:
-  /// It starts its thread on first use, and outlives every session.
-  Stream(Device& device, int threads);
+  /// It outlives every session. `workers` above 1: so many threads take commands, which then run in no order.
+  Stream(Device& device, int threads, int workers = 1);
 
-  /// A second thread for the host's side work (resizing pictures), which must not wait behind a long computation.
+  /// The host's side work (decoding and resizing pictures), which must not wait behind a long computation: a worker for each core.
   static Stream& side();
 
   /// Throws Error(BadInput) where a tensor is on another device.
@@ -109,9 +109,8 @@ class Stream {
   std::condition_variable wake_, idle_;
   bool halted_ = false;  // guarded by mutex_
   std::deque<Entry> queue_;
-  const Entry* running_ = nullptr;  // guarded by mutex_
+  std::vector<const Entry*> running_;  // guarded by mutex_
   std::atomic<int> threads_;
-  std::thread thread_;
 };
 
 /// Cores that this process may use: the affinity mask, or OMP_NUM_THREADS where set.

@@ -5,20 +5,13 @@
 #include <cstring>
 #include <vector>
 
+#include "native/core/half.h"
 #include "native/core/parallel.h"
 #include "native/core/philox.h"
 #include "native/ops/check.h"
 
 namespace uniflow::ops {
 namespace {
-
-/// float16 to float32, subnormals and infinities included.
-float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
-  if (exponent == 0) return std::bit_cast<float>(sign | 0x3f800000u) * static_cast<float>(mantissa) * 0x1p-24f;
-  const uint32_t wide = exponent == 31 ? 255u : exponent + 112u;
-  return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
-}
 
 template <class T>
 T read_at(const std::byte* p, int64_t i) {  // the format does not align its data

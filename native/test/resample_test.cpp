@@ -1,6 +1,6 @@
-/// Tests of native/cpu/resample: against a slow reference written from the definition, against what Pillow gave
+/// Tests of native/image/resample: against a slow reference written from the definition, against what Pillow gave
 /// for pictures made by formula, and of what a crop may not change.
-#include "native/cpu/resample.h"
+#include "native/image/resample.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "native/cpu/resample.h"
+#include "native/image/resample.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,78 @@
+/// Results on the host, on their way to files and back; on the host's side stream.
+#include <span>
+
+#include "bindings/define.h"
+#include "bindings/ops.h"
+#include "native/core/values.h"
+
+namespace uniflow::bindings {
+namespace {
+
+Half half(Napi::Value v) {
+  const std::string s = string(v, "type");
+  if (s == "float16") return Half::Float16;
+  if (s == "bfloat16") return Half::BFloat16;
+  throw Error(ErrorCode::BadInput, "type", "'float16' or 'bfloat16'", "'" + s + "'");
+}
+
+template <class T>
+std::span<T> elements(Napi::Value v, const char* name, DType dtype, const char* expected) {
+  const HostArray a = host_array(v, name);
+  if (a.dtype != dtype) throw Error(ErrorCode::BadInput, name, expected, name_of(a.dtype));
+  return {reinterpret_cast<T*>(a.data), a.bytes / sizeof(T)};
+}
+
+std::span<float> wide(Napi::Value v) { return elements<float>(v, "values", DType::Float32, "a Float32Array"); }
+std::span<uint16_t> narrow(Napi::Value v) { return elements<uint16_t>(v, "bits", DType::BFloat16, "a Uint16Array"); }
+
+void check_length(size_t values, size_t bits) {
+  if (values != bits) throw Error(ErrorCode::BadInput, "bits", std::to_string(values) + " elements", std::to_string(bits));
+}
+
+/// store(values, type, bits)
+Napi::Value store(const Info& info) {
+  const auto values = wide(info[0]);
+  const Half type = half(info[1]);
+  const auto bits = narrow(info[2]);
+  check_length(values.size(), bits.size());
+  auto run = [=](const Run&) { uniflow::store(values, type, bits.data()); };
+  return Environment::of(info.Env()).submit(Stream::side(), {"store", {}, {}, run}, keep(info.Env(), {info[0], info[2]}));
+}
+
+/// restore(bits, type, values)
+Napi::Value restore(const Info& info) {
+  const auto bits = narrow(info[0]);
+  const Half type = half(info[1]);
+  const auto values = wide(info[2]);
+  check_length(values.size(), bits.size());
+  auto run = [=](const Run&) { uniflow::restore(bits, type, values.data()); };
+  return Environment::of(info.Env()).submit(Stream::side(), {"restore", {}, {}, run}, keep(info.Env(), {info[0], info[2]}));
+}
+
+/// moments(values, channels, mean, squares)
+Napi::Value moments(const Info& info) {
+  const auto values = wide(info[0]);
+  const int64_t channels = integer(info[1], "channels");
+  if (channels < 1 || values.empty() || static_cast<int64_t>(values.size()) % channels != 0)
+    throw Error(ErrorCode::BadInput, "channels", "a divisor of " + std::to_string(values.size()), std::to_string(channels));
+  const auto doubles = [&](Napi::Value v, const char* name) {
+    if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
+        v.As<Napi::TypedArray>().ElementLength() != static_cast<size_t>(channels))
+      throw Error(ErrorCode::BadInput, name, "a Float64Array of " + std::to_string(channels), "something else");
+    return v.As<Napi::Float64Array>().Data();
+  };
+  double* mean = doubles(info[2], "mean");
+  double* squares = doubles(info[3], "squares");
+  auto run = [=](const Run&) { uniflow::moments(values, channels, mean, squares); };
+  return Environment::of(info.Env()).submit(Stream::side(), {"moments", {}, {}, run}, keep(info.Env(), {info[0], info[2], info[3]}));
+}
+
+}  // namespace
+
+void define_values(Napi::Object exports) {
+  define(exports, "store", store);
+  define(exports, "restore", restore);
+  define(exports, "moments", moments);
+}
+
+}  // namespace uniflow::bindings
