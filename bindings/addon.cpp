@@ -18,7 +18,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   define_training(exports);
   define_checkpoint(exports);
   define_images(exports);
-  define_values(exports);
+  define_shard(exports);
   define_device(exports);
   return exports;
 }

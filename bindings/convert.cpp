@@ -102,7 +102,9 @@ HostArray host_array(Napi::Value v, const char* name) {
   napi_typedarray_type kind;
   size_t length;
   void* data;
-  if (napi_get_typedarray_info(v.Env(), v, &kind, &length, &data, nullptr, nullptr) != napi_ok) reject(name, "a typed array", v);
+  napi_value buffer;
+  if (napi_get_typedarray_info(v.Env(), v, &kind, &length, &data, &buffer, nullptr) != napi_ok) reject(name, "a typed array", v);
+  if (Napi::Object(v.Env(), buffer).Get("resizable").ToBoolean()) reject(name, "an array of fixed length", v);  // another thread may read it
   DType type;
   switch (kind) {
     case napi_float32_array: type = DType::Float32; break;

@@ -57,12 +57,9 @@ void Environment::settle_completed() {
     // What is thrown here must not reach Node's event loop. It is either an error class that throws, or the
     // environment is being terminated: then nobody waits any more.
     try {
-      if (!p->failure) {
-        p->deferred.Resolve(p->result ? p->result(env_) : env_.Undefined());
-        continue;
-      }
       try {
-        p->deferred.Reject(to_js(env_, *p->failure).Value());
+        if (p->failure) throw to_js(env_, *p->failure);
+        p->deferred.Resolve(p->result ? guarded(env_, [&] { return p->result(env_, p->keep.Value()); }) : env_.Undefined());
       } catch (const Napi::Error& e) {
         p->deferred.Reject(e.Value());
       }

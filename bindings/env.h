@@ -24,9 +24,9 @@ class Environment {
   Napi::FunctionReference error_class;   // UniFlowError, given by lib/native.ts
   Napi::FunctionReference tensor_class;
 
-  using Result = std::function<Napi::Value(Napi::Env)>;
+  using Result = std::function<Napi::Value(Napi::Env, Napi::Object kept)>;
 
-  /// Queues `command` and returns a promise that resolves with `result()` when it has ended, without one with undefined, or rejects
+  /// Queues `command` and returns a promise that resolves with `result(env, keep)` when it has ended, without one with undefined, or rejects
   /// with its failure. `keep` stays alive until then.
   Napi::Promise submit(Stream& stream, Command command, Napi::Object keep, Result result = nullptr);
 

@@ -21,111 +21,120 @@ Filter filter(Napi::Value v) {
   throw Error(ErrorCode::BadInput, "filter", "'box', 'bilinear', 'bicubic' or 'lanczos'", "'" + s + "'");
 }
 
+Resampling::Mode mode(Napi::Value v) {
+  const std::string s = string(v, "mode");
+  if (s == "cover") return Resampling::Mode::Cover;
+  if (s == "shortest_edge") return Resampling::Mode::ShortestEdge;
+  if (s == "stretch") return Resampling::Mode::Stretch;
+  throw Error(ErrorCode::BadInput, "mode", "'cover', 'shortest_edge' or 'stretch'", "'" + s + "'");
+}
+
 int pixels(Napi::Value v, const char* name) {
   const int64_t n = integer(v, name);
   if (n < 1 || n > (1 << 20)) throw Error(ErrorCode::BadInput, name, "1 to 2^20 pixels", std::to_string(n));
   return static_cast<int>(n);
 }
 
-size_t rgb_bytes(int width, int height) { return size_t{3} * static_cast<size_t>(width) * static_cast<size_t>(height); }
+Resampling resampling(Napi::Value v) {
+  const Napi::Object o = object(v, "to");
+  Resampling to{pixels(o["width"], "width"), pixels(o["height"], "height"), mode(o["mode"]), 0, filter(o["filter"])};
+  if (to.mode == Resampling::Mode::ShortestEdge) to.edge = pixels(o["edge"], "edge");
+  return to;
+}
 
+/// The bytes of a packed picture.
 uint8_t* rgb(Napi::Value v, const char* name, int width, int height) {
   const HostArray a = host_array(v, name);
-  const size_t want = rgb_bytes(width, height);
+  const size_t want = size_t{3} * static_cast<size_t>(width) * static_cast<size_t>(height);
   if (a.dtype != DType::UInt8 || a.bytes != want)
     throw Error(ErrorCode::BadInput, name, std::to_string(want) + " bytes of RGB", std::to_string(a.bytes) + " of " + name_of(a.dtype));
   return reinterpret_cast<uint8_t*>(a.data);
 }
 
-std::span<const uint8_t> bytes(Napi::Value v) {
-  const HostArray a = host_array(v, "file");
-  return {reinterpret_cast<const uint8_t*>(a.data), a.bytes};
-}
-
-constexpr napi_type_tag kFileTag = {0x6b0c52e97f3d4a18, 0x92d7e41ba85c360f};
-using FileRef = std::shared_ptr<const JpegFile>;
-
-FileRef& file(Napi::Value v) {
-  if (!v.As<Napi::External<FileRef>>().CheckTypeTag(&kFileTag)) throw Error(ErrorCode::BadInput, "file", "an open JPEG", "something else");
-  return *v.As<Napi::External<FileRef>>().Data();
-}
-
-/// A resize to do: { width, height, mode, edge, filter }
-struct Resampling {
-  int width, height;
-  enum { Cover, ShortestEdge, Stretch } mode;
-  int edge;
-  Filter filter;
-
-  explicit Resampling(Napi::Object o) : width(pixels(o["width"], "width")), height(pixels(o["height"], "height")) {
-    const std::string s = string(o["mode"], "mode");
-    if (s != "cover" && s != "shortest_edge" && s != "stretch")
-      throw Error(ErrorCode::BadInput, "mode", "'cover', 'shortest_edge' or 'stretch'", "'" + s + "'");
-    mode = s == "cover" ? Cover : s == "stretch" ? Stretch : ShortestEdge;
-    edge = mode == ShortestEdge ? pixels(o["edge"], "edge") : 0;
-    filter = bindings::filter(o["filter"]);
-  }
-
-  void operator()(const ImageView& in, uint8_t* out) const {
-    switch (mode) {
-      case Cover: return center_crop(in, out, width, height);
-      case Stretch: return resize(in, out, width, height, filter);
-      case ShortestEdge: return shortest_edge_crop(in, out, width, height, edge, filter);
-    }
-  }
+/// What a handle has: a file that was read, or the caller's bytes.
+struct OpenJpeg {
+  std::optional<Jpeg> jpeg;
+  std::shared_ptr<const Bytes> read;
 };
 
-Napi::Object opened(Napi::Env env, JpegSize size, Napi::Value file) {
+struct Handle {
+  OpenJpeg open;
+  Napi::ObjectReference bytes;
+};
+
+constexpr napi_type_tag kJpegTag = {0x6b0c52e97f3d4a18, 0x92d7e41ba85c360f};
+
+/// V8 hears of what waits to be decoded, for a handle may be forgotten.
+void account(Napi::Env env, const OpenJpeg& open, int64_t sign) {
+  if (open.read) Napi::MemoryManagement::AdjustExternalMemory(env, sign * static_cast<int64_t>(open.read->size));
+}
+
+/// @param source keeps the caller's bytes alive.
+Napi::Value wrap(Napi::Env env, OpenJpeg open, Napi::Object source) {
+  auto handle = std::make_unique<Handle>(Handle{std::move(open), {}});
+  if (!handle->open.read) handle->bytes = Napi::Persistent(source);
+  auto file = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env e, Handle* h) {
+    account(e, h->open, -1);
+    delete h;
+  });
+  const OpenJpeg& kept = handle.release()->open;
+  account(env, kept, 1);
+  file.TypeTag(&kJpegTag);
   auto result = Napi::Object::New(env);
-  result["width"] = size.width;
-  result["height"] = size.height;
+  result["width"] = kept.jpeg->width;
+  result["height"] = kept.jpeg->height;
   result["file"] = file;
   return result;
 }
 
-/// openJpeg(path or bytes): { width, height, file }, or undefined; of a path, a promise of it
+/// openJpeg(path or bytes, maxPixels): { width, height, file }, or undefined
 Napi::Value open_jpeg(const Info& info) {
+  const double most = number(info[1], "maxPixels");
+  const auto open = std::make_shared<OpenJpeg>();
+  const std::string path = info[0].IsString() ? string(info[0], "path") : "";
+  std::span<const uint8_t> bytes;
   if (!info[0].IsString()) {
-    const auto size = read_jpeg_size(bytes(info[0]));
-    return size ? opened(info.Env(), *size, info[0]) : info.Env().Undefined();
+    const HostArray a = host_array(info[0], "file");
+    bytes = {reinterpret_cast<const uint8_t*>(a.data), a.bytes};
   }
-  const auto found = std::make_shared<std::optional<JpegFile>>();
-  auto run = [found, path = string(info[0], "path")](const Run&) { *found = uniflow::open_jpeg(path); };
-  auto result = [found](Napi::Env env) -> Napi::Value {
-    if (!*found) return env.Undefined();
-    auto* ref = new FileRef(std::make_shared<JpegFile>(*std::move(*found)));
-    auto file = Napi::External<FileRef>::New(env, ref, [](Napi::Env, FileRef* r) { delete r; });
-    file.TypeTag(&kFileTag);
-    return opened(env, (*ref)->size, file);
+  auto run = [=, from_file = info[0].IsString()](const Run&) {
+    std::optional<Bytes> read;
+    if (from_file && !(read = read_jpeg_file(path))) return;
+    open->jpeg = read_jpeg_header(read ? read->span() : bytes);
+    if (open->jpeg && !(double{1} * open->jpeg->width * open->jpeg->height <= most)) open->jpeg.reset();
+    if (open->jpeg && read) open->read = std::make_shared<Bytes>(*std::move(read));
   };
-  return Environment::of(info.Env()).submit(Stream::side(), {"openJpeg", {}, {}, run}, keep(info.Env(), {}), result);
+  auto result = [=](Napi::Env env, Napi::Object kept) { return open->jpeg ? wrap(env, std::move(*open), kept) : env.Undefined(); };
+  return Environment::of(info.Env()).submit(Stream::side(), {"openJpeg", {}, {}, run}, keep(info.Env(), {info[0]}), result);
 }
 
-/// decodeJpeg(file, width, height, into, resampling or undefined)
+/// decodeJpeg(file, into, resampling or undefined): whether the file is whole
 Napi::Value decode_jpeg(const Info& info) {
-  FileRef held;  // until the command has run, no longer: the garbage collector would take its time
-  if (info[0].IsExternal()) held = std::exchange(file(info[0]), std::make_shared<JpegFile>());
-  const auto in = held ? held->span() : bytes(info[0]);
-  const JpegSize size = {pixels(info[1], "width"), pixels(info[2], "height")};
-  std::optional<Resampling> resampling;
-  if (!info[4].IsUndefined()) resampling.emplace(object(info[4], "to"));
-  uint8_t* out = resampling ? rgb(info[3], "into", resampling->width, resampling->height) : rgb(info[3], "into", size.width, size.height);
-  auto run = [=, held = std::move(held)](const Run&) {
-    if (!resampling) return uniflow::decode_jpeg(in, size, out);
-    const auto picture = std::make_unique_for_overwrite<uint8_t[]>(rgb_bytes(size.width, size.height));
-    uniflow::decode_jpeg(in, size, picture.get());
-    (*resampling)(ImageView::packed(picture.get(), size.width, size.height), out);
+  if (!info[0].IsExternal() || !info[0].As<Napi::External<Handle>>().CheckTypeTag(&kJpegTag))
+    throw Error(ErrorCode::BadInput, "file", "an open JPEG", "something else");
+  OpenJpeg& handle = info[0].As<Napi::External<Handle>>().Data()->open;
+  if (!handle.jpeg) throw Error(ErrorCode::BadInput, "file", "a JPEG that was not decoded yet", "one that was");
+  std::optional<Resampling> to;
+  if (!info[2].IsUndefined()) to = resampling(info[2]);
+  uint8_t* out = to ? rgb(info[1], "into", to->width, to->height) : rgb(info[1], "into", handle.jpeg->width, handle.jpeg->height);
+  // Its memory goes with the command, not when the garbage collector finds the handle.
+  account(info.Env(), handle, -1);
+  const OpenJpeg open = std::exchange(handle, {});
+  const auto whole = std::make_shared<bool>();
+  auto run = [=](const Run& run) {
+    *whole = to ? uniflow::decode_jpeg(*open.jpeg, *to, out, run.token) : uniflow::decode_jpeg(*open.jpeg, out, run.token);
   };
-  return Environment::of(info.Env()).submit(Stream::side(), {"decodeJpeg", {}, {}, run}, keep(info.Env(), {info[0], info[3]}));
+  auto result = [=](Napi::Env env, Napi::Object) -> Napi::Value { return Napi::Boolean::New(env, *whole); };
+  return Environment::of(info.Env()).submit(Stream::side(), {"decodeJpeg", {}, {}, run}, keep(info.Env(), {info[0], info[1]}), result);
 }
 
-/// resample(pixels, width, height, into, resampling)
+/// resample(pixels, width, height, into, to)
 Napi::Value resample(const Info& info) {
   const int width = pixels(info[1], "width"), height = pixels(info[2], "height");
-  const Resampling resampling(object(info[4], "to"));
+  const Resampling to = resampling(info[4]);
   const ImageView in = ImageView::packed(rgb(info[0], "pixels", width, height), width, height);
-  uint8_t* out = rgb(info[3], "into", resampling.width, resampling.height);
-  auto run = [=](const Run&) { resampling(in, out); };
+  uint8_t* out = rgb(info[3], "into", to.width, to.height);
+  auto run = [=](const Run&) { uniflow::resample(in, out, to); };
   return Environment::of(info.Env()).submit(Stream::side(), {"resample", {}, {}, run}, keep(info.Env(), {info[0], info[3]}));
 }
 

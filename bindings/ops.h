@@ -8,7 +8,7 @@ void define_ops(Napi::Object exports);         // ops.cpp: everything that makes
 void define_training(Napi::Object exports);    // training.cpp: backward passes, losses, the optimizer, statistics
 void define_checkpoint(Napi::Object exports);  // checkpoint.cpp: safetensors files and parameters
 void define_images(Napi::Object exports);      // images.cpp: decoding and resizing, on the host's side stream
-void define_values(Napi::Object exports);      // values.cpp: results as files hold them, and their statistics
+void define_shard(Napi::Object exports);       // shard.cpp: results as files hold them, and their statistics
 void define_device(Napi::Object exports);      // device.cpp: threads, memory, cancellation, what the machine can do
 
 }  // namespace uniflow::bindings

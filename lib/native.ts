@@ -12,11 +12,6 @@ export type FloatType = 'float32' | 'bfloat16';
 export type WeightType = FloatType | 'float8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
 export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
-export interface OpenJpeg<File> {
-  width: number;
-  height: number;
-  file: File;
-}
 export interface Resampling {
   width: number;
   height: number;
@@ -162,14 +157,13 @@ export interface Native {
     dtype: 'uint8' | 'float32',
   ): TensorHandle;
   imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
-  /** The size of the upright picture, of a JPEG file that decodeJpeg can decode; undefined of any other, and of one that cannot be read. */
-  openJpeg(path: string): Promise<OpenJpeg<JpegHandle> | undefined>;
-  openJpeg(bytes: Uint8Array): OpenJpeg<Uint8Array> | undefined;
   /**
-   * Decodes an upright picture of this size to packed RGB, resized where `to` is given; BAD_INPUT where anything is wrong with the file. Arrays
-   * stay untouched until it resolves. A handle is used up.
+   * A path or the bytes of a file, which stay untouched until decodeJpeg resolves. Undefined: it cannot be read, or is no JPEG that decodeJpeg
+   * decodes, or has more pixels. The size is that of the upright picture.
    */
-  decodeJpeg(file: JpegHandle | Uint8Array, width: number, height: number, into: Uint8Array, to: Resampling | undefined): Promise<void>;
+  openJpeg(source: string | Uint8Array, maxPixels: number): Promise<{ width: number; height: number; file: JpegHandle } | undefined>;
+  /** Decodes to packed RGB, resized where `to` is given; false where anything is wrong with the file. It uses the handle up. */
+  decodeJpeg(file: JpegHandle, into: Uint8Array, to: Resampling | undefined): Promise<boolean>;
   /** Resizes RGB pixels into `into`, a packed [height, width, 3]; both arrays stay untouched until it resolves. */
   resample(pixels: Uint8Array, width: number, height: number, into: Uint8Array, to: Resampling): Promise<void>;
   /** Rounds to 16 bits; UNSUPPORTED for what float16 cannot hold. The arrays stay untouched until it resolves; so in the two below. */
@@ -304,7 +298,7 @@ function load(): Native {
   } catch (cause) {
     const why = existsSync(path)
       ? `The native addon cannot be loaded: ${(cause as Error).message}
-If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl2 libjpeg62-turbo, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
+If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl-dev libjpeg-dev, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
 If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
       : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
 That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;

@@ -637,6 +637,8 @@ const hostile = `
   const raw = { tensor, packed, layer, block, normalisation, head, flow, random, pixels, latents, fixture };
 `;
 
+const jpeg = join(import.meta.dirname, 'fixtures', 'jpeg', '422.jpg');
+
 /** A valid call is in the list too: it shows that the rest fails for its reason. */
 const survived: [script: string, outcome: RegExp][] = [
   ['return native.flowIntegrate(raw.head(), raw.tensor([1, 4, 16]), raw.flow())', /^$/],
@@ -845,6 +847,33 @@ const survived: [script: string, outcome: RegExp][] = [
     'await native.resample(new Uint8Array(3 << 20), 1 << 20, 1, new Uint8Array(12), { width: 2, height: 2, mode: "shortest_edge", edge: 1 << 20, filter: "lanczos" })',
     /^(BAD_INPUT|OUT_OF_MEMORY|$)/,
   ],
+
+  ['await native.openJpeg(7, 1)', /^BAD_INPUT file/],
+  ['await native.openJpeg("a.jpg", NaN)', /^BAD_INPUT maxPixels/],
+  [
+    'await native.openJpeg(new Uint8Array(new ArrayBuffer(8, { maxByteLength: 16 })), 1)',
+    /^BAD_INPUT file: expected an array of fixed length/,
+  ],
+  ['await native.decodeJpeg({}, new Uint8Array(12), undefined)', /^BAD_INPUT file/],
+  ['await native.decodeJpeg(native.createToken(), new Uint8Array(12), undefined)', /^BAD_INPUT file/],
+  [
+    `const { file } = await native.openJpeg(${JSON.stringify(jpeg)}, 1e9);
+     await native.decodeJpeg(file, new Uint8Array(12), undefined);`,
+    /^BAD_INPUT into/,
+  ],
+  [
+    `const { file, width, height } = await native.openJpeg(${JSON.stringify(jpeg)}, 1e9);
+     for (let i = 0; i < 2; i++) await native.decodeJpeg(file, new Uint8Array(3 * width * height), undefined);`,
+    /^BAD_INPUT file: expected a JPEG that was not decoded yet/,
+  ],
+
+  // what shards keep
+  ['await native.store(new Float32Array(2), "float16", new Uint16Array(3))', /^BAD_INPUT bits/],
+  ['await native.store(new Float32Array(2), "float32", new Uint16Array(2))', /^BAD_INPUT type/],
+  ['await native.store(new Float32Array([1e30]), "float16", new Uint16Array(1))', /^UNSUPPORTED store: .* but got 1e\+30/],
+  ['await native.restore(new Uint16Array(2), "bfloat16", new Float32Array(1))', /^BAD_INPUT bits/],
+  ['await native.moments(new Float32Array(7), 2, new Float64Array(2), new Float64Array(2))', /^BAD_INPUT channels/],
+  ['await native.moments(new Float32Array(8), 2, new Float64Array(2), new Float64Array(1))', /^BAD_INPUT squares/],
 
   // error classes that do not work
   ['native.setErrorClass(123)', /^(BAD_INPUT|TypeError|Error)/],

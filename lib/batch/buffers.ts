@@ -1,17 +1,27 @@
-/** Memory for pixels that goes round: as much as is in use at once, and no more. */
+/** More than this is left to the garbage collector. */
+const MOST_KEPT_BYTES = 128 << 20;
+
+/**
+ * Memory for pixels that goes round: as much as is in use at once. V8 counts what lies outside its heap, and collects garbage every few
+ * megabytes of it, which costs more than decoding a picture.
+ */
 export class Buffers {
   private readonly free: ArrayBuffer[] = [];
-  private largest = 0;
+  private kept = 0;
 
   /** Bytes with arbitrary content. */
   take(bytes: number): Uint8Array {
-    this.largest = Math.max(this.largest, bytes);
     const last = this.free.pop();
-    return new Uint8Array(last && last.byteLength >= bytes ? last : new ArrayBuffer(this.largest), 0, bytes);
+    if (last) this.kept -= last.byteLength;
+    const fits = last && last.byteLength >= bytes && last.byteLength <= 2 * bytes;
+    return new Uint8Array(fits ? last : new ArrayBuffer(bytes), 0, bytes);
   }
 
   /** They must not be used any more. */
   give(bytes: Uint8Array): void {
-    this.free.push(bytes.buffer as ArrayBuffer);
+    const buffer = bytes.buffer as ArrayBuffer;
+    if (this.kept + buffer.byteLength > MOST_KEPT_BYTES) return;
+    this.kept += buffer.byteLength;
+    this.free.push(buffer);
   }
 }

@@ -63,7 +63,7 @@ const READ_AHEAD = 32;
 /** Batches' worth of pictures that wait for others of their shape; then the fullest batch is computed as it is. */
 const WAITING = 8;
 /** What the system cannot give now: no fault of a picture. */
-const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM']);
+const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
 
 /**
  * What several streams of pictures through one model share: threads that decode, memory, and the count of how busy all are. Latents depend on
@@ -134,7 +134,12 @@ export class Pipeline {
     const placement = placementOf(picture, this.target);
     const { rows, cols } = placement.grid;
     const pixels = this.singles.take(3 * rows * cols * this.target.patch ** 2);
-    await place(picture, placement, this.target, pixels);
+    try {
+      await place(picture, placement, this.target, pixels);
+    } catch (error) {
+      this.singles.give(pixels);
+      throw error;
+    }
     return { record: { id, width, height, ...placement }, pixels };
   }
 

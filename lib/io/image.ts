@@ -33,6 +33,8 @@ export interface OpenImage {
 }
 
 const DEFAULT_MAX_PIXELS = 16383 * 16383;
+/** Their bytes fit into an array of 4 GiB. */
+const MOST_PIXELS = 2 ** 30;
 const FORMATS: readonly string[] = ['jpeg', 'png', 'webp', 'heif', 'tiff', 'gif'];
 const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF or GIF picture';
 const WHITE = '#ffffff';
@@ -64,18 +66,20 @@ export async function decodeImage(source: ImageSource, options: DecodeOptions = 
  */
 export async function openImage(source: ImageSource | RgbImage, options: DecodeOptions = {}): Promise<OpenImage> {
   if (isPixels(source)) return openPixels(source);
-  const jpeg = await plainJpeg(source, options);
+  let jpeg = await plainJpeg(source, options);
   if (!jpeg) return openPixels(await decodeAny(source, options));
   const { width, height } = jpeg;
   const resample = async (into: Uint8Array, to: Resampling): Promise<void> => {
-    if (!(await jpeg.decode(into, to))) await openPixels(await decodeAny(source, options)).resample(into, to);
+    const opened = jpeg ?? (await plainJpeg(source, options));
+    jpeg = undefined; // for one time
+    if (!(await opened?.decode(into, to))) await openPixels(await decodeAny(source, options)).resample(into, to);
   };
   return { width, height, resample };
 }
 
 /** Whether it is decoded already. */
 export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
-  return typeof image === 'object' && 'data' in image;
+  return typeof image === 'object' && image !== null && 'data' in image;
 }
 
 function openPixels(image: RgbImage): OpenImage {
@@ -94,20 +98,15 @@ interface Jpeg {
 /** The quick way for what most pictures are. Undefined: it is something else, or cannot be read. */
 async function plainJpeg(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, signal }: DecodeOptions): Promise<Jpeg | undefined> {
   throwIfAborted(signal);
-  const opened = source instanceof Uint8Array ? native.openJpeg(source) : await native.openJpeg(pathOf(source));
+  const opened = await native.openJpeg(source instanceof Uint8Array ? source : pathOf(source), Math.min(maxPixels || 0, MOST_PIXELS));
   throwIfAborted(signal);
-  if (!opened || opened.width * opened.height > maxPixels) return undefined;
+  if (!opened) return undefined;
   const { file, width, height } = opened;
   const decode = async (into: Uint8Array, to?: Resampling): Promise<boolean> => {
     throwIfAborted(signal);
-    try {
-      await native.decodeJpeg(file, width, height, into, to);
-    } catch (error) {
-      if ((error as UniFlowError).code !== 'BAD_INPUT') throw error;
-      return false;
-    }
+    const whole = await native.decodeJpeg(file, into, to);
     throwIfAborted(signal);
-    return true;
+    return whole;
   };
   return { width, height, decode };
 }

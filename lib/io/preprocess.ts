@@ -119,22 +119,22 @@ export async function loadPixels(
   options: DecodeOptions = {},
 ): Promise<Uint8Array> {
   const { signal } = options;
-  const [height, width] = size;
-  const bytes = height * width * 3;
+  const bytes = 3 * size[0] * size[1];
   const batch = new Uint8Array(sources.length * bytes);
-  await Promise.all(
-    sources.map(async (source, i) => {
-      throwIfAborted(signal);
-      const image = await openImage(source, options);
-      await image.resample(batch.subarray(i * bytes, (i + 1) * bytes), {
-        width,
-        height,
-        mode: preprocessing.mode,
-        edge: Math.round(Math.max(height, width) * preprocessing.edgeRatio),
-        filter: preprocessing.filter,
-      });
-    }),
-  );
+  await Promise.all(sources.map((source, i) => loadInto(batch.subarray(i * bytes, (i + 1) * bytes), source, preprocessing, size, options)));
   if (signal?.aborted) throw aborted(signal);
   return batch;
+}
+
+/** Decodes one picture `into` uint8 [H,W,3]. */
+export async function loadInto(
+  into: Uint8Array,
+  source: ImageSource,
+  { mode, filter, edgeRatio }: Preprocessing,
+  [height, width]: readonly [number, number],
+  options: DecodeOptions = {},
+): Promise<void> {
+  throwIfAborted(options.signal);
+  const image = await openImage(source, options);
+  await image.resample(into, { width, height, mode, filter, edge: Math.round(Math.max(height, width) * edgeRatio) });
 }

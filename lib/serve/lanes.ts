@@ -1,5 +1,6 @@
 /** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
 import ndarray, { type NdArray } from 'ndarray';
+import { Buffers } from '../batch/buffers.js';
 import type { DecodeOptions, UniFlow } from '../uniflow.js';
 import { defaultBatchSize } from '../gather.js';
 import { picturesOf, type RgbImage } from '../io/image.js';
@@ -29,6 +30,9 @@ export interface ReconstructedPicture {
 }
 
 export class Lanes {
+  private readonly singles = new Buffers();
+  private readonly batches = new Buffers();
+
   constructor(
     private readonly uniflow: UniFlow,
     private readonly maxBatch: number | undefined,
@@ -36,7 +40,9 @@ export class Lanes {
 
   encode(size: Size, tokens: boolean): ModelLane<Uint8Array, EncodedPicture> {
     return this.lane('encode', this.patches(size), [size, tokens], async (pictures, signal) => {
-      const encoded = await this.uniflow.encode(pixelsOf(pictures, size), { tokens, batchSize: pictures.length, signal });
+      const encoded = await this.stacked(pictures, size, (pixels) =>
+        this.uniflow.encode(pixels, { tokens, batchSize: pictures.length, signal }),
+      );
       const [latents, all] = [rowsOf(encoded.latents), encoded.tokens && rowsOf(encoded.tokens)];
       return latents.map((row, i) => ({ latents: row, tokens: all?.[i] }));
     });
@@ -48,7 +54,7 @@ export class Lanes {
     sampling: Sampling,
   ): ModelLane<Float32Array, RgbImage> {
     return this.lane('decode', shape[0], [shape, grid, keyOf(sampling)], async (rows, signal) => {
-      const latents = ndarray(stacked(rows, Float32Array), [rows.length, ...shape]);
+      const latents = ndarray(stack(rows, new Float32Array(rows.length * shape[0] * shape[1])), [rows.length, ...shape]);
       return picturesOf(await this.uniflow.decode(latents, { ...sampling, grid, batchSize: rows.length, signal }));
     });
   }
@@ -56,13 +62,27 @@ export class Lanes {
   reconstruct(size: Size, sampling: Sampling): ModelLane<Uint8Array, ReconstructedPicture> {
     return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (pictures, signal) => {
       const options = { ...sampling, batchSize: pictures.length, signal };
-      const { images, perImage } = await this.uniflow.reconstruct(pixelsOf(pictures, size), options);
+      const { images, perImage } = await this.stacked(pictures, size, (pixels) => this.uniflow.reconstruct(pixels, options));
       return picturesOf(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
     });
   }
 
   patches([height, width]: Size): number {
     return (height * width) / this.uniflow.config.patch ** 2;
+  }
+
+  /** For a picture's pixels; {@link encode} and {@link reconstruct} take it back. */
+  roomFor([height, width]: Size): Uint8Array {
+    return this.singles.take(3 * height * width);
+  }
+
+  private async stacked<R>(pictures: readonly Uint8Array[], [height, width]: Size, work: (pixels: PixelInput) => Promise<R>): Promise<R> {
+    const shape = [pictures.length, height, width, 3];
+    const all = this.batches.take(3 * pictures.length * height * width);
+    const result = await work({ pixels: ndarray(stack(pictures, all), shape) });
+    for (const picture of pictures) this.singles.give(picture); // where it failed, they are tried again
+    this.batches.give(all);
+    return result;
   }
 
   private lane<I, R>(work: Work, patches: number, key: unknown[], run: ModelLane<I, R>['run']): ModelLane<I, R> {
@@ -74,16 +94,9 @@ function keyOf({ steps, schedule, guidance, seed }: Sampling): unknown[] {
   return [steps, schedule, guidance, seed];
 }
 
-function pixelsOf(pictures: readonly Uint8Array[], [height, width]: Size): PixelInput {
-  return { pixels: ndarray(stacked(pictures, Uint8Array), [pictures.length, height, width, 3]) };
-}
-
 /** Arrays of one length, one after the other. */
-function stacked<T extends Uint8Array | Float32Array>(rows: readonly T[], type: new (length: number) => T): T {
-  const [first] = rows as [T];
-  if (rows.length === 1) return first;
-  const all = new type(rows.length * first.length);
-  rows.forEach((row, i) => all.set(row, i * first.length));
+function stack<T extends Uint8Array | Float32Array>(rows: readonly T[], all: T): T {
+  rows.forEach((row, i) => all.set(row, i * row.length));
   return all;
 }
 

@@ -6,7 +6,7 @@ import type { UniFlow } from '../uniflow.js';
 import { uniFlowPreprocessing } from '../config.js';
 import { aborted, UniFlowError } from '../errors.js';
 import { checkSize } from '../io/input.js';
-import { loadPixels } from '../io/preprocess.js';
+import { loadInto } from '../io/preprocess.js';
 import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
 import { bytesOf, each, readLatents, readPictures, told, type Picture } from './body.js';
@@ -150,7 +150,9 @@ class Routes {
     return this.decoding(async () => {
       if (signal.aborted) throw aborted(signal);
       try {
-        return await loadPixels([bytes], this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
+        const pixels = this.lanes.roomFor(size);
+        await loadInto(pixels, bytes, this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
+        return pixels;
       } catch (error) {
         throw told(picture, error);
       }

@@ -3,6 +3,8 @@
 #include <omp.h>
 
 #include <new>
+#include <string>
+#include <system_error>
 
 #include "native/core/device.h"
 
@@ -32,7 +34,7 @@ Device& Session::device() const { return device_ ? *device_ : Device::cpu(); }
 void Session::close() {
   closed_.store(true);
   for (Device* device : Device::opened()) device->stream().drop(*this);
-  Stream::side().drop(*this);
+  if (Stream* side = Stream::opened_side()) side->drop(*this);
   std::unique_lock lock(mutex_);
   drained_.wait(lock, [&] { return pending_ == 0; });
 }
@@ -43,13 +45,30 @@ void Session::ended() {
 }
 
 Stream::Stream(Device& device, int threads, int workers) : device_(device), threads_(threads) {
-  for (int i = 0; i < workers; ++i) std::thread([this] { loop(); }).detach();
+  running_.reserve(static_cast<size_t>(workers));
+  for (int i = 0; i < workers; ++i) {
+    try {
+      std::thread([this] { loop(); }).detach();
+    } catch (const std::system_error& e) {
+      if (i == 0) throw Error(ErrorCode::OutOfMemory, std::string("no thread can be started: ") + e.what());
+      break;
+    }
+  }
+}
+
+namespace {
+std::atomic<Stream*> the_side{nullptr};
 }
 
 Stream& Stream::side() {
-  static Stream* instance = new Stream(Device::cpu(), 1, default_threads());  // never destroyed, as Device::cpu()
-  return *instance;
+  static Stream& instance = [&]() -> Stream& {
+    the_side = new Stream(Device::cpu(), 1, default_threads());  // never destroyed, as Device::cpu()
+    return *the_side;
+  }();
+  return instance;
 }
+
+Stream* Stream::opened_side() { return the_side; }
 
 void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
   for (const auto* tensors : {&command.inputs, &command.outputs})

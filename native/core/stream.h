@@ -76,11 +76,13 @@ class Session {
 
 class Stream {
  public:
-  /// It outlives every session. `workers` above 1: so many threads take commands, which then run in no order.
+  /// It outlives every session. `workers` above 1: so many threads take commands, or as many as the system grants; they then run in no order.
   Stream(Device& device, int threads, int workers = 1);
 
   /// The host's side work (decoding and resizing pictures), which must not wait behind a long computation: a worker for each core.
   static Stream& side();
+  /// Null before the first call of side().
+  static Stream* opened_side();
 
   /// Throws Error(BadInput) where a tensor is on another device.
   void enqueue(const std::shared_ptr<Session>& session, Command command);

@@ -2,20 +2,14 @@
 
 #include <cstdio>  // jpeglib.h needs it
 
-#include <fcntl.h>
 #include <jpeglib.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <csetjmp>
 #include <cstring>
 #include <iterator>
-#include <string>
-#include <string_view>
-
-#include "native/core/error.h"
+#include <memory>
+#include <utility>
 
 #ifndef LIBJPEG_TURBO_VERSION
 #error "libjpeg-turbo is needed: other libraries of this interface give other pixels"
@@ -24,7 +18,9 @@
 namespace uniflow {
 namespace {
 
-constexpr int kExifMarker = JPEG_APP0 + 1;
+constexpr int kChannels = 3;
+constexpr uint8_t kStart[] = {0xFF, 0xD8};
+constexpr size_t kMostBytes = (size_t{1} << 31) - 1;  // of a file
 /// A small file can ask for thousands of passes over a large picture; true ones have about ten.
 constexpr int kMostScans = 100;
 
@@ -42,25 +38,32 @@ void leave_on_warning(j_common_ptr jpeg, int level) {
   if (level < 0) leave(jpeg);
 }
 
-void leave_on_many_scans(j_common_ptr jpeg) {
+struct Progress : jpeg_progress_mgr {
+  const CancelToken* token;
+};
+
+/// Called every few rows.
+void look_around(j_common_ptr jpeg) {
+  const CancelToken* token = static_cast<Progress*>(jpeg->progress)->token;
+  if (token && token->cancelled()) leave(jpeg);
   if (reinterpret_cast<j_decompress_ptr>(jpeg)->input_scan_number > kMostScans) leave(jpeg);
 }
 
 /// Calls `work(decompressor)` with the file's header read; false where libjpeg found fault. `work` must own nothing: longjmp destroys nothing.
 template <class Work>
-bool with_header(std::span<const uint8_t> file, Work work) {
+bool with_header(std::span<const uint8_t> file, const CancelToken* token, Work work) {
   Escape escape;
-  jpeg_progress_mgr progress{};
+  Progress progress{};
   jpeg_decompress_struct jpeg{};
   jpeg.err = jpeg_std_error(&escape);
   escape.error_exit = leave;
   escape.emit_message = leave_on_warning;
-  progress.progress_monitor = leave_on_many_scans;
+  progress.progress_monitor = look_around;
+  progress.token = token;
   bool fine = false;
   if (setjmp(escape.to) == 0) {
     jpeg_create_decompress(&jpeg);
     jpeg.progress = &progress;
-    jpeg_save_markers(&jpeg, kExifMarker, 0xFFFF);
     jpeg_mem_src(&jpeg, file.data(), file.size());
     jpeg_read_header(&jpeg, TRUE);
     fine = work(jpeg);
@@ -109,37 +112,55 @@ int orientation_in(Tiff tiff) {
   const size_t entries = tiff.u16(directory);
   if (!tiff.has(directory + 2, entries * kEntry)) return 0;
   int orientation = 1;
+  bool found = false;
   for (size_t i = 0; i < entries; ++i) {
     const size_t entry = directory + 2 + i * kEntry;
     if (tiff.u16(entry) != kOrientation) continue;
     const uint32_t value = tiff.u16(entry + 8);
     const bool clear = tiff.u16(entry + 2) == kShort && tiff.u32(entry + 4) == 1 && value >= 1 && value <= 8;
-    if (!clear || orientation != 1) return 0;
+    if (!clear || found) return 0;
+    found = true;
     orientation = static_cast<int>(value);
   }
   return orientation;
 }
 
-int orientation_of(const jpeg_decompress_struct& jpeg) {
-  constexpr std::string_view kExif("Exif\0\0", 6);
+/// Of the segments before the first scan. libjpeg could keep them for us, in a time that grows with the square of their number.
+int orientation_of(std::span<const uint8_t> file) {
+  constexpr uint8_t kFill = 0xFF, kApp1 = 0xE1, kScan = 0xDA, kExif[] = {'E', 'x', 'i', 'f', 0, 0};
+  constexpr size_t kName = 4;  // of the six bytes
+  const auto stands_alone = [](uint8_t marker) { return marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD9); };
   int orientation = 1;
-  bool seen = false;
-  for (auto* marker = jpeg.marker_list; marker; marker = marker->next) {
-    const std::span<const uint8_t> data(marker->data, marker->data_length);
-    if (data.size() < kExif.size() || std::memcmp(data.data(), kExif.data(), 4) != 0) continue;  // XMP
-    if (seen || data[4] != 0) return 0;
-    seen = true;
-    orientation = orientation_in(Tiff(data.subspan(kExif.size())));
+  bool found = false;
+  for (size_t at = sizeof kStart; at + 4 <= file.size();) {
+    const uint8_t marker = file[at + 1];
+    if (file[at] != kFill || stands_alone(marker)) return 0;
+    if (marker == kScan) return orientation;
+    if (marker == kFill) {
+      ++at;
+      continue;
+    }
+    const size_t length = static_cast<size_t>(file[at + 2]) << 8 | file[at + 3];
+    if (length < 2 || length > file.size() - at - 2) return 0;
+    const auto data = file.subspan(at + 4, length - 2);
+    at += 2 + length;
+    if (marker != kApp1 || data.size() < kName || std::memcmp(data.data(), kExif, kName) != 0) continue;
+    if (found || data.size() < sizeof kExif || std::memcmp(data.data(), kExif, sizeof kExif) != 0) return 0;
+    found = true;
+    orientation = orientation_in(Tiff(data.subspan(sizeof kExif)));
+    if (orientation == 0) return 0;
   }
-  return orientation;
+  return 0;
 }
+
+bool is_sideways(int orientation) { return orientation >= 5; }
 
 /// Where the pixels of a picture come to lie in the upright one, in pixels.
 struct Turn {
   int64_t first, right, down;  // the first pixel; one further to the right, one further down in the file
 
   Turn(int orientation, int64_t w, int64_t h) {
-    const bool sideways = orientation >= 5;
+    const bool sideways = is_sideways(orientation);
     const int64_t row = sideways ? h : w;  // of the upright picture
     const bool from_right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
     const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
@@ -150,18 +171,9 @@ struct Turn {
   }
 };
 
-std::string to_string(JpegSize size) { return std::to_string(size.width) + " x " + std::to_string(size.height); }
-
-JpegSize upright(const jpeg_decompress_struct& jpeg, int orientation) {
-  const int width = static_cast<int>(jpeg.image_width), height = static_cast<int>(jpeg.image_height);
-  return orientation >= 5 ? JpegSize{height, width} : JpegSize{width, height};
-}
-
 // ---------------------------------------------------------------------------------------------------
 // Pixels
 // ---------------------------------------------------------------------------------------------------
-
-constexpr int kChannels = 3;
 
 void read_upright(jpeg_decompress_struct& jpeg, uint8_t* out) {
   const size_t row = size_t{kChannels} * jpeg.output_width;
@@ -184,80 +196,55 @@ void read_turned(jpeg_decompress_struct& jpeg, const Turn& turn, uint8_t* out) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------
-// Files
-// ---------------------------------------------------------------------------------------------------
+/// Of a progressive file: whether its scans give all coefficients. What else is made of them is smoothed, by each version in its own way.
+bool is_complete(const jpeg_decompress_struct& jpeg) {
+  if (!jpeg.coef_bits) return true;
+  const auto* bits = &jpeg.coef_bits[0][0];
+  return std::all_of(bits, bits + jpeg.num_components * DCTSIZE2, [](int b) { return b == 0; });
+}
 
-/// Closed when it goes.
-class Descriptor {
- public:
-  explicit Descriptor(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}  // a pipe must not make us wait
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  /// Of a regular file; 0 where it is none.
-  size_t bytes() const {
-    struct stat info;
-    return fd_ >= 0 && fstat(fd_, &info) == 0 && S_ISREG(info.st_mode) ? static_cast<size_t>(info.st_size) : 0;
-  }
-
-  bool read_all(uint8_t* to, size_t bytes) const {
-    for (ssize_t n; bytes > 0; to += n, bytes -= static_cast<size_t>(n)) {
-      do n = read(fd_, to, bytes);
-      while (n < 0 && errno == EINTR);
-      if (n <= 0) return false;
-    }
-    return true;
-  }
-
- private:
-  int fd_;
-};
+size_t rgb_bytes(int width, int height) { return size_t{kChannels} * static_cast<size_t>(width) * static_cast<size_t>(height); }
 
 }  // namespace
 
-std::optional<JpegFile> open_jpeg(const std::string& path) {
-  constexpr uint8_t kStart[] = {0xFF, 0xD8};
-  const Descriptor file(path);
-  const size_t bytes = file.bytes();
-  uint8_t start[sizeof kStart];
-  if (bytes <= sizeof start || !file.read_all(start, sizeof start) || std::memcmp(start, kStart, sizeof start) != 0) return std::nullopt;
-  JpegFile jpeg{std::make_unique_for_overwrite<uint8_t[]>(bytes), bytes, {}};
-  std::memcpy(jpeg.data.get(), start, sizeof start);
-  if (!file.read_all(jpeg.data.get() + sizeof start, bytes - sizeof start)) return std::nullopt;
-  const auto size = read_jpeg_size(jpeg.span());
-  if (!size) return std::nullopt;
-  jpeg.size = *size;
-  return jpeg;
-}
+std::optional<Bytes> read_jpeg_file(const std::string& path) { return read_file(path, kStart, kMostBytes); }
 
-std::optional<JpegSize> read_jpeg_size(std::span<const uint8_t> file) {
-  JpegSize size{};
-  const bool plain = with_header(file, [&](jpeg_decompress_struct& jpeg) {
-    const int orientation = orientation_of(jpeg);
-    size = upright(jpeg, orientation);
-    return orientation != 0 && is_plain(jpeg);
+std::optional<Jpeg> read_jpeg_header(std::span<const uint8_t> file) {
+  Jpeg found{file, 0, 0, orientation_of(file)};
+  if (found.orientation == 0) return std::nullopt;
+  const bool plain = with_header(file, nullptr, [&](jpeg_decompress_struct& jpeg) {
+    found.width = static_cast<int>(jpeg.image_width);
+    found.height = static_cast<int>(jpeg.image_height);
+    return is_plain(jpeg);
   });
   if (!plain) return std::nullopt;
-  return size;
+  if (is_sideways(found.orientation)) std::swap(found.width, found.height);
+  return found;
 }
 
-void decode_jpeg(std::span<const uint8_t> file, JpegSize size, uint8_t* out) {
-  const bool whole = with_header(file, [=](jpeg_decompress_struct& jpeg) {
-    const int orientation = orientation_of(jpeg);
-    const JpegSize found = upright(jpeg, orientation);
-    if (orientation == 0 || !is_plain(jpeg) || found.width != size.width || found.height != size.height) return false;
+bool decode_jpeg(const Jpeg& expected, uint8_t* out, const CancelToken& token) {
+  const int orientation = expected.orientation;
+  const auto [width, height] = is_sideways(orientation) ? std::pair(expected.height, expected.width) : std::pair(expected.width, expected.height);
+  const bool whole = with_header(expected.file, &token, [=](jpeg_decompress_struct& jpeg) {
+    const bool same = static_cast<int>(jpeg.image_width) == width && static_cast<int>(jpeg.image_height) == height;
+    if (!same || !is_plain(jpeg)) return false;  // somebody has written into it since
     jpeg.out_color_space = JCS_RGB;
     jpeg_start_decompress(&jpeg);
+    if (!is_complete(jpeg)) return false;
     if (orientation == 1) read_upright(jpeg, out);
-    else read_turned(jpeg, Turn(orientation, jpeg.output_width, jpeg.output_height), out);
+    else read_turned(jpeg, Turn(orientation, width, height), out);
     jpeg_finish_decompress(&jpeg);
     return true;
   });
-  if (!whole) throw Error(ErrorCode::BadInput, "file", "a JPEG without a flaw, " + to_string(size), "another");
+  token.throw_if_cancelled();
+  return whole;
+}
+
+bool decode_jpeg(const Jpeg& jpeg, const Resampling& to, uint8_t* out, const CancelToken& token) {
+  const auto picture = std::make_unique_for_overwrite<uint8_t[]>(rgb_bytes(jpeg.width, jpeg.height));
+  if (!decode_jpeg(jpeg, picture.get(), token)) return false;
+  resample(ImageView::packed(picture.get(), jpeg.width, jpeg.height), out, to);
+  return true;
 }
 
 }  // namespace uniflow

@@ -1,4 +1,4 @@
-/// JPEG files to packed RGB by libjpeg-turbo, with the bytes that Pillow and sharp give.
+/// JPEG files to packed RGB by libjpeg-turbo, with the bytes that sharp gives.
 ///
 /// This is the quick way for what nearly all JPEG files are: 8-bit grey, YCbCr or RGB, whole and without a flaw. Everything else (CMYK, damage of
 /// any kind, even where it could be decoded around) is declined, and left to a decoder that can say more about it.
@@ -6,35 +6,33 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
+#include "native/core/file.h"
+#include "native/core/stream.h"
+#include "native/image/resample.h"
+
 namespace uniflow {
 
-/// The size of the picture in pixels, upright.
-struct JpegSize {
-  int width, height;
+/// A file whose header was read.
+struct Jpeg {
+  std::span<const uint8_t> file;
+  int width, height;  // upright, in pixels
+  int orientation;    // 1 to 8, as EXIF says
 };
+
+/// The file at `path`, if it begins as a JPEG.
+std::optional<Bytes> read_jpeg_file(const std::string& path);
 
 /// Reads as far as the first scan. Null: not a JPEG of the plain kinds.
-std::optional<JpegSize> read_jpeg_size(std::span<const uint8_t> file);
+std::optional<Jpeg> read_jpeg_header(std::span<const uint8_t> file);
 
-/// A file in memory, and the size of its picture.
-struct JpegFile {
-  std::unique_ptr<uint8_t[]> data;
-  size_t bytes;
-  JpegSize size;
+/// Decodes to `out`, [height, width, 3], upright. False, with arbitrary content of `out`: the file is damaged. Throws Error (Aborted).
+bool decode_jpeg(const Jpeg& jpeg, uint8_t* out, const CancelToken& token);
 
-  std::span<const uint8_t> span() const { return {data.get(), bytes}; }
-};
-
-/// Null as well where the file cannot be read. Of files that do not begin as a JPEG, no more than that is read.
-std::optional<JpegFile> open_jpeg(const std::string& path);
-
-/// Decodes to `out`, [height, width, 3], turned upright by the EXIF orientation. Throws Error (BadInput) where the file is damaged, or not of this
-/// size.
-void decode_jpeg(std::span<const uint8_t> file, JpegSize size, uint8_t* out);
+/// The same, resized to `out`, [to.height, to.width, 3].
+bool decode_jpeg(const Jpeg& jpeg, const Resampling& to, uint8_t* out, const CancelToken& token);
 
 }  // namespace uniflow

@@ -593,4 +593,12 @@ void shortest_edge_crop(const ImageView& in, uint8_t* out, int width, int height
   pipeline.crop(target, out);
 }
 
+void resample(const ImageView& in, uint8_t* out, const Resampling& to) {
+  switch (to.mode) {
+    case Resampling::Mode::Cover: return center_crop(in, out, to.width, to.height);
+    case Resampling::Mode::ShortestEdge: return shortest_edge_crop(in, out, to.width, to.height, to.edge, to.filter);
+    case Resampling::Mode::Stretch: return resize(in, out, to.width, to.height, to.filter);
+  }
+}
+
 }  // namespace uniflow

@@ -41,4 +41,15 @@ void center_crop(const ImageView& in, uint8_t* out, int width, int height);
 /// least max(width, height).
 void shortest_edge_crop(const ImageView& in, uint8_t* out, int width, int height, int edge, Filter filter);
 
+/// A resize to do.
+struct Resampling {
+  int width, height;
+  enum class Mode : uint8_t { Cover, ShortestEdge, Stretch } mode;
+  int edge;       // of ShortestEdge
+  Filter filter;  // of the two others; Cover has its own
+};
+
+/// center_crop, shortest_edge_crop or resize.
+void resample(const ImageView& in, uint8_t* out, const Resampling& to);
+
 }  // namespace uniflow

@@ -247,12 +247,37 @@ void test_tensors() {
   check(buffer.expired() && Device::cpu().memory().stats().active == before, "and is gone when close returns");
 }
 
+/// Every worker of the side stream holds a command of the session that closes.
+void test_close_while_several_run() {
+  const auto closing = session(), other = session();
+  std::atomic<int> running{0}, stopped{0};
+  std::vector<std::future<Failure>> ended;
+  for (int i = 0; i < 2 * default_threads(); ++i)
+    ended.push_back(enqueue(Stream::side(), closing, "long", {}, {}, [&](const Run& run) {
+      ++running;
+      while (!run.token.cancelled()) std::this_thread::yield();
+      ++stopped;
+      run.token.throw_if_cancelled();
+    }));
+  while (running < default_threads()) std::this_thread::yield();
+  closing->close();
+  bool aborted = true;
+  for (auto& e : ended) aborted &= e.get()->code == ErrorCode::Aborted;
+  check(aborted && stopped == default_threads(), "close stops what runs on each worker, and drops the rest");
+  check(!enqueue(Stream::side(), other, "after", {}, {}, nothing()).get(), "and leaves the workers to other sessions");
+}
+
 void test_streams() {
   const auto a = session(), b = session();
   Gate gate(a);
   auto side = enqueue(Stream::side(), b, "side", {}, {}, nothing());
   check(side.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's stream does not wait for the CPU's");
   gate.open();
+  if (default_threads() > 1) {
+    Gate one(a, Stream::side());
+    auto other = enqueue(Stream::side(), b, "other", {}, {}, nothing());
+    check(other.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's commands do not wait for each other");
+  }
   const int threads = Device::cpu().stream().threads();
   int inside = 0;
   Device::cpu().stream().set_threads(threads + 3);
@@ -272,6 +297,7 @@ int main() {
   test_tokens();
   test_close();
   test_close_earlier_token();
+  test_close_while_several_run();
   test_many_threads();
   test_tensors();
   test_streams();

@@ -1,6 +1,7 @@
-#include "native/core/values.h"
+#include "native/core/shard.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "native/core/dtype.h"
 #include "native/core/error.h"
@@ -13,8 +14,11 @@ void store(std::span<const float> values, Half type, uint16_t* bits) {
     std::ranges::transform(values, bits, [](float v) { return to_bf16(v).bits; });
     return;
   }
-  if (const auto large = std::ranges::find_if_not(values, fits_half); large != values.end())
-    throw Error(ErrorCode::Unsupported, "store", "numbers below 65520 for float16 (bfloat16 holds larger ones)", std::to_string(*large));
+  if (const auto large = std::ranges::find_if_not(values, fits_half); large != values.end()) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.7g", double{*large});
+    throw Error(ErrorCode::Unsupported, "store", "numbers below 65520 for float16 (bfloat16 holds larger ones)", text);
+  }
   std::ranges::transform(values, bits, float_to_half);
 }
 

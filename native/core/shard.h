@@ -1,4 +1,4 @@
-/// What is done with results once they are on the host: their form in files, and their statistics. Each call runs on one thread.
+/// What a shard keeps of results that are on the host: their form in 16 bits, and their statistics. Each call runs on one thread.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
-/// Results on the host, on their way to files and back; on the host's side stream.
+/// What shards make of results, on the host's side stream.
 #include <span>
 
 #include "bindings/define.h"
 #include "bindings/ops.h"
-#include "native/core/values.h"
+#include "native/core/shard.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -69,7 +69,7 @@ Napi::Value moments(const Info& info) {
 
 }  // namespace
 
-void define_values(Napi::Object exports) {
+void define_shard(Napi::Object exports) {
   define(exports, "store", store);
   define(exports, "restore", restore);
   define(exports, "moments", moments);
