@@ -4,6 +4,7 @@
  *
  * Softmax, activations, norms and biases are not counted as FLOPs where matrix products dominate.
  */
+import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import type { UniFlowConfig } from '../lib/config.js';
 import type { FloatType } from '../lib/native.js';
 
@@ -43,11 +44,6 @@ export function attentionCost({ batch, heads, seq, headDim, dtype }: AttentionSh
   return { flops: 4 * batch * seq * seq * width, bytes: 4 * batch * seq * width * sizeOf(dtype) };
 }
 
-/** One transformer block over `seq` tokens of one image: qkv, proj and an MLP, and attention. */
-function blockFlops(seq: number, width: number, hidden: number): number {
-  return 2 * seq * (4 * width * width + 2 * width * hidden) + 4 * seq * seq * width;
-}
-
 export interface FlowShape {
   patches: number;
   width: number;
@@ -74,27 +70,14 @@ export function flowCost({ patches, width: d, patch, blocks, steps, guided, dtyp
   };
 }
 
-/** Pictures to the encoder's last layer. */
-function encoderFlops({ encoder: { width, layers, hidden, imageSize }, patch }: UniFlowConfig): number {
-  const patches = (imageSize[0] / patch) * (imageSize[1] / patch);
-  return 2 * patches * 3 * patch * patch * width + layers * blockFlops(patches + 1, width, hidden);
-}
-
 /** Pictures to latents. */
-export function encodeCost(config: UniFlowConfig, images: number): { flops: number } {
-  const { encoder, latentChannels, patch } = config;
-  const patches = (encoder.imageSize[0] / patch) * (encoder.imageSize[1] / patch);
-  const projection = 2 * patches * encoder.width * (encoder.width + latentChannels);
-  return { flops: images * (encoderFlops(config) + projection) };
+export function encodeCost({ encoder, decoder }: UniFlowConfig, images: number): { flops: number } {
+  return { flops: images * (encoderFlops(encoder) + projectionFlops(decoder)) };
 }
 
 /** Latents to pictures, without guidance. */
-export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number, dtype: FloatType): { flops: number } {
-  const { width, latentChannels, globalBlocks, flowBlocks, hidden, patch, grid } = decoder;
-  const patches = grid.rows * grid.cols;
-  const projection = 2 * patches * width * (latentChannels + width);
-  const flow = flowCost({ patches, width, patch, blocks: flowBlocks, steps, guided: false, dtype });
-  return { flops: images * (projection + globalBlocks * blockFlops(patches, width, hidden) + flow.flops) };
+export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number): { flops: number } {
+  return { flops: images * decoderFlops(decoder, steps) };
 }
 
 /**
@@ -104,6 +87,6 @@ export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: nu
 export function trainingCost(config: UniFlowConfig, images: number): { flops: number } {
   const { width, grid } = config.decoder;
   const times = 2 * images * grid.rows * grid.cols * width * (256 + width);
-  const forward = encodeCost(config, images).flops + decodeCost(config, images, 1, 'float32').flops + times;
-  return { flops: 3 * forward + images * encoderFlops(config) };
+  const forward = encodeCost(config, images).flops + decodeCost(config, images, 1).flops + times;
+  return { flops: 3 * forward + images * encoderFlops(config.encoder) };
 }

@@ -47,7 +47,7 @@ function decodeOfficial(batch: number, dtype: FloatType): Row {
   const shape = [batch, grid.rows * grid.cols, latentChannels];
   return {
     ...{ family: 'tokenizer', name: 'decode official, 1 step', shape: shape.join('x'), dtype, images: batch },
-    cost: decodeCost(official, batch, 1, dtype),
+    cost: decodeCost(official, batch, 1),
     watch: watchProcess,
     setup: async (make) => {
       const values = new Float32Array(shape.reduce((a, b) => a * b, 1));

@@ -62,7 +62,7 @@ describe('costs', () => {
     // Decoder: 64 -> 1024 -> 1024, 6 blocks of 1,024 tokens, and the flow's 12 blocks.
     const flow = 1024 * (2 * (2 * 588 * D + 12 * 5 * D * D + 2 * D * D) + 2 * D * D);
     const decoder = 2 * 1024 * (64 * D + D * D) + 6 * (2 * 1024 * 12 * D * D + 4 * 1024 * 1024 * D) + flow;
-    expect(decodeCost(official, 3, 1, 'float32').flops).toBe(3 * decoder);
+    expect(decodeCost(official, 3, 1).flops).toBe(3 * decoder);
   });
 });
 

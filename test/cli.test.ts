@@ -215,6 +215,25 @@ describe('init and info', () => {
   });
 });
 
+test('bench: encode, decode and files, each with its rate and its part of the measured peak', async () => {
+  const report = json(await cli('bench', photos.concat('/a.png'), '-m', model, '--seconds', '1', '--batch', '3', '--steps', '2', '--json'));
+  expect(report).toMatchObject({ model, device: 'cpu', dtype: 'float32', threads: expect.any(Number), peak: expect.any(Number) });
+  const { encoder, decoder } = parseUniFlowConfig(JSON.parse(await readFile(join(model, 'config.json'), 'utf8')));
+  const [encode, decode] = [encoderFlops(encoder) + projectionFlops(decoder), decoderFlops(decoder, 2)];
+  expect(report.rows.map(({ work, batch, flopsPerImage }: any) => [work, batch, flopsPerImage])).toEqual([
+    ['encode', 1, encode],
+    ['encode', 3, encode],
+    ['decode, 2 steps', 1, decode],
+    ['decode, 2 steps', 3, decode],
+    ['encode 1 file', 3, encode],
+  ]);
+  for (const { work, medianMs, batch, imagesPerSecond, flopsPerImage, ofPeak } of report.rows) {
+    expect(ofPeak).toBeCloseTo((imagesPerSecond * flopsPerImage) / report.peak, 10);
+    expect(ofPeak).toBeGreaterThan(0);
+    if (!work.endsWith('file')) expect(imagesPerSecond).toBeCloseTo((1000 * batch) / medianMs, 6);
+  }
+});
+
 test('doctor: encode works here', async () => {
   const { works, findings } = json(await cli('doctor', '--json'));
   expect(works).toBe(true);
@@ -224,7 +243,7 @@ test('doctor: encode works here', async () => {
 });
 
 describe('usage', () => {
-  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'doctor'])('help of %s has examples', async (command) => {
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'doctor'])('help of %s has examples', async (command) => {
     const run = await cli(command, '--help');
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);

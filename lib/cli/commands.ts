@@ -7,6 +7,7 @@ import type { Fit } from '../batch/fit.js';
 import type { FormatName } from '../batch/formats/index.js';
 import type { StoreType } from '../batch/store.js';
 import type { Preset } from '../config.js';
+import type { BenchCommandOptions } from './bench.js';
 import type { DecodeCommandOptions } from './decode.js';
 import type { EncodeCommandOptions } from './encode.js';
 import type { EvalCommandOptions } from './eval.js';
@@ -56,6 +57,7 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addEval(program, signal);
   addInit(program, signal);
   addInfo(program, signal);
+  addBench(program, signal);
   addDoctor(program);
 }
 
@@ -295,6 +297,25 @@ function addInfo(program: Command, signal: AbortSignal): void {
   withJson(withRevision(command))
     .addHelpText('after', examples('uniflow info my-model', 'uniflow info facebook/dinov2-base', 'uniflow info my-model --json'))
     .action(async (model: string | undefined, options: HubModelOptions) => (await import('./info.js')).info(model, options, signal));
+}
+
+function addBench(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('bench')
+    .description('Measure how fast a model encodes and decodes here, and what part of the measured peak that is.')
+    .argument('[pictures...]', 'files and folders to measure encoding from files on; they are read again and again');
+  withJson(withModel(command))
+    .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
+    .option('--seconds <s>', 'how long to measure each row (default: 2)', integerFrom(1))
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow bench',
+        'uniflow bench photos/ -m my-model --dtype bfloat16',
+        'uniflow bench -m my-model --device cuda --batch 64 --seconds 10 --json',
+      ) + '\nNothing else should run meanwhile. The kernels one by one, and beside ONNX Runtime: bench/README.md of the repository.\n',
+    )
+    .action(async (pictures: string[], options: BenchCommandOptions) => (await import('./bench.js')).bench(pictures, options, signal));
 }
 
 function addDoctor(program: Command): void {
