@@ -15,7 +15,7 @@
 #include "native/core/stream.h"
 #include "native/cuda/device.cuh"
 #include "native/cuda/kernels.h"
-#include "native/ops/flow.h"
+#include "native/ops/velocity.h"
 
 namespace uniflow::cuda {
 namespace {
@@ -24,145 +24,36 @@ constexpr int64_t kGroupRows = 8192;
 constexpr int64_t kRecordedBlocks = 1024;  // steps x blocks of a graph: some thousand kernels
 constexpr size_t kGraphs = 4;              // kept, each with the memory of its group
 
-// --- the network --------------------------------------------------------------------------------------------------------
-
-void apply(const LinearLayer& layer, const Tensor& x, int64_t rows, const Tensor& out, Activation activation = Activation::None) {
-  linear({.x = x.data(), .weight = layer.weight.data(), .packing = layer.weight.packing().get(), .out = out.data(), .rows = rows,
-          .in = layer.weight.dim(1), .width = layer.weight.dim(0), .x_dtype = x.dtype(), .out_dtype = out.dtype(),
-          .bias = layer.bias ? layer.bias.data<float>() : nullptr, .activation = activation});
-}
+FlowDevice here() { return {kernels(), scratch}; }
 
 void copy(void* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream()), "cudaMemcpyAsync");
 }
 
-/// The rows of a group: those with a condition of their own, and behind them, for guidance, as many under the zero
-/// condition. These all have one y, so their modulations are one row too, behind the others'.
-struct Rows {
-  int64_t own, free;
-  int64_t all() const { return own + free; }
-  int64_t modulations() const { return own + (free > 0 ? 1 : 0); }
-};
-
-/// What one group of rows needs on its way through the network.
-struct Workspace {
-  Workspace(const FlowHead& head, const Rows& rows, DType dtype)
-      : width(head.input.weight.dim(0)),
-        pixels(head.input.weight.dim(1)),
-        embedding(scratch(DType::Float32, {rows.modulations(), width})),
-        y(scratch(dtype, {rows.modulations(), width})),
-        x(scratch(dtype, {rows.all(), pixels})),
-        h(scratch(DType::Float32, {rows.all(), width})),
-        u(scratch(dtype, {rows.all(), width})),
-        hidden(scratch(dtype, {rows.all(), width})),
-        branch(scratch(dtype, {rows.all(), width})),
-        velocity(scratch(DType::Float32, {rows.all(), pixels})) {
-    for (Tensor& m : modulation) m = scratch(dtype, {rows.modulations(), 3 * width});
-  }
-
-  int64_t width, pixels;
-  Tensor embedding;  // condition(c)
-  Tensor y;          // silu(time + embedding)
-  Tensor x, h, u, hidden, branch, velocity;
-  Tensor modulation[2];  // of this block and of the one before, whose gate is applied with this block's norm
-};
-
-/// Sinusoids of the times, on the device, in the type of the network: [count, 256].
-Tensor time_input(const float* t, int64_t count, DType dtype) {
-  const Tensor waves = scratch(DType::Float32, {count, kTimeChannels}), in = scratch(dtype, {count, kTimeChannels});
-  time_waves(t, count, waves.data<float>());
-  cast(waves.data(), DType::Float32, in.data(), dtype, waves.size());
-  return in;
-}
-
-/// time(t) of these: Linear-SiLU-Linear, [count, D] float32.
-Tensor time_embedding(const FlowHead& head, const Tensor& in) {
-  const int64_t count = in.dim(0), width = head.time2.weight.dim(0);
-  const Tensor hidden = scratch(in.dtype(), {count, width}), out = scratch(DType::Float32, {count, width});
-  apply(head.time1, in, count, hidden, Activation::Silu);
-  apply(head.time2, hidden, count, out);
-  return out;
-}
-
-/// u = LN(h + gate * branch) * (1 + scale) + shift for rows [first, first + count); h takes the sum. Row r takes modulation
-/// row first + (r - first) * step.
-void modulated_norm(Workspace& w, int64_t first, int64_t count, int64_t step, const FlowBlock* block, const Tensor& modulation, int64_t parts,
-                    const Tensor* before) {
-  const int64_t d = w.width, element = size_of(w.u.dtype());
-  auto part = [&](const Tensor& m, int64_t row_parts, int64_t i) { return m.data<std::byte>() + (first * row_parts + i) * d * element; };
-  NormArgs a{.x = nullptr, .out = w.u.data<std::byte>() + first * d * element, .x_dtype = w.u.dtype(), .out_dtype = w.u.dtype(),
-             .rows = count, .width = d, .x_stride = d, .out_stride = d, .rms = false, .eps = 1e-6f,
-             .weight = block ? block->norm_weight.data<float>() : nullptr, .bias = block ? block->norm_bias.data<float>() : nullptr,
-             .shift = part(modulation, parts, 0), .scale = part(modulation, parts, 1), .modulation_stride = step * parts * d,
-             .residual = w.h.data<float>() + first * d};
-  if (before) {
-    a.branch = w.branch.data<std::byte>() + first * d * element;
-    a.gate = part(*before, 3, 2);
-    a.gate_stride = step * 3 * d;
-  }
-  norm(a);
-}
-
-void modulate(Workspace& w, const Rows& rows, const FlowBlock* block, const Tensor& modulation, int64_t parts, const Tensor* before) {
-  modulated_norm(w, 0, rows.own, 1, block, modulation, parts, before);
-  if (rows.free) modulated_norm(w, rows.own, rows.free, 0, block, modulation, parts, before);
-}
-
-/// w.velocity from w.x [rows.all, P] and w.y [rows.modulations, D].
-void velocity(const FlowHead& head, Workspace& w, const Rows& rows) {
-  apply(head.input, w.x, rows.all(), w.h);
-  const Tensor* before = nullptr;
-  for (size_t i = 0; i < head.blocks.size(); ++i) {
-    const FlowBlock& block = head.blocks[i];
-    const Tensor& modulation = w.modulation[i % 2];
-    apply(block.modulation, w.y, rows.modulations(), modulation);
-    modulate(w, rows, &block, modulation, 3, before);
-    apply(block.fc1, w.u, rows.all(), w.hidden, Activation::Silu);
-    apply(block.fc2, w.hidden, rows.all(), w.branch);
-    before = &modulation;
-  }
-  const Tensor& modulation = w.modulation[head.blocks.size() % 2];
-  apply(head.final_modulation, w.y, rows.modulations(), modulation);
-  modulate(w, rows, nullptr, modulation, 2, before);
-  apply(head.output, w.u, rows.all(), w.velocity);
-}
-
-// --- integration --------------------------------------------------------------------------------------------------------
-
-bool guided(const ops::FlowOptions& o) { return o.guidance != 1.0f; }
-
 /// A group of rows, and where their condition and noise are put and their pixels are found.
 struct Group {
   Group(const FlowHead& head, const ops::FlowOptions& o, int64_t count, DType dtype)
-      : rows{count, guided(o) ? count : 0}, w(head, rows, dtype), x(scratch(DType::Float32, {count, w.pixels})) {
+      : rows{count, is_guided(o) ? count : 0}, w(here(), head, rows, dtype), x(scratch(DType::Float32, {count, w.pixels})) {
     const auto steps = static_cast<int64_t>(o.schedule.time.size());
     const Tensor t = to_device(o.schedule.time.data(), steps * size_of(DType::Float32));
-    times = time_input(t.data<float>(), steps, dtype);
+    times = time_input(w.device, t.data<float>(), steps, dtype);
   }
   /// [rows, D], until the integration begins.
   const Tensor& condition() const { return w.u; }
 
-  Rows rows;
-  Workspace w;
+  FlowRows rows;
+  FlowWorkspace w;
   Tensor x;      // [rows, P] float32: noise, then pixels
   Tensor times;  // [steps, 256]
 };
 
 /// All steps of a group.
 void integrate(const FlowHead& head, Group& g, const ops::FlowOptions& o, const CancelToken& token) {
-  Workspace& w = g.w;
-  const int64_t count = g.rows.own, p = w.pixels, d = w.width;
-  const Tensor times = time_embedding(head, g.times);
-  apply(head.condition, g.condition(), count, w.embedding);
-  if (g.rows.free) copy(w.embedding.data<float>() + count * d, head.condition.bias.data(), d * size_of(DType::Float32));  // that of c = 0
+  const Tensor times = time_embedding(g.w.device, head, g.times);
+  embed_condition(head, g.w, g.condition(), g.rows);
   for (size_t step = 0; step < o.schedule.time.size(); ++step) {
     token.throw_if_cancelled();
-    silu_sum(w.embedding.data<float>(), times.data<float>() + static_cast<int64_t>(step) * d, 0, w.y.data(), w.y.dtype(), g.rows.modulations(), d);
-    for (int64_t at = 0; at < g.rows.all(); at += count)
-      cast(g.x.data(), DType::Float32, w.x.data<std::byte>() + at * p * size_of(w.x.dtype()), w.x.dtype(), count * p);
-    velocity(head, w, g.rows);
-    const float* v = w.velocity.data<float>();
-    euler(g.x.data<float>(), v, g.rows.free ? v + count * p : nullptr, o.guidance, o.schedule.step[step], count * p);
+    euler_step(head, g.w, g.rows, times, step, o, g.x);
   }
 }
 
@@ -253,24 +144,13 @@ FlowGraph& graph_of(const FlowHead& head, Key key) {
   return graphs.front();
 }
 
-/// Rows [first, ...) of a [*, width] tensor.
-const std::byte* row(const Tensor& t, int64_t first) { return t.data<std::byte>() + first * t.dim(-1) * size_of(t.dtype()); }
-
 void load_group(Group& g, const Tensor& condition, const ops::FlowOptions& o, int64_t first, int64_t count) {
-  copy(g.condition().data(), row(condition, first), count * condition.dim(-1) * size_of(condition.dtype()));
+  copy(g.condition().data(), rows_from(condition, first), count * condition.dim(-1) * size_of(condition.dtype()));
   if (o.noise) {
-    copy(g.x.data(), row(o.noise, first), count * g.w.pixels * size_of(DType::Float32));
+    copy(g.x.data(), rows_from(o.noise, first), count * g.w.pixels * size_of(DType::Float32));
   } else {
     noise({.out = g.x.data<float>(), .first = first, .rows = count, .width = g.w.pixels, .patches = condition.dim(1), .seed = o.seed, .ids = o.ids.data()});
   }
-}
-
-void store_pixels(const Group& g, const Tensor& pixels, const ops::FlowOptions& o, int64_t first, int64_t count) {
-  FoldArgs args{.patches = g.x.data<float>(), .pixels = pixels.data(), .pixel_dtype = pixels.dtype(), .first = first, .rows = count,
-                .height = o.rows * o.patch, .width = o.cols * o.patch, .patch = o.patch, .mean = {}, .std = {}};
-  std::copy(o.normalisation.mean.begin(), o.normalisation.mean.end(), args.mean);
-  std::copy(o.normalisation.std.begin(), o.normalisation.std.end(), args.std);
-  fold(args);
 }
 
 /// A thread makes a cosine and its sine, in double: the angle reaches 1000, where float32 has only 4 digits left.
@@ -290,7 +170,7 @@ void time_waves(const float* t, int64_t count, float* out) {
 }
 
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& o, const Tensor& pixels, const CancelToken& token) {
-  const int64_t total = condition.dim(0) * condition.dim(1), most = guided(o) ? kGroupRows / 2 : kGroupRows;
+  const int64_t total = condition.dim(0) * condition.dim(1), most = is_guided(o) ? kGroupRows / 2 : kGroupRows;
   if (total == 0) return;
   // Of equal size, so that they share a graph. The last may lack a few rows; what is left in their place from the group before does no harm.
   const int64_t groups = (total + most - 1) / most, size = (total + groups - 1) / groups;
@@ -300,18 +180,17 @@ void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::Fl
     token.throw_if_cancelled();
     graph.run(
         head, o, size, condition.dtype(), token, [&](Group& g) { load_group(g, condition, o, first, count); },
-        [&](const Group& g) { store_pixels(g, pixels, o, first, count); });
+        [&](const Group& g) { write_pixels(g.w.device, g.x, pixels, o, first, count); });
   }
 }
 
 void flow_velocity(const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition, const Tensor& out) {
-  const Rows rows{x.dim(0), 0};
+  const FlowRows rows{x.dim(0), 0};
   if (rows.own == 0) return;
-  Workspace w(head, rows, condition.dtype());
+  FlowWorkspace w(here(), head, rows, condition.dtype());
   w.velocity = out;
-  const Tensor times = time_embedding(head, time_input(t.data<float>(), rows.own, condition.dtype()));
-  apply(head.condition, condition, rows.own, w.embedding);
-  silu_sum(w.embedding.data<float>(), times.data<float>(), w.width, w.y.data(), w.y.dtype(), rows.own, w.width);
+  embed_condition(head, w, condition, rows);
+  embed_time(w, rows, time_embedding(w.device, head, time_input(w.device, t.data<float>(), rows.own, condition.dtype())).data<float>(), w.width);
   cast(x.data(), DType::Float32, w.x.data(), w.x.dtype(), x.size());
   velocity(head, w, rows);
 }

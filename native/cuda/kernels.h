@@ -5,6 +5,9 @@
 
 namespace uniflow::cuda {
 
+/// All of these.
+const Kernels& kernels();
+
 // linear.cu
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype);
 int64_t packed_bytes(const Packing&);

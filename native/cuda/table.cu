@@ -5,7 +5,7 @@
 
 namespace uniflow::cuda {
 
-const Kernels& CudaBackend::kernels() const {
+const Kernels& kernels() {
   static const Kernels table = {
       .name = "CUDA",
       .linear_packing = cuda::linear_packing,
@@ -58,6 +58,8 @@ const Kernels& CudaBackend::kernels() const {
   };
   return table;
 }
+
+const Kernels& CudaBackend::kernels() const { return cuda::kernels(); }
 
 }  // namespace uniflow::cuda
 
