@@ -10,8 +10,12 @@ const includeDirs = [
   '/opt/homebrew/include',
   ...(process.env.CPATH ?? '').split(':').filter(Boolean),
 ];
-const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
+const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+const has = (command) => runs(command, '--version');
 const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`));
+
+/** A Python that has NumPy. The system's comes first: packages install for it, and another may hide it in the path. Undefined if there is none. */
+export const pythonWithNumpy = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import numpy'));
 
 /** Package names by platform. */
 const needs = [
@@ -27,6 +31,7 @@ const needsOf = {
   tests: [
     { what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') },
     { what: 'Redis', apt: 'redis-server', dnf: 'redis', brew: 'redis', there: () => has('redis-server') },
+    { what: 'NumPy', apt: 'python3-numpy', dnf: 'python3-numpy', brew: 'numpy', there: () => pythonWithNumpy() !== undefined },
   ],
   // elsewhere the four files can be had from its makers: --data
   fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],
