@@ -441,6 +441,30 @@ describe('shards', () => {
     expect((await failure(shards.verify())).message).toMatch(/shard-000001\.jsonl: expected sha256/);
   });
 
+  test.each(formats)('%s that is damaged: an error that names the shard; read again once it is mended', async (format) => {
+    const folder = `damaged-${format}`;
+    await encode(folder, { format });
+    for (const name of (await readdir(inDir(folder))).filter((name) => name.startsWith('shard-000001'))) {
+      const bytes = await readFile(inDir(folder, name));
+      for (const damaged of [
+        Buffer.alloc(0),
+        bytes.subarray(0, 10),
+        bytes.subarray(0, bytes.length / 2),
+        Buffer.alloc(bytes.length, 'x'),
+      ]) {
+        const shards = await openShards(inDir(folder));
+        await writeFile(inDir(folder, name), damaged);
+        expect(await failure(shards.at(9))).toMatchObject({ code: 'BAD_INPUT', message: expect.stringContaining('shard-000001') });
+        expect((await shards.at(0)).id).toBe(names[0]);
+        await writeFile(inDir(folder, name), bytes);
+        expect((await shards.at(9)).id).toBe(names[9]);
+      }
+      await rm(inDir(folder, name));
+      expect((await failure((await openShards(inDir(folder))).at(9))).code).toBe('NOT_FOUND');
+      await writeFile(inDir(folder, name), bytes);
+    }
+  });
+
   test('tokens alone', async () => {
     await encode('tokens', { latents: false, tokens: true });
     const [first] = await samplesOf(inDir('tokens'));

@@ -71,11 +71,18 @@ export class Shards implements AsyncIterable<ShardSample> {
     }
   }
 
-  /** Picture `index`. @throws {UniFlowError} `BAD_INPUT` where there is none. */
+  /** Picture `index`. @throws {UniFlowError} `BAD_INPUT` where there is none, or its shard is damaged; `NOT_FOUND` where that is gone. */
   async at(index: number): Promise<ShardSample> {
     checkInteger('index', index, 0, this.length - 1);
     const shard = this.shardOf(index);
-    return this.sample(await this.open(shard), index - (this.begins[shard] as number));
+    try {
+      return await this.sample(await this.open(shard), index - (this.begins[shard] as number));
+    } catch (error) {
+      this.opened.delete(shard); // what is known of its files may be wrong
+      if (error instanceof UniFlowError) throw error;
+      const { message } = error as Error; // of a library, or of what was made of wrong numbers
+      throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stemOf(shard)}`, 'the files that were written', message, error);
+    }
   }
 
   /** The picture of that id, or undefined. The first call reads all ids, and keeps 12 bytes of each. */
@@ -116,7 +123,6 @@ export class Shards implements AsyncIterable<ShardSample> {
     const found = this.opened.get(shard) ?? this.openShard(this.manifest.shards[shard] as ShardRecord);
     this.opened.delete(shard);
     this.opened.set(shard, found);
-    found.catch(() => this.opened.delete(shard));
     for (const oldest of this.opened.keys()) {
       if (this.opened.size <= KEPT_SHARDS) break;
       this.opened.delete(oldest);
@@ -138,7 +144,11 @@ export class Shards implements AsyncIterable<ShardSample> {
 
   private async picturesOf(stem: string): Promise<PictureRecord[]> {
     const text = (await this.input.read(`${stem}.jsonl`)).toString().trimEnd();
-    return text.split('\n').map((line) => JSON.parse(line) as PictureRecord);
+    try {
+      return text.split('\n').map((line) => JSON.parse(line) as PictureRecord);
+    } catch (cause) {
+      throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stem}.jsonl`, 'lines of JSON', (cause as Error).message, cause);
+    }
   }
 
   private async sample({ pictures, read }: OpenShard, row: number): Promise<ShardSample> {

@@ -13,17 +13,19 @@ export const tar: Format = {
   files: (content) => [{ name: `${content.stem}.tar`, chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.tar`;
-    const entries = new Map<string, { begin: number; end: number }>();
-    const end = (await input.size(file)) ?? 0;
+    const ends = new Map<string, number>();
+    const end = (await input.size(file)) ?? BLOCK; // where there is none, reading it says so
     for (let at = 0; at + BLOCK <= end;) {
       const header = new Header(await input.read(file, { begin: at, end: at + BLOCK }));
-      if (header.nullBlock) break;
+      if (!header.cksumValid) break; // the zeros at the end, or damage
       const begin = at + BLOCK;
-      entries.set(header.path as string, { begin, end: begin + (header.size as number) });
+      ends.set(header.path as string, begin + (header.size as number));
       at = begin + padded(header.size as number);
     }
     return async (name, row) => {
-      const { end: last } = entries.get(`${keyOf(stem, row)}.${name}.npy`) as { end: number };
+      const path = `${keyOf(stem, row)}.${name}.npy`;
+      const last = ends.get(path);
+      if (last === undefined) throw new Error(`no ${path}`);
       const size = ((offsets[row + 1] as number) - (offsets[row] as number)) * widths[name] * STORE[store].bytes;
       return input.read(file, { begin: last - size, end: last });
     };
