@@ -18,6 +18,7 @@ import { download } from '../lib/batch/download.js';
 import { place, placementOf, type Target } from '../lib/batch/fit.js';
 import { openImage } from '../lib/io/image.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/batch/moments.js';
+import { FolderOutput, type ByteRange } from '../lib/batch/output.js';
 import { readPicture } from '../lib/batch/picture.js';
 import { Pipeline } from '../lib/batch/pipeline.js';
 import { fromStored, toStored } from '../lib/batch/store.js';
@@ -463,6 +464,25 @@ describe('shards', () => {
       expect((await failure((await openShards(inDir(folder))).at(9))).code).toBe('NOT_FOUND');
       await writeFile(inDir(folder, name), bytes);
     }
+  });
+
+  test('files of more than 2 GiB are verified in pieces; a range that a file does not have is an error, however long', async () => {
+    const folder = 'large';
+    await encode(folder);
+    let longest = 0;
+    class Watched extends FolderOutput {
+      override read(name: string, range: ByteRange = { begin: 0, end: 0 }): Promise<Buffer> {
+        longest = Math.max(longest, range.end - range.begin);
+        return super.read(name, range.end === 0 ? undefined : range);
+      }
+    }
+    const shards = await openShards(new Watched(inDir(folder)));
+    await shards.verify();
+    await truncate(inDir(folder, 'shard-000001.safetensors'), 2 ** 26);
+    expect((await failure(shards.verify())).message).toMatch(/shard-000001\.safetensors: expected sha256/);
+    expect(longest).toBe(2 ** 24);
+    const beyond = failure(new FolderOutput(inDir(folder)).read('manifest.json', { begin: 0, end: 2 ** 31 + 1 }));
+    expect((await beyond).message).toMatch(/manifest\.json: cannot be read: expected 2147483649 bytes or more, but got \d+$/);
   });
 
   test('tokens alone', async () => {

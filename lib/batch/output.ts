@@ -31,6 +31,9 @@ export interface Output {
   remove(name: string): Promise<void>;
 }
 
+/** Read at once: Node aborts the process where it is 2 GiB or more. */
+const READ_BYTES = 2 ** 30;
+
 /** A folder of this machine, or one that several share. */
 export class FolderOutput implements Output {
   constructor(readonly name: string) {}
@@ -87,8 +90,12 @@ export class FolderOutput implements Output {
     });
     try {
       const { begin, end } = range ?? { begin: 0, end: (await file.stat()).size };
-      const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(end - begin), 0, end - begin, begin);
-      if (bytesRead < end - begin) throw new Error(`expected ${end} bytes or more, but got ${begin + bytesRead}`);
+      const buffer = Buffer.allocUnsafe(end - begin);
+      for (let done = 0; done < buffer.length;) {
+        const { bytesRead } = await file.read(buffer, done, Math.min(READ_BYTES, buffer.length - done), begin + done);
+        if (bytesRead === 0) throw new Error(`expected ${end} bytes or more, but got ${begin + done}`);
+        done += bytesRead;
+      }
       return buffer;
     } catch (cause) {
       throw unreadable(path, cause);
