@@ -13,6 +13,7 @@ import { FolderOutput } from '../lib/batch/output.js';
 import { Spool } from '../lib/batch/spool.js';
 import { fromStored } from '../lib/batch/store.js';
 import { encodeToShards, openShards, openSource, UniFlow, type RunOptions, type ShardSample } from '../lib/index.js';
+import { ArrayFile } from '../lib/io/arrays.js';
 import { photos, root } from './support.js';
 
 const formats = ['safetensors', 'npy', 'tar', 'parquet'] as const;
@@ -124,6 +125,19 @@ def show(record, values):
   expect(read).toEqual(expected.flat());
 });
 
+/** Writes a shard of pictures with one float32 vector each, all of which are `bytes`. */
+async function writeShard(format: Run[0], ids: string[], bytes: Buffer): Promise<string> {
+  const rows = await Spool.open(inDir('scratch'));
+  await rows.write(bytes, 0);
+  const pictures = ids.map((id) => ({ id, width: 1, height: 1, grid: { rows: 1, cols: 1 } }));
+  const arrays = [{ name: 'latents' as const, width: bytes.length / 4 / ids.length, rows }];
+  const offsets = [...ids.keys(), ids.length];
+  const [file] = FORMATS[format].files({ stem: 'shard', model: '', store: 'float32', pictures, offsets, arrays, uniform: true });
+  await new FolderOutput(dir).write(file!.name, file!.chunks);
+  await rows.close();
+  return inDir(file!.name);
+}
+
 describe('as the formats are specified', () => {
   test.each(fits)('safetensors, fit %s: an aligned header, arrays without holes, grids', async (fit) => {
     const folder = folderOf('safetensors', 'bfloat16', fit);
@@ -226,19 +240,21 @@ for path in sorted(pathlib.Path(".").glob("shard-*.tar")):
   test('Parquet of many pages in two row groups', async () => {
     const [count, row] = [40, 500_000]; // bytes a picture; a group has 16 MiB at most
     const bytes = Buffer.alloc(count * row, Buffer.from(names.join()));
-    const vectors = await Spool.open(inDir('scratch'));
-    await vectors.write(bytes, 0);
-    const pictures = Array.from({ length: count }, (_, i) => ({ id: `${i}`, width: 1, height: 1, grid: { rows: 1, cols: 1 } }));
-    const offsets = Array.from({ length: count + 1 }, (_, i) => i);
-    const arrays = [{ name: 'latents' as const, width: row / 4, rows: vectors }];
-    const [file] = FORMATS.parquet.files({ stem: 'large', model: '', store: 'float32', pictures, offsets, arrays, uniform: true });
-    await new FolderOutput(dir).write(file!.name, file!.chunks);
-    await vectors.close();
-    const read = await ParquetFile.fromFile(new Blob([await readFile(inDir(file!.name))]));
-    expect(read.metadata().rowGroups().map((group) => group.numRows())).toEqual([33, 7]); // prettier-ignore
-    const { rows } = await readRows(inDir(file!.name));
-    expect(rows.map(({ id }) => id)).toEqual(pictures.map(({ id }) => id));
+    const ids = Array.from({ length: count }, (_, i) => `${i}`);
+    const path = await writeShard('parquet', ids, bytes);
+    const file = await ParquetFile.fromFile(new Blob([await readFile(path)]));
+    expect(file.metadata().rowGroups().map((group) => group.numRows())).toEqual([33, 7]); // prettier-ignore
+    const { rows } = await readRows(path);
+    expect(rows.map(({ id }) => id)).toEqual(ids);
     expect(Buffer.concat(rows.map(({ latents }) => latents)).equals(bytes)).toBe(true);
+  });
+
+  test('a header of safetensors has 100 MB at most: more ids than that are in the list of pictures only', async () => {
+    const longest = 'x'.repeat(5e7);
+    const path = await writeShard('safetensors', [longest, longest], Buffer.from(Float32Array.of(1, 2).buffer));
+    const file = new ArrayFile(path);
+    expect(file.metadata).toEqual({ grid: '1x1', model: '' });
+    expect([...(await file.read('latents')).data]).toEqual([1, 2]);
   });
 });
 

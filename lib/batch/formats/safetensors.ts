@@ -6,6 +6,9 @@ import { safetensorsHeader, type SafetensorsEntry } from '../../io/files.js';
 import { STORE } from '../store.js';
 import { shapeOf, type Format, type ShardContent } from './format.js';
 
+/** Bytes of ids in a header: readers refuse one of more than 100 MB. The list beside the shard has the ids in any case. */
+const MAX_IDS = 90e6;
+
 export const safetensors: Format = {
   files: (content) => [{ name: `${content.stem}.safetensors`, chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
@@ -42,6 +45,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   function metadataOf(): Record<string, string> {
     const [first] = pictures;
     const ids = JSON.stringify(pictures.map(({ id }) => id));
-    return uniform && first ? { ids, grid: `${first.grid.rows}x${first.grid.cols}`, model } : { ids, model };
+    const fits = Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS;
+    return { ...(fits ? { ids } : {}), ...(uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {}), model };
   }
 }
