@@ -10,14 +10,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
+import type { FloatType } from '../lib/native.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { noisePixels } from './inputs.js';
 import { machine } from './machine.js';
 import { machineLines } from './table.js';
 
 const CONNECTIONS = 64;
-/** The model's own size, of which one picture keeps two cores nearly as busy as sixteen do, and one of 16 patches, which leaves them idle. */
-const SIDES = [224, 56];
+/** Sizes of pictures for the tiny preset: its own, of which one keeps two cores nearly as busy as sixteen do, and one of 16 patches, which leaves them idle. */
+const CASES: { side: number; dtype: FloatType }[] = [
+  { side: 224, dtype: 'float32' },
+  { side: 224, dtype: 'bfloat16' },
+  { side: 56, dtype: 'float32' },
+];
 const SECONDS = 60;
 const QUICK_SECONDS = 5;
 const WARM_UP_SECONDS = 2;
@@ -50,9 +55,9 @@ function picture(side: number): Promise<Buffer> {
 }
 
 /** Pictures a second that were answered. */
-async function measure(model: string, side: number, args: string[]): Promise<number> {
+async function measure(model: string, { side, dtype }: (typeof CASES)[number], args: string[]): Promise<number> {
   const body = await picture(side);
-  const command = ['--import', 'tsx', 'lib/cli/main.ts', 'serve', '--model', model, '--port', '0', '--json', ...args];
+  const command = ['--import', 'tsx', 'lib/cli/main.ts', 'serve', '--model', model, '--port', '0', '--json', '--dtype', dtype, ...args];
   const server = spawn(process.execPath, command, { cwd: join(import.meta.dirname, '..'), stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = once(server, 'close');
   try {
@@ -66,7 +71,7 @@ async function measure(model: string, side: number, args: string[]): Promise<num
     const other = Object.keys(statusCodeStats).reduce((sum, status) => sum + (['200', '503'].includes(status) ? 0 : count(status)), 0);
     const rate = count('200') / seconds;
     console.log(
-      `${side}x${side}, ${args.join(' ') || 'batching'}: ${rate.toFixed(1)} images/s, p50 ${latency.p50} ms, p99 ${latency.p99} ms; ` +
+      `${side}x${side} ${dtype}, ${args.join(' ') || 'batching'}: ${rate.toFixed(1)} images/s, p50 ${latency.p50} ms, p99 ${latency.p99} ms; ` +
         `${count('503')} times 503, ${other + errors} errors, ${timeouts} timeouts; ` +
         `resident ${before.resident.toFixed(0)} -> ${after.resident.toFixed(0)} MiB, native ${before.native.toFixed(0)} -> ${after.native.toFixed(0)} MiB`,
     );
@@ -83,9 +88,9 @@ try {
   const uniflow = UniFlow.random('tiny');
   await uniflow.save(dir);
   await uniflow.dispose();
-  for (const side of SIDES) {
-    const single = await measure(dir, side, ['--max-batch', '1']);
-    const batched = await measure(dir, side, []);
+  for (const pictures of CASES) {
+    const single = await measure(dir, pictures, ['--max-batch', '1']);
+    const batched = await measure(dir, pictures, []);
     console.log(`batching answers ${(batched / single).toFixed(2)} times as many`);
   }
 } finally {
