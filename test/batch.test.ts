@@ -148,6 +148,21 @@ describe('sources', () => {
     expect(broken!.image).toEqual({ error: expect.stringMatching(/incomplete/) });
   });
 
+  test('what a tar has instead of a picture is named: links, sparse files, names with more dots', async () => {
+    const bytes = await readFile(picture(names[0]!));
+    for (const name of ['a.jpg', 'a.mask.png', 'b.1.jpg', 'b.2.jpg']) await put(`other/${name}`, bytes);
+    await link(inDir('other', 'a.jpg'), inDir('other', 'hard.jpg'));
+    await symlink('a.jpg', inDir('other', 'soft.jpg'));
+    const entries = ['a.jpg', 'a.mask.png', 'b.1.jpg', 'b.2.jpg', 'hard.jpg', 'soft.jpg'];
+    await create({ file: inDir('other.tar'), cwd: inDir('other') }, entries);
+    const items = await itemsOf(inDir('other.tar'));
+    expect(items.map(({ id }) => id)).toEqual(['a', 'b.1.jpg', 'b.2.jpg', 'hard', 'soft'].map((name) => `other.tar/${name}`));
+    expect(await bytesOf(items[0]!)).toEqual(bytes);
+    const dots = { error: expect.stringMatching(/name with more dots/) };
+    const linked = { error: expect.stringMatching(/expected a file, but got a (hard|symbolic) link/) };
+    expect(items.slice(1).map(({ image }) => image)).toEqual([dots, dots, linked, linked]);
+  });
+
   test.each(['plain', 'struct'])('Parquet with a column of %s, over several row groups', async (kind) => {
     const bytes = await Promise.all(names.map((name) => readFile(picture(name))));
     const label = { name: 'label', data: names.map((_, i) => i) };

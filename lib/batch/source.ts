@@ -7,7 +7,7 @@ import { addAbortSignal, type Readable } from 'node:stream';
 import picomatch from 'picomatch';
 import { describe } from '../check.js';
 import { StreamBytes, unreadable } from '../data/files.js';
-import { walk } from '../data/folder.js';
+import { isPicture, walk } from '../data/folder.js';
 import { isIdx, streamIdx } from '../data/idx.js';
 import { isList, lineOf } from '../data/list.js';
 import { entriesIn, tarEntries, type TarEntry } from '../data/tar.js';
@@ -183,13 +183,27 @@ async function* inStream(name: string, stream: Readable, signal: AbortSignal | u
   yield* picturesOf(name, entriesIn(archive, signal), ({ offset, size }) => archive.read(offset, size));
 }
 
-/** The pictures among a tar's entries: of those with one key that follow each other, the first. */
+/**
+ * The pictures among a tar's entries: of those with one key that follow each other, the first. Keys end at the first dot, and `a.mask.png` is
+ * something about `a.jpg`; where there is no `a.jpg`, it was meant as a picture.
+ */
 async function* picturesOf(name: string, entries: AsyncIterable<TarEntry>, open: (entry: TarEntry) => Picture | Promise<Picture>): Items {
-  let last: string | undefined;
+  let [last, found, others]: [string | undefined, boolean, string[]] = [undefined, false, []];
+  const notFound = (): Item[] => (found ? [] : others.map((other) => ({ id: `${name}/${other}`, image: { error: TWO_DOTS } })));
   for await (const entry of entries) {
-    const found = keyOf(entry.name);
-    if (!found || found.key === last || !isKeysPicture(found.extension)) continue;
-    last = found.key;
-    yield { id: `${name}/${found.key}`, image: await open(entry) };
+    const { key, extension } = keyOf(entry.name) ?? {};
+    if (key === undefined || extension === undefined) continue;
+    if (key !== last) {
+      yield* notFound();
+      [last, found, others] = [key, false, []];
+    }
+    if (!isKeysPicture(extension)) others.push(...(isPicture(entry.name) ? [entry.name] : []));
+    else if (!found) {
+      found = true;
+      yield { id: `${name}/${key}`, image: entry.error === undefined ? await open(entry) : { error: entry.error } };
+    }
   }
+  yield* notFound();
 }
+
+const TWO_DOTS = 'expected KEY.jpg or the like, but got a name with more dots: a key of WebDataset ends at the first';

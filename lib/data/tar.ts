@@ -9,6 +9,8 @@ export interface TarEntry {
   name: string;
   offset: number;
   size: number;
+  /** Why its content is not at that place. */
+  error?: string;
 }
 
 const BLOCK = 512;
@@ -25,10 +27,10 @@ export interface TarBytes {
   read(offset: number, size: number): Promise<Buffer>;
 }
 
-/** All files in the archive. Reads the headers only. */
+/** All files in the archive that have their content there. Reads the headers only. */
 export async function indexTar(path: string, signal: AbortSignal | undefined): Promise<TarEntry[]> {
   const entries: TarEntry[] = [];
-  for await (const entry of tarEntries(path, signal)) entries.push(entry);
+  for await (const entry of tarEntries(path, signal)) if (entry.error === undefined) entries.push(entry);
   return entries;
 }
 
@@ -63,13 +65,21 @@ export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefi
     else if (header.type === 'GlobalExtendedHeader') global = Pax.parse(await text(), global, true);
     else if (header.type === 'NextFileHasLongPath') next = { ...next, path: (await text()).replace(/\0.*$/s, '') };
     else if (header.type !== 'NextFileHasLongLinkpath') {
-      if (FILES.includes(header.type)) yield { name: header.path ?? '', offset, size };
+      const [name, error] = [header.path ?? '', ELSEWHERE.get(header.type)];
+      if (error !== undefined) yield { name, offset, size, error };
+      else if (FILES.includes(header.type)) yield { name, offset, size };
       next = {};
     }
   }
 }
 
 const FILES: readonly string[] = ['File', 'OldFile', 'ContiguousFile'];
+/** Entries that are files when they are unpacked. */
+const ELSEWHERE = new Map<string, string>([
+  ['Link', 'expected a file, but got a hard link (tar --hard-dereference writes files)'],
+  ['SymbolicLink', 'expected a file, but got a symbolic link (tar --dereference writes files)'],
+  ['SparseFile', 'expected a file, but got a sparse file (tar without --sparse writes files)'],
+]);
 
 function parseHeader(path: string, at: number, block: Buffer, next: HeaderData, global: HeaderData): Header {
   const header = new Header(block, 0, next, global);
