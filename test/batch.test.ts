@@ -195,6 +195,18 @@ describe('sources', () => {
     expect([...(await bytesOf(items[1]!))]).toEqual(Array.from({ length: 60 }, (_, i) => 20 + Math.floor(i / 3)));
   });
 
+  test('pipes and devices, which may have no end, are refused; so are lists with endless lines', async () => {
+    const pipes = ['pipe.jpg', 'pipe.txt', 'pipe.tar', 'pipe.jsonl', 'pipe.parquet'].map((name) => inDir(name));
+    await promisify(execFile)('mkfifo', pipes);
+    await symlink('/dev/zero', inDir('zero.jpg'));
+    for (const path of [...pipes, inDir('zero.jpg')])
+      expect((await itemsOf(path))[0]!.image).toEqual({ error: 'expected a file, but got a pipe or device' });
+    const [listed] = await itemsOf(await put('pipes.txt', 'pipe.jpg'));
+    expect((await failure(readPicture(listed!.image, {}))).message).toMatch(/pipe\.jpg: expected a file, but got a pipe or device/);
+    const [endless] = await itemsOf(await put('endless.jsonl', 'x'.repeat(2 ** 22)));
+    expect(endless!.image).toEqual({ error: expect.stringMatching(/line 1: expected at most 1048576 characters/) });
+  });
+
   test('what is not there, or there twice, is a picture that cannot be read', async () => {
     const [missing] = await itemsOf(inDir('missing'));
     expect(missing).toEqual({ id: inDir('missing'), image: inDir('missing') });

@@ -6,7 +6,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { addAbortSignal, type Readable } from 'node:stream';
 import picomatch from 'picomatch';
 import { describe } from '../check.js';
-import { StreamBytes, unreadable } from '../data/files.js';
+import { refuseEndless, StreamBytes, unreadable } from '../data/files.js';
 import { isPicture, walk } from '../data/folder.js';
 import { isIdx, streamIdx } from '../data/idx.js';
 import { isList, lineOf } from '../data/list.js';
@@ -127,6 +127,7 @@ async function* matching(pattern: string, signal: AbortSignal | undefined): Item
 
 /** What a file holds, by its name. */
 async function* inFile(path: string, signal: AbortSignal | undefined): Items {
+  await refuseEndless(path);
   if (isTar(path)) yield* inTar(path, signal);
   else if (isParquet(path)) yield* (await import('./parquet.js')).parquetRows(path);
   else if (isIdx(path)) yield* streamIdx(path);
@@ -158,6 +159,9 @@ function itemOfJson(line: string, where: string): Item {
   return { id: where, image: { error: `expected a URL, or { "url": ..., "id": ... }, but got ${line.slice(0, 80)}` } };
 }
 
+/** Longer lines are of no list. */
+const MAX_LINE = 2 ** 20;
+
 async function* linesOf(path: string): AsyncGenerator<{ line: string; number: number }, void, undefined> {
   let number = 0;
   let rest = '';
@@ -166,10 +170,12 @@ async function* linesOf(path: string): AsyncGenerator<{ line: string; number: nu
     for await (const chunk of chunks) {
       const lines = (number === 0 ? (rest + chunk).replace(/^\ufeff/, '') : rest + chunk).split(/\r?\n/);
       rest = lines.pop() as string;
+      if (rest.length > MAX_LINE)
+        throw UniFlowError.expected('BAD_INPUT', `${path}, line ${number + lines.length + 1}`, `at most ${MAX_LINE} characters`, 'more');
       for (const line of lines) yield { line, number: ++number };
     }
   } catch (cause) {
-    throw unreadable(path, cause);
+    throw cause instanceof UniFlowError ? cause : unreadable(path, cause);
   }
   yield { line: rest, number: ++number };
 }

@@ -1,5 +1,5 @@
 /** Reading files and streams, with errors that name them. */
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 
 /** The error of a file or folder that the system does not let us read. */
@@ -7,6 +7,15 @@ export function unreadable(path: string, cause: unknown): UniFlowError {
   const { code, message } = cause as NodeJS.ErrnoException;
   if (code === 'ENOENT') return UniFlowError.expected('NOT_FOUND', path, 'a file or folder', 'nothing of that name', cause);
   return new UniFlowError('BAD_INPUT', `${path}: cannot be read: ${message}`, { subject: path, cause });
+}
+
+/**
+ * Refuses what may have no end, or keep who opens it waiting for ever. What is not there passes: reading it says so.
+ * @throws {UniFlowError} `BAD_INPUT` for a pipe, a socket or a device.
+ */
+export async function refuseEndless(path: string): Promise<void> {
+  const info = await stat(path).catch(() => undefined);
+  if (info && !info.isFile() && !info.isDirectory()) throw UniFlowError.expected('BAD_INPUT', path, 'a file', 'a pipe or device');
 }
 
 export async function readBytes(path: string): Promise<Buffer> {
