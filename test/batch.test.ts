@@ -233,7 +233,9 @@ describe('over HTTP', () => {
       else if (attempt === 3)
         response.writeHead(200, { 'content-length': jpeg.length }).write(jpeg.subarray(0, 100), () => request.socket.destroy());
       else image();
-    } else if (path === '/slow') setTimeout(image, 5000).unref();
+    } else if (path === '/busy' && attempt === 1)
+      response.writeHead(429, { 'retry-after': new Date(Date.now() + 2000).toUTCString() }).end();
+    else if (path === '/slow') setTimeout(image, 5000).unref();
     else if (path === '/large') response.writeHead(200).end(Buffer.alloc(5000));
     else if (path === '/gone') response.writeHead(404).end('no');
     else if (path === '/moved') response.writeHead(302, { location: '/good' }).end();
@@ -255,6 +257,9 @@ describe('over HTTP', () => {
     expect(await download(`${base}/flaky`, { backoff: 1 })).toEqual(jpeg);
     expect(seen.get('/flaky')).toBe(4);
     expect(await download(`${base}/moved`)).toEqual(jpeg);
+    const asked = Date.now();
+    expect(await download(`${base}/busy`, { backoff: 1 })).toEqual(jpeg);
+    expect(Date.now() - asked).toBeGreaterThan(900); // a date of whole seconds
     expect(await failure(download(`${base}/gone`, { backoff: 1 }))).toMatchObject({
       code: 'NETWORK',
       message: expect.stringMatching(/HTTP 404/),

@@ -54,7 +54,8 @@ async function refusalOf(response: Response, signal: AbortSignal | undefined): P
   await response.body?.cancel();
   const error = new Error(`HTTP ${response.status} ${response.statusText}`.trimEnd());
   if (response.status < 500 && !PASSING.has(response.status)) return new AbortError(error);
-  const wait = 1000 * Number(response.headers.get('retry-after'));
+  const after = response.headers.get('retry-after') ?? '';
+  const wait = /^\d/.test(after) ? 1000 * Number(after) : Date.parse(after) - Date.now(); // the standard allows both
   if (wait > 0) await sleep(Math.min(wait, MAX_BACKOFF), undefined, { signal });
   return error;
 }
