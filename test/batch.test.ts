@@ -193,6 +193,10 @@ describe('sources', () => {
     const items = await itemsOf(await put(`images-idx3-ubyte${ending}`, ending ? gzipSync(idx) : idx));
     expect(items.map(({ id }) => id)).toEqual([0, 1, 2].map((i) => `images-idx3-ubyte/${i}`));
     expect([...(await bytesOf(items[1]!))]).toEqual(Array.from({ length: 60 }, (_, i) => 20 + Math.floor(i / 3)));
+    const endless = await itemsOf(
+      await put('none-images-idx3-ubyte', Buffer.concat([header.subarray(0, 4), Buffer.alloc(12, 0).fill(1, 0, 4)])),
+    );
+    expect(endless.map(({ image }) => image)).toEqual([{ error: 'expected pictures of at least one pixel, but got 0 x 0' }]);
   });
 
   test('pipes and devices, which may have no end, are refused; so are lists with endless lines', async () => {

@@ -44,6 +44,7 @@ export async function* streamIdx(path: string): AsyncGenerator<{ id: string; ima
   try {
     const [length, height, width] = shapeOf(path, await stream.read(0, headerBytes(3)), 3) as [number, number, number];
     const size = height * width;
+    if (size === 0) throw UniFlowError.expected('BAD_INPUT', path, 'pictures of at least one pixel', `${height} x ${width}`);
     for (let i = 0; i < length; i++) {
       const grey = await stream.read(headerBytes(3) + i * size, size);
       yield { id: idOf(path, i), image: () => rgbOf(grey, width, height) };
