@@ -143,9 +143,14 @@ describe('sources', () => {
     await cp(inDir('web.tar'), inDir('tars', '1.tar'));
     await cp(inDir('web.tar'), inDir('tars', '2.tar'));
     expect((await idsOf(inDir('tars'))).length).toBe(6);
+    await put('tars/._1.tar', 'what a Mac leaves');
+    await mkdir(inDir('tars', 'unpacked.tar'));
+    expect((await idsOf(inDir('tars'))).length).toBe(6);
     await truncate(inDir('tars', '1.tar'), 3000);
     const [, broken] = await itemsOf(inDir('tars'));
     expect(broken!.image).toEqual({ error: expect.stringMatching(/incomplete/) });
+    const [zipped] = await itemsOf(await put('zipped.tar', gzipSync(await readFile(inDir('web.tar')), { level: 0 })));
+    expect(zipped!.image).toEqual({ error: 'expected a tar header at byte 0, but got other bytes' });
   });
 
   test('what a tar has instead of a picture is named: links, sparse files, names with more dots', async () => {

@@ -95,7 +95,9 @@ async function* itemsOfInput(input: string, several: boolean, signal: AbortSigna
 }
 
 async function* inFolder(folder: string, several: boolean, signal: AbortSignal | undefined): Items {
-  const names = (await readdir(folder)).sort();
+  const entries = await readdir(folder, { withFileTypes: true });
+  const files = entries.filter((entry) => !entry.isDirectory() && !entry.name.startsWith('.'));
+  const names = files.map((entry) => entry.name).sort();
   for (const isArchive of [isTar, isParquet]) {
     const archives = names.filter(isArchive).map((name) => join(folder, name));
     for (const path of archives) yield* orFailure(path, signal, inFile(path, signal));

@@ -82,9 +82,14 @@ const ELSEWHERE = new Map<string, string>([
 ]);
 
 function parseHeader(path: string, at: number, block: Buffer, next: HeaderData, global: HeaderData): Header {
-  const header = new Header(block, 0, next, global);
-  if (!header.nullBlock && !header.cksumValid) throw UniFlowError.expected('BAD_INPUT', path, `a tar header at byte ${at}`, 'other bytes');
-  return header;
+  let header: Header | undefined;
+  try {
+    header = new Header(block, 0, next, global);
+  } catch {
+    // said below
+  }
+  if (header?.nullBlock || header?.cksumValid) return header;
+  throw UniFlowError.expected('BAD_INPUT', path, `a tar header at byte ${at}`, 'other bytes');
 }
 
 /** The bytes of an entry. */
