@@ -1,8 +1,9 @@
-/// What shards make of results, on the host's side stream.
+/// What shards make of results, on the host's side stream; and the lock on their folder.
 #include <span>
 
 #include "bindings/define.h"
 #include "bindings/ops.h"
+#include "native/core/file.h"
 #include "native/core/shard.h"
 
 namespace uniflow::bindings {
@@ -67,12 +68,18 @@ Napi::Value moments(const Info& info) {
   return Environment::of(info.Env()).submit(Stream::side(), {"moments", {}, {}, run}, keep(info.Env(), {info[0], info[2], info[3]}));
 }
 
+/// lockFile(fd): whether this opening of the file has its lock now
+Napi::Value lock_file(const Info& info) {
+  return Napi::Boolean::New(info.Env(), uniflow::lock_file(static_cast<int>(integer(info[0], "fd"))));
+}
+
 }  // namespace
 
 void define_shard(Napi::Object exports) {
   define(exports, "store", store);
   define(exports, "restore", restore);
   define(exports, "moments", moments);
+  define(exports, "lockFile", lock_file);
 }
 
 }  // namespace uniflow::bindings

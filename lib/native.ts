@@ -171,6 +171,8 @@ export interface Native {
   restore(bits: Uint16Array, type: 'float16' | 'bfloat16', values: Float32Array): Promise<void>;
   /** Of each channel of values [..., channels]: the mean, and the sum of squared distances from it, in float64. */
   moments(values: Float32Array, channels: number, mean: Float64Array, squares: Float64Array): Promise<void>;
+  /** Takes the lock of an open file, which goes when that is closed or the process ends; false where another opening of the file has it. */
+  lockFile(fd: number): boolean;
   patchEmbed(
     pixels: TensorHandle,
     options: {

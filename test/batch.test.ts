@@ -571,6 +571,32 @@ describe('stopped and taken up', () => {
     expect(await encode('stopped', { store: 'float16' })).toMatchObject({ complete: true, before: 12 });
   });
 
+  test('two runs into one folder at once: the second is refused, the first is not disturbed', async () => {
+    let second: Promise<Error> | undefined;
+    const source = (async function* () {
+      for await (const item of openSource(inDir('pictures'))) {
+        second ??= failure(encode('shared'));
+        await second;
+        yield item;
+      }
+    })();
+    await encode('shared', {}, source);
+    expect(await second).toMatchObject({ code: 'BAD_INPUT', message: `${inDir('shared')} is in use: another run is writing to it` });
+    await encode('unshared');
+    expect(await contents(inDir('shared'))).toEqual(await contents(inDir('unshared')));
+  });
+
+  test('a journal whose first line was not written to its end is begun again, one of something else is left alone', async () => {
+    await interrupted('young', 11);
+    await truncate(inDir('young', 'manifest.jsonl'), 20);
+    await encode('young');
+    await encode('old');
+    expect(await contents(inDir('young'))).toEqual(await contents(inDir('old')));
+    await put('foreign/manifest.jsonl', 'something else');
+    expect((await failure(encode('foreign'))).message).toMatch(/expected a line of JSON/);
+    expect(await readFile(inDir('foreign', 'manifest.jsonl'), 'utf8')).toBe('something else');
+  });
+
   test('a shard whose file is gone is made again', async () => {
     await interrupted('lost', 11);
     await rm(inDir('lost', 'shard-000000.safetensors'));

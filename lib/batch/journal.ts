@@ -1,10 +1,12 @@
 /** The shards of a run that are there, as a file that only grows: manifest.jsonl, the header and then a line a shard. */
-import { open, readFile, truncate, type FileHandle } from 'node:fs/promises';
-import { join } from 'node:path';
+import { open, type FileHandle } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { unreadable } from '../data/files.js';
 import { UniFlowError } from '../errors.js';
-import { unwritable } from '../io/files.js';
+import { removeTemporaries, unwritable } from '../io/files.js';
+import { native } from '../native.js';
 import { checkSameRun, JOURNAL, type Header } from './manifest.js';
-import type { FolderOutput } from './output.js';
+import { syncFolder, type FolderOutput } from './output.js';
 import type { ShardRecord } from './shard.js';
 
 export class Journal {
@@ -16,19 +18,25 @@ export class Journal {
   ) {}
 
   /**
-   * Opens the journal of a folder, or begins one. A last line that was not written to its end is cut off. Shards whose files are not there are
-   * left out.
-   * @throws {UniFlowError} `BAD_INPUT` where it is of another run, damaged, or cannot be written.
+   * Opens the journal of a folder, or begins one. Until it is closed, nobody else can open it: what killed processes left in the folder is
+   * removed. A last line that was not written to its end is cut off. Shards whose files are not there are left out.
+   * @throws {UniFlowError} `BAD_INPUT` where it is of another run, damaged, in use, or cannot be written.
    */
   static async open(output: FolderOutput, header: Header): Promise<Journal> {
     const path = join(output.name, JOURNAL);
-    const bytes = await readFile(path).catch(() => undefined); // where it is there but unreadable, opening it says so
-    if (!bytes) await output.write(JOURNAL, [lineOf(header)]);
-    const [first, ...shards] = bytes ? await complete(path, bytes) : [header];
-    checkSameRun(output.name, first as Header, header);
-    const records = new Map<number, ShardRecord>();
-    for (const record of shards as ShardRecord[]) if (await isThere(output, record)) records.set(record.index, record);
-    return new Journal(path, await writing(path, () => open(path, 'a')), records);
+    const file = await writing(path, () => open(path, 'a+'));
+    try {
+      if (!native.lockFile(file.fd)) throw new UniFlowError('BAD_INPUT', `${output.name} is in use: another run is writing to it`);
+      await writing(output.name, () => removeTemporaries(output.name));
+      const [first, ...shards] = await complete(path, file, header);
+      checkSameRun(output.name, first as Header, header);
+      const records = new Map<number, ShardRecord>();
+      for (const record of shards as ShardRecord[]) if (await isThere(output, record)) records.set(record.index, record);
+      return new Journal(path, file, records);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   /** Enters a shard that is there; it lasts when this resolves. */
@@ -38,6 +46,11 @@ export class Journal {
       await this.file.datasync();
     });
     this.records.set(record.index, record);
+  }
+
+  /** Forgets all: the folder can be used for another run. */
+  async clear(): Promise<void> {
+    await writing(this.path, () => this.file.truncate());
   }
 
   async close(): Promise<void> {
@@ -53,11 +66,23 @@ async function writing<T>(path: string, work: () => Promise<T>): Promise<T> {
   });
 }
 
-/** The values of the lines that are complete; the rest of the file is cut off. */
-async function complete(path: string, bytes: Buffer): Promise<unknown[]> {
+/** The values of the lines that are complete; the rest of the file is cut off. Where it had no header yet, it has it now. */
+async function complete(path: string, file: FileHandle, header: Header): Promise<unknown[]> {
+  const bytes = await file.readFile().catch((cause: unknown) => {
+    throw unreadable(path, cause);
+  });
   const end = bytes.lastIndexOf('\n') + 1;
-  if (end === 0) throw UniFlowError.expected('BAD_INPUT', path, 'a line of JSON', `${bytes.length} other bytes`);
-  if (end < bytes.length) await writing(path, () => truncate(path, end));
+  const begin = lineOf(header);
+  if (end === 0 && !begin.subarray(0, bytes.length).equals(bytes))
+    throw UniFlowError.expected('BAD_INPUT', path, 'a line of JSON', `${bytes.length} other bytes`);
+  await writing(path, async () => {
+    if (end < bytes.length) await file.truncate(end);
+    if (end > 0) return;
+    await file.appendFile(begin);
+    await file.sync();
+    await syncFolder(dirname(path));
+  });
+  if (end === 0) return [header];
   const lines = bytes.subarray(0, end).toString().trimEnd().split('\n');
   return lines.map((line, i) => {
     try {

@@ -2,7 +2,7 @@
 import { link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { unreadable } from '../data/files.js';
-import { removeTemporaries, replaceFile, temporaryOf, unwritable } from '../io/files.js';
+import { replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
 /** Bytes from `begin` up to `end`. */
 export interface ByteRange {
@@ -37,13 +37,6 @@ const READ_BYTES = 2 ** 30;
 /** A folder of this machine, or one that several share. */
 export class FolderOutput implements Output {
   constructor(readonly name: string) {}
-
-  /** The folder, which is made if it is missing, without what killed processes left in it: nobody else may be writing there. */
-  static async open(folder: string): Promise<FolderOutput> {
-    await mkdir(folder, { recursive: true });
-    await removeTemporaries(folder);
-    return new FolderOutput(folder);
-  }
 
   get scratch(): string {
     return join(this.name, 'scratch');
@@ -128,7 +121,7 @@ export class FolderOutput implements Output {
 }
 
 /** A name lasts when its folder is on disk. */
-async function syncFolder(path: string): Promise<void> {
+export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path);
   try {
     await folder.sync();

@@ -1,12 +1,12 @@
 /** A whole run on this machine: shards into a folder, with nothing lost and nothing done twice, however often it is stopped. */
-import { appendFile } from 'node:fs/promises';
+import { appendFile, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { unwritable } from '../io/files.js';
 import type { UniFlow } from '../uniflow.js';
 import { Journal } from './journal.js';
-import { checkSameRun, FAILURES, JOURNAL, headerOf, readManifest, seal, writeFailures, type Manifest } from './manifest.js';
+import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, type Header, type Manifest } from './manifest.js';
 import type { Utilisation } from './meter.js';
 import { FolderOutput } from './output.js';
 import type { Item } from './picture.js';
@@ -51,7 +51,7 @@ const MAX_SHARD = 2 ** 20;
  * taken up where it was when this is called again with the same pictures and options; the shards are the same as without the stop, byte for
  * byte. Pictures that cannot be read are left out, and are named in failures.jsonl.
  *
- * @throws {UniFlowError} `BAD_INPUT` for bad options, where the folder has another run or cannot be written, where the pictures are not those
+ * @throws {UniFlowError} `BAD_INPUT` for bad options, where the folder has another run, is in use or cannot be written, where the pictures are not those
  * of the run, and after `maxFailures`; `ABORTED`. Shards that are there stay.
  */
 export async function encodeToShards(
@@ -67,30 +67,38 @@ export async function encodeToShards(
   if (maxFailures !== Infinity) checkInteger('maxFailures', maxFailures, 0, Number.MAX_SAFE_INTEGER);
   throwIfAborted(options.signal);
   const encoder = new ShardEncoder(uniflow, options);
-  const output = await FolderOutput.open(folder).catch((error: unknown) => {
+  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
     throw unwritable(folder, error);
   });
+  const output = new FolderOutput(folder);
   const header = await headerOf(encoder, shardSize);
-  const sealed = await readManifest(output);
-  if (sealed) {
-    checkSameRun(folder, sealed.header, header);
-    return { manifest: sealed, before: sealed.count + sealed.failures, complete: true };
-  }
+  const sealed = await completeRun(output, header);
+  if (sealed) return sealed;
   const journal = await Journal.open(output, header);
   try {
+    const meanwhile = await completeRun(output, header); // by who had the journal until now
+    if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
     await run.all(unique(source));
     const records = [...journal.records.values()];
-    if (records.every(({ count }) => count === 0)) await refuseEmpty(output);
+    if (records.every(({ count }) => count === 0)) await refuseEmpty(output, journal);
     return { manifest: await seal(output, header, records), before: run.before, complete: false };
   } finally {
     await journal.close();
   }
 }
 
+/** What there is to say of a run that is complete; undefined where it is not. */
+async function completeRun(output: FolderOutput, header: Header): Promise<RunResult | undefined> {
+  const manifest = await readManifest(output);
+  if (!manifest) return undefined;
+  checkSameRun(output.name, manifest.header, header);
+  return { manifest, before: manifest.count + manifest.failures, complete: true };
+}
+
 /** A run without a picture is no run, but maybe a wrong path: the folder can be used again. */
-async function refuseEmpty(output: FolderOutput): Promise<never> {
-  await output.remove(JOURNAL);
+async function refuseEmpty(output: FolderOutput, journal: Journal): Promise<never> {
+  await journal.clear();
   const why = (await output.size(FAILURES)) === undefined ? 'there is none' : `see ${join(output.name, FAILURES)}`;
   throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read; ${why}`);
 }

@@ -1,6 +1,7 @@
 #include "native/core/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -61,5 +62,7 @@ std::optional<Bytes> read_file(const std::string& path, std::span<const uint8_t>
   if (!file.read_all({bytes.data.get() + start.size(), size - start.size()})) return std::nullopt;
   return bytes;
 }
+
+bool lock_file(int fd) { return flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; }
 
 }  // namespace uniflow

@@ -1,4 +1,4 @@
-/// Reading files, where somebody else will say what is wrong with those that cannot be read.
+/// Reading files, where somebody else will say what is wrong with those that cannot be read; and locking them.
 #pragma once
 
 #include <cstddef>
@@ -20,5 +20,10 @@ struct Bytes {
 /// The whole of a regular file that begins with `start`. Null: there is none, it begins otherwise, it has more than `most` bytes, or it cannot be
 /// read.
 std::optional<Bytes> read_file(const std::string& path, std::span<const uint8_t> start, size_t most);
+
+/// Takes the lock of an open file, which goes when the file is closed: also with a process that is killed. Where a file system has no locks, everybody
+/// gets it.
+/// @returns false where another opening of the file has it.
+bool lock_file(int fd);
 
 }  // namespace uniflow
