@@ -17,12 +17,23 @@ import { create } from 'tar';
 import { download } from '../lib/batch/download.js';
 import { place, placementOf, type Target } from '../lib/batch/fit.js';
 import { openImage } from '../lib/io/image.js';
+import { Journal } from '../lib/batch/journal.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/batch/moments.js';
 import { FolderOutput, type ByteRange } from '../lib/batch/output.js';
 import { readPicture } from '../lib/batch/picture.js';
 import { Pipeline } from '../lib/batch/pipeline.js';
 import { fromStored, toStored } from '../lib/batch/store.js';
-import { encodeToShards, openShards, openSource, UniFlow, type Item, type RunOptions, type ShardSample } from '../lib/index.js';
+import {
+  encodeToShards,
+  FolderOutput,
+  openShards,
+  openSource,
+  UniFlow,
+  type Item,
+  type RunOptions,
+  type ShardRecord,
+  type ShardSample,
+} from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
 import { readNpy } from '../lib/io/npy.js';
 import { failure } from './support.js';
@@ -542,6 +553,15 @@ describe('shards', () => {
   });
 });
 
+const run = promisify(execFile);
+
+/** A folder with so much room. */
+async function smallDisk(name: string, size: string): Promise<string | undefined> {
+  const disk = inDir(name);
+  await mkdir(disk);
+  return run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', disk]).then(() => disk, () => undefined); // prettier-ignore
+}
+
 describe('stopped and taken up', () => {
   const interrupted = async (folder: string, after: number, options: RunOptions = {}): Promise<void> => {
     const controller = new AbortController();
@@ -638,11 +658,8 @@ describe('stopped and taken up', () => {
   test('a folder that cannot be written, and a disk that is full: an error that says so; with more room it goes on', async () => {
     await put('file', '');
     expect((await failure(encode('file/below'))).message).toMatch(/file\/below cannot be written: /);
-    const run = promisify(execFile);
-    const disk = inDir('disk');
-    await mkdir(disk);
-    const mounted = await run('mount', ['-t', 'tmpfs', '-o', 'size=36k', 'tmpfs', disk]).then(() => true, () => false); // prettier-ignore
-    if (!mounted) return; // takes root
+    const disk = await smallDisk('disk', '36k');
+    if (!disk) return; // takes root
     try {
       const full = await failure(encode('disk', { shardSize: 2, tokens: true }));
       expect(full.code).toBe('BAD_INPUT');
@@ -655,6 +672,27 @@ describe('stopped and taken up', () => {
       await run('umount', [disk]);
     }
   });
+});
+
+test('a journal that had no room for a line has none of it, and takes the next; lines written at once do not mix', async () => {
+  const disk = await smallDisk('journal', '64k');
+  if (!disk) return; // takes root
+  const record = (index: number, failures: number): ShardRecord => ({
+    ...{ index, files: [], count: 1, items: 1, firstId: '', lastId: '', ids: '', statistics: null },
+    failures: Array.from({ length: failures }, (_, i) => ({ id: `${index}/${i}`, reason: 'no picture' })),
+  });
+  try {
+    const { header } = (await encode('for-its-header')).manifest;
+    const journal = await Journal.open(new FolderOutput(disk), header);
+    const results = await Promise.allSettled([record(0, 3), record(1, 5000), record(2, 3)].map((r) => journal.append(r)));
+    await journal.close();
+    expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled']);
+    const again = await Journal.open(new FolderOutput(disk), header);
+    expect([...again.records.keys()]).toEqual([0, 2]);
+    await again.close();
+  } finally {
+    await run('umount', [disk]);
+  }
 });
 
 test('uniflow encode: a tar on standard input to shards; given again, it says that they are complete', async () => {

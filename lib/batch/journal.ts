@@ -1,6 +1,7 @@
 /** The shards of a run that are there, as a file that only grows: manifest.jsonl, the header and then a line a shard. */
 import { open, type FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import pLimit from 'p-limit';
 import { unreadable } from '../data/files.js';
 import { UniFlowError } from '../errors.js';
 import { removeTemporaries, unwritable } from '../io/files.js';
@@ -10,6 +11,8 @@ import { syncFolder, type FolderOutput } from './output.js';
 import type { ShardRecord } from './shard.js';
 
 export class Journal {
+  private readonly inTurn = pLimit(1);
+
   private constructor(
     private readonly path: string,
     private readonly file: FileHandle,
@@ -41,11 +44,19 @@ export class Journal {
 
   /** Enters a shard that is there; it lasts when this resolves. */
   async append(record: ShardRecord): Promise<void> {
-    await writing(this.path, async () => {
-      await this.file.appendFile(lineOf(record));
-      await this.file.datasync();
-    });
+    await this.inTurn(() => writing(this.path, () => this.write(lineOf(record))));
     this.records.set(record.index, record);
+  }
+
+  private async write(line: Buffer): Promise<void> {
+    const { size } = await this.file.stat();
+    try {
+      await this.file.appendFile(line);
+      await this.file.datasync();
+    } catch (error) {
+      await this.file.truncate(size); // the disk may be full, and what is left of a line would spoil the next
+      throw error;
+    }
   }
 
   /** Forgets all: the folder can be used for another run. */
