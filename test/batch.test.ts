@@ -638,6 +638,13 @@ describe('stopped and taken up', () => {
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
     await encode('mine');
     expect((await failure(encode('mine', { size: 28 }))).message).toMatch(/differ in size/);
+    expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
+    const all = await itemsOf(inDir('pictures'));
+    expect((await failure(encode('mine', {}, all.slice(0, 10)))).message).toMatch(/the pictures of shard 2: .* but got 0, '' to ''/);
+    const withOneMore = [...all, { id: 'new', image: picture(names[0]!) }];
+    expect((await failure(encode('mine', {}, withOneMore))).message).toMatch(/the pictures of shard 2: .* to 'new'/);
+    await encode('even', { shardSize: 6 });
+    expect((await failure(encode('even', { shardSize: 6 }, withOneMore))).message).toMatch(/complete, but got 'new' after them/);
   });
 
   test('what cannot be read is named once, whenever the run stops; too much of it stops the run', async () => {

@@ -72,11 +72,11 @@ export async function encodeToShards(
   });
   const output = new FolderOutput(folder);
   const header = await headerOf(encoder, shardSize);
-  const sealed = await completeRun(output, header);
+  const sealed = await completeRun(output, header, source, options.signal);
   if (sealed) return sealed;
   const journal = await Journal.open(output, header);
   try {
-    const meanwhile = await completeRun(output, header); // by who had the journal until now
+    const meanwhile = await completeRun(output, header, source, options.signal); // by who had the journal until now
     if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
     await run.all(unique(source));
@@ -88,12 +88,50 @@ export async function encodeToShards(
   }
 }
 
-/** What there is to say of a run that is complete; undefined where it is not. */
-async function completeRun(output: FolderOutput, header: Header): Promise<RunResult | undefined> {
+/** What there is to say of a run that is complete; undefined where it is not. @throws {UniFlowError} where it is another one. */
+async function completeRun(
+  output: FolderOutput,
+  header: Header,
+  source: Parameters<typeof unique>[0],
+  signal: AbortSignal | undefined,
+): Promise<RunResult | undefined> {
   const manifest = await readManifest(output);
   if (!manifest) return undefined;
   checkSameRun(output.name, manifest.header, header);
+  const items = unique(source);
+  try {
+    for (const record of manifest.shards) await checkPictures(output, record, (await Section.next(items, header.shardSize)) ?? [], signal);
+    const more = await items.next();
+    if (!more.done)
+      throw UniFlowError.expected(
+        'BAD_INPUT',
+        `${output.name}: the pictures`,
+        'those of the run, which is complete',
+        `'${more.value.id}' after them`,
+      );
+  } finally {
+    await items.return();
+  }
   return { manifest, before: manifest.count + manifest.failures, complete: true };
+}
+
+/** Passes over the pictures of a shard that is there. @throws {UniFlowError} where they were others. */
+async function checkPictures(
+  output: FolderOutput,
+  record: ShardRecord,
+  pictures: Parameters<typeof unique>[0],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const census = new Census();
+  await census.pass(pictures, signal);
+  const { ids, items, firstId, lastId } = census.record();
+  if (ids === record.ids) return;
+  throw UniFlowError.expected(
+    'BAD_INPUT',
+    `${output.name}: the pictures of shard ${record.index}`,
+    `those that it was made of (${record.items}, '${record.firstId}' to '${record.lastId}')`,
+    `${items}, '${firstId}' to '${lastId}'`,
+  );
 }
 
 /** A run without a picture is no run, but maybe a wrong path: the folder can be used again. */
@@ -171,21 +209,11 @@ class Run {
     }
   }
 
-  /** Passes over a shard that is there. @throws {UniFlowError} where its pictures were others. */
   private async skip(record: ShardRecord, section: Section): Promise<void> {
-    const census = new Census();
-    await census.pass(section, this.signal);
-    const { ids, items, firstId, lastId } = census.record();
-    if (ids !== record.ids)
-      throw UniFlowError.expected(
-        'BAD_INPUT',
-        `${this.output.name}: the pictures of shard ${record.index}`,
-        `those that it was made of (${record.items}, '${record.firstId}' to '${record.lastId}')`,
-        `${items}, '${firstId}' to '${lastId}'`,
-      );
-    this.before += items;
+    await checkPictures(this.output, record, section, this.signal);
+    this.before += record.items;
     this.failures += record.failures.length;
-    this.progress(items);
+    this.progress(record.items);
   }
 
   /** More shards than the source has pictures for: it is another source. */

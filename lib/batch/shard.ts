@@ -186,7 +186,7 @@ export class Census {
   }
 
   /** Lets all of them pass. */
-  async pass(items: AsyncIterable<Item>, signal: AbortSignal): Promise<void> {
+  async pass(items: Iterable<Item> | AsyncIterable<Item>, signal: AbortSignal | undefined): Promise<void> {
     for (const passing = this.count(items); !(await passing.next()).done;) throwIfAborted(signal);
   }
 
