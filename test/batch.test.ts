@@ -617,6 +617,32 @@ describe('stopped and taken up', () => {
     expect(await readFile(inDir('foreign', 'manifest.jsonl'), 'utf8')).toBe('something else');
   });
 
+  test('an abort does not wait for a picture that never comes', async () => {
+    let closed = 0;
+    const never = (signal: AbortSignal, aborted: () => void) =>
+      (async function* () {
+        try {
+          yield { id: 'one', image: picture(names[0]!) };
+          setTimeout(aborted, 50);
+          await new Promise((resolve) => signal.addEventListener('abort', () => setTimeout(resolve, 1000)));
+        } finally {
+          closed++;
+        }
+      })();
+    const streaming = new AbortController();
+    const stream = uniflow.encodeStream(
+      never(streaming.signal, () => streaming.abort()),
+      { signal: streaming.signal },
+    );
+    expect((await failure(stream.next())).code).toBe('ABORTED');
+    const running = new AbortController();
+    const source = never(running.signal, () => running.abort());
+    expect((await failure(encode('waiting', { signal: running.signal }, source))).code).toBe('ABORTED');
+    expect(closed).toBe(0);
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    expect(closed).toBe(2); // when they can
+  });
+
   test('a shard whose file is gone is made again', async () => {
     await interrupted('lost', 11);
     await rm(inDir('lost', 'shard-000000.safetensors'));

@@ -2,7 +2,7 @@
 import ndarray from 'ndarray';
 import { availableParallelism } from 'node:os';
 import pLimit, { type LimitFunction } from 'p-limit';
-import { ahead, handled } from '../ahead.js';
+import { ahead, handled, untilAborted } from '../ahead.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { openImage } from '../io/image.js';
@@ -102,7 +102,8 @@ export class Pipeline {
     const queue = (pictures: Placed[]): unknown => queued.push(handled(this.encode(pictures, signal)));
     const shapes = new Shapes(this.batchSize);
     try {
-      for await (const picture of ahead(items, Math.max(READ_AHEAD, 2 * this.batchSize), (item) => this.decode(item, signal))) {
+      const readAhead = Math.max(READ_AHEAD, 2 * this.batchSize);
+      for await (const picture of ahead(untilAborted(items, signal), readAhead, (item) => this.decode(item, signal))) {
         if ('error' in picture) queued.push(Promise.resolve(picture));
         else shapes.add(picture).forEach(queue);
         while (queued.length > 1 + QUEUED) yield await (queued.shift() as (typeof queued)[number]);

@@ -2,6 +2,7 @@
 import { appendFile, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
+import { untilAborted } from '../ahead.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { unwritable } from '../io/files.js';
 import type { UniFlow } from '../uniflow.js';
@@ -79,7 +80,7 @@ export async function encodeToShards(
     const meanwhile = await completeRun(output, header, source, options.signal); // by who had the journal until now
     if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
-    await run.all(unique(source));
+    await run.all(unique(untilAborted(source, options.signal)));
     const records = [...journal.records.values()];
     if (records.every(({ count }) => count === 0)) await refuseEmpty(output, journal);
     return { manifest: await seal(output, header, records), before: run.before, complete: false };
@@ -98,7 +99,7 @@ async function completeRun(
   const manifest = await readManifest(output);
   if (!manifest) return undefined;
   checkSameRun(output.name, manifest.header, header);
-  const items = unique(source);
+  const items = unique(untilAborted(source, signal));
   try {
     for (const record of manifest.shards) await checkPictures(output, record, (await Section.next(items, header.shardSize)) ?? [], signal);
     const more = await items.next();
