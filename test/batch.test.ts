@@ -5,7 +5,7 @@ import ndarray from 'ndarray';
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { appendFile, cp, link, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, cp, link, mkdir, mkdtemp, open, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -13,7 +13,7 @@ import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { crc32, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
-import { create } from 'tar';
+import { create, Header } from 'tar';
 import { download } from '../lib/batch/download.js';
 import { place, placementOf, type Target } from '../lib/batch/fit.js';
 import { openImage } from '../lib/io/image.js';
@@ -177,6 +177,27 @@ describe('sources', () => {
     const dots = { error: expect.stringMatching(/name with more dots/) };
     const linked = { error: expect.stringMatching(/expected a file, but got a (hard|symbolic) link/) };
     expect(items.slice(1).map(({ image }) => image)).toEqual([dots, dots, linked, linked]);
+  });
+
+  test('a picture of more than 2 GiB in a tar is named, and those after it are read', async () => {
+    const header = (path: string, size: number): Buffer => {
+      const block = Buffer.alloc(512);
+      new Header({ path, size, type: 'File', mode: 0o644 }).encode(block, 0);
+      return block;
+    };
+    const bytes = await readFile(picture(names[0]!));
+    const file = await open(inDir('large.tar'), 'w');
+    await file.write(header('large.jpg', 2 ** 31), 0, 512, 0);
+    const [at, end] = [512 + 2 ** 31, 1024 + 2 ** 31 + bytes.length]; // a hole, which takes no room
+    await file.write(header('small.jpg', bytes.length), 0, 512, at);
+    await file.write(bytes, 0, bytes.length, at + 512);
+    await file.truncate(512 * Math.ceil(end / 512) + 1024);
+    await file.close();
+    const [large, small] = await itemsOf(inDir('large.tar'));
+    expect(large).toEqual({ id: 'large.tar/large', image: { error: 'expected at most 2147483647 bytes, but got 2147483648' } });
+    expect(await bytesOf(small!)).toEqual(bytes);
+    const part = { path: inDir('large.tar'), offset: 512, size: 2 ** 31 };
+    expect((await failure(readPicture(part, {}))).message).toMatch(/expected at most 2147483647 bytes/);
   });
 
   test.each(['plain', 'struct'])('Parquet with a column of %s, over several row groups', async (kind) => {

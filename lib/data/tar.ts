@@ -65,15 +65,22 @@ export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefi
     else if (header.type === 'GlobalExtendedHeader') global = Pax.parse(await text(), global, true);
     else if (header.type === 'NextFileHasLongPath') next = { ...next, path: (await text()).replace(/\0.*$/s, '') };
     else if (header.type !== 'NextFileHasLongLinkpath') {
-      const [name, error] = [header.path ?? '', ELSEWHERE.get(header.type)];
-      if (error !== undefined) yield { name, offset, size, error };
-      else if (FILES.includes(header.type)) yield { name, offset, size };
+      const isFile = FILES.includes(header.type);
+      const error = isFile ? tooLarge(size) : ELSEWHERE.get(header.type);
+      if (isFile || error !== undefined) yield { name: header.path ?? '', offset, size, ...(error !== undefined && { error }) };
       next = {};
     }
   }
 }
 
 const FILES: readonly string[] = ['File', 'OldFile', 'ContiguousFile'];
+/** Node ends the process that reads more at once. */
+const MOST_BYTES = 2 ** 31 - 1;
+
+function tooLarge(size: number): string | undefined {
+  return size > MOST_BYTES ? `expected at most ${MOST_BYTES} bytes, but got ${size}` : undefined;
+}
+
 /** Entries that are files when they are unpacked. */
 const ELSEWHERE = new Map<string, string>([
   ['Link', 'expected a file, but got a hard link (tar --hard-dereference writes files)'],
@@ -109,6 +116,8 @@ function openFile(path: string): Promise<FileHandle> {
 }
 
 async function readExactly(file: FileHandle, path: string, offset: number, size: number): Promise<Buffer> {
+  const error = tooLarge(size);
+  if (error !== undefined) throw new UniFlowError('BAD_INPUT', `${path}: ${error}`, { subject: path });
   const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(size), 0, size, offset);
   if (bytesRead === size) return buffer;
   throw UniFlowError.expected('BAD_INPUT', path, `${size} bytes at byte ${offset}`, `${bytesRead}: it is incomplete`);
