@@ -513,6 +513,12 @@ describe('shards', () => {
     const shards = await openShards(inDir('plain'));
     await appendFile(inDir('plain', 'shard-000001.jsonl'), ' ');
     expect((await failure(shards.verify())).message).toMatch(/shard-000001\.jsonl: expected sha256/);
+    const begun = await open(inDir('plain', 'shard-000002.safetensors'), 'r+');
+    await begun.write(Buffer.from([0, 0, 0, 192, 0, 0, 0, 0]), 0, 8, 0); // a header of 3 GiB
+    await begun.close();
+    expect((await failure((await openShards(inDir('plain'))).at(11))).message).toMatch(/expected 3221225480 bytes or more/);
+    await rm(inDir('plain', 'shard-000001.jsonl'));
+    expect((await failure(shards.verify())).code).toBe('NOT_FOUND');
   });
 
   test.each(formats)('%s that is damaged: an error that names the shard; read again once it is mended', async (format) => {

@@ -82,7 +82,9 @@ export class FolderOutput implements Output {
       throw unreadable(path, cause);
     });
     try {
-      const { begin, end } = range ?? { begin: 0, end: (await file.stat()).size };
+      const { size } = await file.stat();
+      const { begin, end } = range ?? { begin: 0, end: size };
+      if (end > size) throw new Error(`expected ${end} bytes or more, but got ${size}`); // no memory is taken for what damage claims
       const buffer = Buffer.allocUnsafe(end - begin);
       for (let done = 0; done < buffer.length;) {
         const { bytesRead } = await file.read(buffer, done, Math.min(READ_BYTES, buffer.length - done), begin + done);
