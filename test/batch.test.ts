@@ -564,6 +564,24 @@ describe('shards', () => {
     expect((await beyond).message).toMatch(/manifest\.json: cannot be read: expected 2147483649 bytes or more, but got \d+$/);
   });
 
+  test.each(formats)('%s that are damaged are an error that names the shard', async (format) => {
+    const folder = inDir(`damaged-${format}`);
+    await encode(`damaged-${format}`, { format });
+    const [array] = (await readdir(folder)).filter((name) => /^shard-000001\..*(?<!jsonl)$/.test(name));
+    for (const [name, content] of [
+      [array!, Buffer.alloc(64)],
+      [array!, ''],
+      ['shard-000001.jsonl', 'no JSON'],
+    ] as const) {
+      await writeFile(join(folder, name), content);
+      expect(await failure((await openShards(folder)).at(9))).toMatchObject({
+        code: 'BAD_INPUT',
+        message: expect.stringMatching(/shard-000001/),
+      });
+    }
+    expect((await failure((await openShards(folder)).get(names[0]!))).message).toMatch(/shard-000001/);
+  });
+
   test('tokens alone', async () => {
     await encode('tokens', { latents: false, tokens: true });
     const [first] = await samplesOf(inDir('tokens'));
