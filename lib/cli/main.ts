@@ -32,6 +32,7 @@ const OPTIONS = new Set([
   'resume',
   'batch',
   'queue',
+  'shardSize',
 ]);
 
 /** The first signal ends the work cleanly; a second one ends the process, whatever it does. */
