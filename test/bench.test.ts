@@ -66,11 +66,53 @@ describe('costs', () => {
   });
 });
 
-test('ONNX models are written byte for byte', () => {
-  const node = { op: 'Add', inputs: ['x', 'x'], outputs: ['y'] };
-  const model = onnxModel({ nodes: [node], inputs: { x: [300] }, outputs: { y: [300] } });
-  const value = (name: string): string => `0a01${name}120b0a09080112050a0308ac02`; // float32 [300], which takes two bytes
-  const graph = ['0a10', '0a0178', '0a0178', '120179', '2203416464', '3a00', '120562656e6368', `5a10${value('78')}`, `6210${value('79')}`];
-  const operatorSets = ['4204', '0a00', '1015', '4211', '0a0d636f6d2e6d6963726f736f6674', '1001'];
-  expect(Buffer.from(model).toString('hex')).toBe(['080a', '3a3d', ...graph, ...operatorSets].join(''));
+describe('ONNX models', () => {
+  const float = (name: string): string => `0a01${name}120b0a09080112050a0308ac02`; // float32 [300], which takes two bytes
+  const operatorSets = ['4204', '0a00', '1015', '4211', '0a0d636f6d2e6d6963726f736f6674', '1001'].join('');
+  const hex = (model: Uint8Array): string => Buffer.from(model).toString('hex');
+
+  test('are written byte for byte', () => {
+    const node = { op: 'Add', inputs: ['x', 'x'], outputs: ['y'] };
+    const model = onnxModel({ nodes: [node], inputs: { x: [300] }, outputs: { y: [300] } });
+    const graph = [
+      '0a10',
+      '0a0178',
+      '0a0178',
+      '120179',
+      '2203416464',
+      '3a00',
+      '120562656e6368',
+      `5a10${float('78')}`,
+      `6210${float('79')}`,
+    ];
+    expect(hex(model)).toBe(['080a', '3a3d', ...graph, operatorSets].join(''));
+  });
+
+  test('have attributes of all types and weights', () => {
+    const node = { op: 'A', inputs: [], outputs: ['y'], domain: 'd', attributes: { i: 300, f: { float: 0.5 }, l: [1, 300] } };
+    const initializers = {
+      w: { data: Float32Array.of(0.5), shape: [1] },
+      s: { data: BigInt64Array.of(300n), shape: [1] },
+    };
+    const model = onnxModel({ nodes: [node], inputs: {}, outputs: {}, initializers });
+    const attributes = [
+      '2a09',
+      '0a0169',
+      '18ac02',
+      'a00102',
+      '2a0b',
+      '0a0166',
+      '150000003f',
+      'a00101',
+      '2a0b',
+      '0a016c',
+      '4001',
+      '40ac02',
+      'a00107',
+    ];
+    const weights = ['2a0d', '0801', '1001', '420177', '4a040000003f', '2a11', '0801', '1007', '420173', '4a082c01000000000000'];
+    expect(hex(model)).toBe(
+      ['080a', '3a59', '0a2e', '120179', '220141', ...attributes, '3a0164', '120562656e6368', ...weights, operatorSets].join(''),
+    );
+  });
 });

@@ -1,5 +1,5 @@
 /**
- * Writes ONNX models of a few nodes: just enough of protocol buffers for that.
+ * Writes ONNX models: just enough of protocol buffers for that.
  *
  * A message is a sequence of fields: a key, (number << 3) | wire type, then the value. Wire type 0 is an integer of 7 bits
  * per byte, lowest first, the eighth bit set on all bytes but the last; 5 is four bytes; 2 is a length, then so many bytes:
@@ -26,10 +26,15 @@ function float(number: number, value: number): Field {
   return Buffer.concat([key(number, 5), encoded]);
 }
 
-const FLOAT_TENSOR = 1; // TensorProto.DataType.FLOAT
-const [FLOAT_ATTRIBUTE, INT_ATTRIBUTE] = [1, 2]; // AttributeProto.AttributeType
+const [FLOAT_TENSOR, INT64_TENSOR] = [1, 7]; // TensorProto.DataType
+const [FLOAT_ATTRIBUTE, INT_ATTRIBUTE, INTS_ATTRIBUTE] = [1, 2, 7]; // AttributeProto.AttributeType
+/** The domain of ONNX Runtime's own operators. */
+export const MICROSOFT = 'com.microsoft';
 const IR_VERSION = 10;
 const OPSET = 21;
+
+/** Integers (none negative) and lists of them, and floats where told so. */
+export type Attribute = number | readonly number[] | { float: number };
 
 export interface Node {
   op: string;
@@ -37,13 +42,13 @@ export interface Node {
   outputs: string[];
   /** Default: ONNX's own operators. */
   domain?: string;
-  /** Integers, and floats where told so. */
-  attributes?: Record<string, number | { float: number }>;
+  attributes?: Record<string, Attribute>;
 }
 
-function attributeProto([name, value]: [string, number | { float: number }]): Field[] {
+function attributeProto([name, value]: [string, Attribute]): Field[] {
   if (typeof value === 'number') return [text(1, name), integer(3, value), integer(20, INT_ATTRIBUTE)];
-  return [text(1, name), float(2, value.float), integer(20, FLOAT_ATTRIBUTE)];
+  if ('float' in value) return [text(1, name), float(2, value.float), integer(20, FLOAT_ATTRIBUTE)];
+  return [text(1, name), ...value.map((n) => integer(8, n)), integer(20, INTS_ATTRIBUTE)];
 }
 
 function nodeProto({ op, inputs, outputs, domain = '', attributes = {} }: Node): Field[] {
@@ -61,10 +66,25 @@ export interface FloatArray {
   shape: readonly number[];
 }
 
+/** [rows, cols] → [cols, rows]. */
+export function transposed({ data, shape }: FloatArray): FloatArray {
+  const [rows, cols] = shape as [number, number];
+  const out = new Float32Array(data.length);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = data[r * cols + c] as number;
+  return { data: out, shape: [cols, rows] };
+}
+
+/** Shapes, where an operator takes one as an operand. */
+export interface IntArray {
+  data: BigInt64Array;
+  shape: readonly number[];
+}
+
 /** Raw data is little-endian, as this machine is assumed to be. */
-function tensorProto(name: string, { data, shape }: FloatArray): Field[] {
+function tensorProto(name: string, { data, shape }: FloatArray | IntArray): Field[] {
   const raw = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  return [...shape.map((n) => integer(1, n)), integer(2, FLOAT_TENSOR), text(8, name), bytes(9, raw)];
+  const type = data instanceof BigInt64Array ? INT64_TENSOR : FLOAT_TENSOR;
+  return [...shape.map((n) => integer(1, n)), integer(2, type), text(8, name), bytes(9, raw)];
 }
 
 /** TypeProto { tensor_type { elem_type, shape { dim { dim_value } ... } } } */
@@ -81,7 +101,7 @@ export interface Graph {
   inputs: Record<string, readonly number[]>;
   outputs: Record<string, readonly number[]>;
   /** Weights. */
-  initializers?: Record<string, FloatArray>;
+  initializers?: Record<string, FloatArray | IntArray>;
 }
 
 /** A ModelProto, ready to be loaded. */
@@ -93,5 +113,5 @@ export function onnxModel({ nodes, inputs, outputs, initializers = {} }: Graph):
     ...Object.entries(inputs).map(([name, shape]) => message(11, ...valueInfoProto(name, shape))),
     ...Object.entries(outputs).map(([name, shape]) => message(12, ...valueInfoProto(name, shape))),
   ];
-  return Buffer.concat([integer(1, IR_VERSION), message(7, ...graph), operatorSet('', OPSET), operatorSet('com.microsoft', 1)]);
+  return Buffer.concat([integer(1, IR_VERSION), message(7, ...graph), operatorSet('', OPSET), operatorSet(MICROSOFT, 1)]);
 }
