@@ -13,7 +13,7 @@ import { rows as linear } from './linear.js';
 import { machine } from './machine.js';
 import { rows as norm } from './norm.js';
 import { rows as patch } from './patch.js';
-import { comparePeers } from './peers/onnxruntime.js';
+import { comparePeers } from './peers/compare.js';
 import { rows as quality } from './quality.js';
 import { rows as random } from './random.js';
 import { rows as resample } from './resample.js';
