@@ -48,7 +48,7 @@ const options = new Command('npm run bench --')
   .option('--filter <regex>', "only rows whose 'family operation shape dtype' matches", toRegExp)
   .option('--quick', 'a few samples only')
   .option('--device <name>', 'auto, cpu, cuda or cuda:N', 'auto')
-  .option('--peers', 'ONNX Runtime side by side (installs it into bench/peers)')
+  .option('--peers', 'ONNX Runtime and transformers.js side by side (installs them into bench/peers)')
   .parse()
   .opts<Options>();
 const say = options.json === true ? console.error : console.log;

@@ -1,5 +1,5 @@
-/** Files to encode: crops of the photographs in examples/photos. */
-import { link, mkdtemp, readdir, writeFile } from 'node:fs/promises';
+/** Files to encode: the photographs in examples/photos, and crops of them. */
+import { link, mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,10 +8,21 @@ import sharp from 'sharp';
 const photos = fileURLToPath(new URL('../examples/photos/', import.meta.url));
 const DISTINCT = 256;
 
+const photoNames = async (): Promise<string[]> => (await readdir(photos)).filter((name) => name.endsWith('.jpg')).sort();
+
+/** Paths of the first `count` photographs, which it reads into the system's cache: disks are not measured. */
+export async function readPhotos(count: number): Promise<string[]> {
+  const names = await photoNames();
+  if (names.length < count) throw new Error(`${photos} has ${names.length} photographs, not ${count}`);
+  const paths = names.slice(0, count).map((name) => join(photos, name));
+  await Promise.all(paths.map((path) => readFile(path)));
+  return paths;
+}
+
 /** A new folder with `count` JPEGs, `side` x `side`; of more than 256, some are names of the same file. */
 export async function makeCrops(count: number, side: number): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'uniflow-bench-'));
-  const files = (await readdir(photos)).filter((name) => name.endsWith('.jpg'));
+  const files = await photoNames();
   for (let i = 0; i < Math.min(count, DISTINCT); i++) {
     const image = sharp(join(photos, files[i % files.length] as string));
     const { width, height } = await image.metadata();

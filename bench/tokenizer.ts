@@ -1,7 +1,5 @@
 /** The whole way through the public API, random weights. The floor is the FLOPs of the matrix products. */
 import ndarray from 'ndarray';
-import { readdir, readFile } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
 import sharp from 'sharp';
 import { parseUniFlowConfig, presets, type Preset } from '../lib/config.js';
 import { native, type FloatType } from '../lib/native.js';
@@ -9,11 +7,11 @@ import { UniFlow } from '../lib/uniflow.js';
 import { decodeCost, encodeCost } from './costs.js';
 import type { Row } from './harness.js';
 import { noisePixels, type Inputs, onBench } from './inputs.js';
+import { readPhotos } from './photos.js';
 import { watchProcess } from './watch.js';
 
 const official = parseUniFlowConfig(presets.official);
 const tiny = parseUniFlowConfig(presets.tiny);
-const photos = new URL('../examples/photos/', import.meta.url);
 const PHOTOS = 6;
 
 function model(make: Inputs, preset: Preset, dtype: FloatType): UniFlow {
@@ -65,10 +63,7 @@ function encodePhotos(dtype: FloatType): Row {
     cost: encodeCost(tiny, PHOTOS),
     watch: watchProcess,
     setup: async (make) => {
-      const names = (await readdir(photos)).filter((name) => name.endsWith('.jpg')).sort();
-      if (names.length < PHOTOS) throw new Error(`${fileURLToPath(photos)} has ${names.length} photographs, not ${PHOTOS}`);
-      const paths = names.slice(0, PHOTOS).map((name) => fileURLToPath(new URL(name, photos)));
-      await Promise.all(paths.map((path) => readFile(path))); // into the system's cache: disks are not measured
+      const paths = await readPhotos(PHOTOS);
       const uniflow = model(make, 'tiny', dtype);
       return () => uniflow.encode(paths);
     },

@@ -4,8 +4,10 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { decodeCost, encodeCost, flowCost, linearCost } from '../bench/costs.js';
-import { onnxModel } from '../bench/peers/onnx.js';
+import { dinoV2Graph, forms } from '../bench/peers/dinov2.js';
+import { onnxModel, type FloatArray } from '../bench/peers/onnx.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
+import { VisionEncoder } from '../lib/encoder/vision-encoder.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const run = promisify(execFile);
@@ -114,5 +116,28 @@ describe('ONNX models', () => {
     expect(hex(model)).toBe(
       ['080a', '3a59', '0a2e', '120179', '220141', ...attributes, '3a0164', '120562656e6368', ...weights, operatorSets].join(''),
     );
+  });
+
+  test.each(forms)('of DINOv2, %s, have every weight and no value before it is made', (form) => {
+    const json = { model_type: 'dinov2', hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2, patch_size: 2, image_size: 6 };
+    const { config, parameters } = VisionEncoder.random(json, { device: 'cpu' });
+    let values = 1;
+    const weights = new Map<string, FloatArray>();
+    for (const { name, shape } of parameters.flatMap(({ parts }) => parts)) {
+      const data = new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(name.endsWith('lambda1') ? 1 : values++);
+      weights.set(name, { data, shape });
+    }
+    const { nodes, inputs, outputs, initializers } = dinoV2Graph(config, weights, 3, form);
+    expect(inputs).toEqual({ pixel_values: [3, 3, 6, 6] });
+    expect(outputs).toEqual({ last_hidden_state: [3, 10, 8] });
+
+    const made = new Set(['pixel_values', ...Object.keys(initializers!)]);
+    for (const node of nodes) {
+      for (const input of node.inputs) expect(made).toContain(input);
+      for (const output of node.outputs) made.add(output);
+    }
+    expect(made).toContain('last_hidden_state');
+    const used = new Set(Object.values(initializers!).map(({ data }) => data[0]));
+    for (let value = 1; value < values; value++) expect(used).toContain(value);
   });
 });

@@ -4,11 +4,12 @@
  */
 import type { Effort, Row } from '../harness.js';
 import { Inputs } from '../inputs.js';
+import { encoders, pictures } from './encoders.js';
 import { loadPeer } from './install.js';
 import { operations } from './operations.js';
 
 /** Who is compared with, and its package. */
-const PACKAGES = { 'ONNX Runtime': 'onnxruntime-node' } as const;
+const PACKAGES = { 'ONNX Runtime': 'onnxruntime-node', 'transformers.js': '@huggingface/transformers' } as const;
 export type Peer = keyof typeof PACKAGES;
 
 /** Milliseconds of both, and the relative L2 of our result against theirs. */
@@ -37,7 +38,7 @@ export interface PeerResult extends Measured {
 }
 
 const MAX_DIFFERENCE = 1e-4;
-const comparisons: Comparison[] = [...operations];
+const comparisons: Comparison[] = [...operations, ...encoders, ...pictures];
 
 /** All comparisons that are wanted, but for those with what cannot be had. */
 export async function comparePeers(
