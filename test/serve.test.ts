@@ -297,6 +297,21 @@ describe('limits', () => {
     expect(await spoken(to, head, chunk.repeat(5), '0\r\n\r\n')).toMatch(/^HTTP\/1.1 413 /);
   });
 
+  test('JSON of many values, which take far more memory than their text, is refused unread', async () => {
+    const many = (value: string): string => `[${Array<string>(70_000).fill(value).join()}]`;
+    const latents = (shape: string): string => `"latents":{"shape":${shape},"dtype":"float32","data":""}`;
+    for (const json of [`{${latents(many('0'))}}`, `{${latents('[1,1,16]')},"tokens":${many('{}')}}`, '['.repeat(70_000)])
+      await expectProblem(await post('/v1/decode', json, { type: 'application/json' }), 413, { subject: 'body' });
+    const header = Buffer.from(`{"latents":{"dtype":"F32","shape":${many('0')},"data_offsets":[0,0]}}`);
+    const length = Buffer.alloc(8);
+    length.writeUInt32LE(header.length);
+    const file = Buffer.concat([length, header]);
+    await expectProblem(await post('/v1/decode', file, { type: 'application/octet-stream' }), 413, { subject: 'body' });
+    const wrong = `{${latents(`[${Array(1000).fill(0).join()}]`)}}`;
+    const { errors } = await expectProblem(await post('/v1/decode', wrong, { type: 'application/json' }), 422);
+    expect(errors).toHaveLength(20); // is enough to see what is wrong
+  });
+
   test('a full queue: 503 with Retry-After, and everybody else is served', async () => {
     const to = await started({ maxQueue: 4, maxImages: 2, maxWait: 20 });
     const answers = await Promise.all(Array.from({ length: 40 }, (_, i) => postPicture('/v1/encode', pictures[i % PICTURES]!, { to })));

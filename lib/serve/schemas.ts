@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
 import type { Settings } from './options.js';
-import { Refusals } from './problem.js';
+import { Refusal, Refusals } from './problem.js';
 
 export const PICTURE_TYPES = ['image/png', 'image/jpeg', 'image/webp'] as const;
 export type PictureType = (typeof PICTURE_TYPES)[number];
@@ -86,12 +86,26 @@ export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImage
 }
 export type RequestSchemas = ReturnType<typeof requestSchemas>;
 
-/** @throws Refusals, 422, naming each field that is wrong. */
+/** Values in JSON: many more than a request has. A body of the size that is allowed could have millions, which take gigabytes. */
+const MAX_VALUES = 2 ** 16;
+/** Fields of which a client is told that they are wrong. */
+const MAX_TOLD = 20;
+
+/** To be asked before JSON is parsed. @throws Refusal, 413. */
+export function checkJson(text: string, subject: string): void {
+  let left = MAX_VALUES;
+  for (const mark of [',', '[', '{'])
+    // one of them stands before each value
+    for (let at = text.indexOf(mark); at >= 0; at = text.indexOf(mark, at + 1))
+      if (--left < 0) throw Refusal.of(413, subject, `at most ${MAX_VALUES} values in JSON`, 'more');
+}
+
+/** @throws Refusals, 422, naming the fields that are wrong. */
 export function parse<T>(schema: z.ZodType<T>, value: unknown, name: string): T {
   const parsed = schema.safeParse(value);
   if (parsed.success) return parsed.data;
   throw new Refusals(
-    parsed.error.issues.map(({ path, message }) => {
+    parsed.error.issues.slice(0, MAX_TOLD).map(({ path, message }) => {
       const subject = [name, ...path].join('.');
       return new UniFlowError('BAD_INPUT', `${subject}: ${message}`, { subject, expected: message.replace(/^.*expected /, '') });
     }),

@@ -8,7 +8,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { UniFlowError } from '../errors.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
-import { SAFETENSORS_TYPE } from './answers.js';
+import { JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import { Batcher } from './batcher.js';
 import type { Service } from './index.js';
 import type { ModelLane } from './lanes.js';
@@ -17,6 +17,7 @@ import { openApi } from './openapi.js';
 import type { Settings } from './options.js';
 import { busy, PROBLEM, problemOf, Refusal, sendProblem, statusOf } from './problem.js';
 import { addRoutes, Traffic } from './routes.js';
+import { checkJson } from './schemas.js';
 
 /** Of a connection without a request on it. */
 const IDLE_MS = 75_000;
@@ -38,6 +39,11 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
   await app.register(accepts);
   await app.register(multipart, { throwFileSizeLimit: true });
   app.removeContentTypeParser('text/plain');
+  const parseJson = app.getDefaultJsonParser('error', 'error');
+  app.addContentTypeParser(JSON_TYPE, { parseAs: 'string' }, (request, body, done) => {
+    checkJson(body as string, 'body');
+    return parseJson(request, body as string, done);
+  });
   for (const type of [/^image\//, SAFETENSORS_TYPE])
     app.addContentTypeParser(type, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
   answerErrors(app, settings);

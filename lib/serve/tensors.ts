@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
 import { safetensorsHeader } from '../io/files.js';
 import type { Grid } from '../tensor.js';
-import { grid as gridSchema, type TensorJson } from './schemas.js';
+import { checkJson, grid as gridSchema, type TensorJson } from './schemas.js';
 
 const safetensorsHeaderSchema = z.object({
   __metadata__: z.object({ grid: z.string().optional(), ids: z.string().optional() }).optional(),
@@ -63,7 +63,9 @@ export function latentsOfSafetensors(bytes: Buffer, subject: string): Latents {
   const length = bytes.length < 8 ? Infinity : Number(bytes.readBigUInt64LE());
   if (8 + length > bytes.length) throw wrong(`${bytes.length} bytes without a header`);
   try {
-    const header = safetensorsHeaderSchema.parse(JSON.parse(bytes.toString('utf8', 8, 8 + length)));
+    const text = bytes.toString('utf8', 8, 8 + length);
+    checkJson(text, subject);
+    const header = safetensorsHeaderSchema.parse(JSON.parse(text));
     const { shape, data_offsets: offsets } = header.latents;
     const { grid, ids } = header.__metadata__ ?? {};
     const [rows, cols] = (grid ?? '').split('x').map(Number);
