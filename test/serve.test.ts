@@ -332,6 +332,24 @@ describe('limits', () => {
     await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 200);
   });
 
+  test('clients that leave while their requests wait behind each other on one connection make room', async () => {
+    const to = await started({ maxRequests: 4, maxWait: 300 });
+    const request = Buffer.concat([
+      Buffer.from(`POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: ${pictures[0]!.length}\r\n\r\n`),
+      pictures[0]!,
+    ]);
+    const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
+    socket.write(Buffer.concat([request, request, request, request]));
+    const metrics = async (): Promise<string> => (await fetch(`${to.url}/metrics`)).text();
+    await waitFor(async () => /^uniflow_queue_images 4$/m.test(await metrics()));
+    socket.destroy();
+    await waitFor(async () => /^uniflow_queue_images 0$/m.test(await metrics()));
+    expect(await metrics()).toContain('uniflow_requests_total{route="/v1/encode",status="499"} 4');
+    expect(await metrics()).not.toMatch(/uniflow_images_total\{/);
+    const answers = await Promise.all(pictures.slice(0, 4).map((bytes) => postPicture('/v1/encode', bytes, { to })));
+    expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 200]);
+  });
+
   test('slow clients: 408, and the connection is closed', async () => {
     const to = await started({ timeout: 300 });
     const head = 'POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nx';

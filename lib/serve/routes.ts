@@ -12,6 +12,7 @@ import type { Batcher } from './batcher.js';
 import { bytesOf, each, readLatents, readPictures, told, type Picture } from './body.js';
 import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
 import type { Settings } from './options.js';
+import { whenOver } from './over.js';
 import { busy, Refusal } from './problem.js';
 import { Remote } from './remote.js';
 import { requestSchemas } from './schemas.js';
@@ -33,7 +34,7 @@ export class Traffic {
     const controller = new AbortController();
     const timer = setTimeout(() => controller.abort(), this.settings.timeout);
     this.living.add(controller);
-    reply.raw.once('close', () => controller.abort());
+    whenOver(reply, () => controller.abort());
     try {
       return await work(controller.signal);
     } catch (error) {

@@ -15,6 +15,7 @@ import type { ModelLane } from './lanes.js';
 import { Metrics } from './metrics.js';
 import { openApi } from './openapi.js';
 import type { Settings } from './options.js';
+import { whenOver } from './over.js';
 import { busy, PROBLEM, problemOf, Refusal, sendProblem, statusOf } from './problem.js';
 import { addRoutes, Traffic } from './routes.js';
 import { checkJson } from './schemas.js';
@@ -98,7 +99,7 @@ function answerErrors(app: FastifyInstance, { onError }: Settings): void {
 function observe(app: FastifyInstance, metrics: Metrics): void {
   app.addHook('onRequest', async (request, reply) => {
     const started = performance.now();
-    reply.raw.once('close', () => {
+    whenOver(reply, () => {
       const status = reply.raw.writableFinished ? reply.statusCode : 499; // as nginx counts clients that left
       metrics.answered(request.routeOptions.url ?? 'unknown', status, (performance.now() - started) / 1000);
     });
@@ -118,7 +119,7 @@ function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping:
     if (stopping.now) throw busy('the service stops', 1);
     if (requests >= maxRequests) throw busy(`${requests} requests are under way`, 1);
     requests++;
-    reply.raw.once('close', () => requests--);
+    whenOver(reply, () => requests--);
   });
   app.addHook('onSend', async (_, reply) => {
     if (stopping.now) reply.header('Connection', 'close');
