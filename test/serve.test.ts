@@ -332,6 +332,18 @@ describe('limits', () => {
     await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 200);
   });
 
+  test('also of those who write the path in another way', async () => {
+    const to = await started({ maxRequests: 1, timeout: 5000 });
+    const request = (path: string): string =>
+      `POST ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\n`;
+    const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
+    socket.write(request('/%761/encode'));
+    await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 503);
+    for (const path of ['/%761/encode', '/v1/enc%6fde', 'http://x/v1/encode'])
+      expect(await spoken(to, request(path), 'x')).toMatch(/^HTTP\/1.1 503 /);
+    socket.destroy();
+  });
+
   test('clients that leave while their requests wait behind each other on one connection make room', async () => {
     const to = await started({ maxRequests: 4, maxWait: 300 });
     const request = Buffer.concat([

@@ -110,12 +110,13 @@ function observe(app: FastifyInstance, metrics: Metrics): void {
 function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping: { now: boolean }): void {
   let requests = 0;
   app.addHook('onRequest', async (request, reply) => {
-    if (PUBLIC.has(request.routeOptions.url ?? '')) return;
+    const { url = '' } = request.routeOptions; // the path as we write it; clients can in several ways
+    if (PUBLIC.has(url)) return;
     if (token !== undefined && !hasToken(request, token)) {
       const error = UniFlowError.expected('BAD_INPUT', 'Authorization', "'Bearer' and the service's token", 'none, or another one');
       throw new Refusal(401, error, { 'WWW-Authenticate': 'Bearer' });
     }
-    if (!request.url.startsWith('/v1/')) return;
+    if (!url.startsWith('/v1/')) return;
     if (stopping.now) throw busy('the service stops', 1);
     if (requests >= maxRequests) throw busy(`${requests} requests are under way`, 1);
     requests++;
