@@ -181,7 +181,11 @@ function addServe(program: Command, signal: AbortSignal): void {
     .option('--max-pixels <n>', `pixels of a picture, as sent (default: ${serving.maxPixels})`, integerFrom(1))
     .option('--max-patches <n>', `patches of a picture, as computed (default: ${serving.maxPatches})`, integerFrom(1))
     .option('--max-steps <n>', `Euler steps that a client may ask for (default: ${serving.maxSteps})`, integerFrom(1))
-    .option('--timeout <s>', `for a client to send, and for the service to answer (default: ${seconds(serving.timeout)})`, integerFrom(1))
+    .option(
+      '--timeout <s>',
+      `for a client to send, for the service to compute, and for the client to read (default: ${seconds(serving.timeout)})`,
+      integerFrom(1),
+    )
     .option('--drain <s>', `for what is under way when told to stop (default: ${seconds(serving.drain)})`, integerFrom(0))
     .addHelpText(
       'after',

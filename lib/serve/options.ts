@@ -27,7 +27,7 @@ export interface ServeOptions {
   maxPatches?: number;
   /** Euler steps. */
   maxSteps?: number;
-  /** Milliseconds that a client has for sending a request, and the service for answering it. */
+  /** Milliseconds that a client has for sending a request, the service for computing it, and the client for reading the answer. */
   timeout?: number;
   /** Milliseconds that `close` lets requests under way take. */
   drain?: number;

@@ -50,6 +50,7 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
   answerErrors(app, settings);
   observe(app, metrics);
   guard(app, settings, stopping);
+  cutSlowReaders(app, settings);
   addRoutes(app, uniflow, settings, traffic, batcher);
   addPages(app, settings, metrics, () => !stopping.now && !traffic.full());
 
@@ -124,6 +125,14 @@ function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping:
   });
   app.addHook('onSend', async (_, reply) => {
     if (stopping.now) reply.header('Connection', 'close');
+  });
+}
+
+/** An answer that is not read takes a place, and memory, as long as its connection is there. */
+function cutSlowReaders(app: FastifyInstance, { timeout }: Settings): void {
+  app.addHook('onSend', async (request, reply) => {
+    const timer = setTimeout(() => request.raw.socket.destroy(), timeout);
+    whenOver(reply, () => clearTimeout(timer));
   });
 }
 
