@@ -608,6 +608,7 @@ describe('life', () => {
     const began = performance.now();
     await to.close();
     expect(performance.now() - began).toBeLessThan(5000);
+    expect((await under).headers.get('retry-after')).toBe('1');
     await expectProblem(await under, 503);
   });
 

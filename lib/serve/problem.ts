@@ -86,6 +86,8 @@ function details({
 }
 
 export function sendProblem(reply: FastifyReply, error: unknown): FastifyReply {
+  const status = statusOf(error);
+  if (status === 503) reply.header('Retry-After', '1'); // busy() knows better
   if (error instanceof Refusal) reply.headers(error.headers);
-  return reply.code(statusOf(error)).type(PROBLEM).send(problemOf(error));
+  return reply.code(status).type(PROBLEM).send(problemOf(error));
 }
