@@ -237,6 +237,13 @@ describe('what is wrong with a request is said', () => {
       400,
     ],
     [
+      'multipart options that are no JSON, though they say so',
+      '/v1/encode',
+      '--b\r\nContent-Disposition: form-data; name="options"\r\nContent-Type: application/json\r\n\r\n{"size":\r\n--b--\r\n',
+      'multipart/form-data; boundary=b',
+      400,
+    ],
+    [
       'latents of another width',
       '/v1/decode',
       '{"latents":{"shape":[1,1,1],"dtype":"float32","data":"AAAAAA=="}}',

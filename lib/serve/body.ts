@@ -93,9 +93,9 @@ async function readMultipart(request: FastifyRequest, { maxBody, maxImages }: Se
   return { files, options };
 }
 
-/** The parser's errors are plain ones where the body is not what its type says. */
-function refuseMalformed(error: Error): never {
-  if (error instanceof UniFlowError || 'statusCode' in error) throw error;
+/** The parser's errors are plain ones where the body is not what its type says; its 406 is what we call 400. */
+function refuseMalformed(error: Error & { statusCode?: number }): never {
+  if (error instanceof UniFlowError || (error.statusCode !== undefined && error.statusCode !== 406)) throw error;
   throw Refusal.of(400, 'body', 'multipart/form-data', error.message);
 }
 
