@@ -1,5 +1,6 @@
 /** The three kinds of work over HTTP: read, prepare, compute with others, answer. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { setMaxListeners } from 'node:events';
 import pLimit from 'p-limit';
 import { availableParallelism } from 'node:os';
 import type { UniFlow } from '../uniflow.js';
@@ -32,6 +33,7 @@ export class Traffic {
   /** Runs `work` with a signal that fires when the client leaves, the request's time is over, or the service stops. */
   async during<T>(reply: FastifyReply, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
     const controller = new AbortController();
+    setMaxListeners(0, controller.signal); // one or more for each picture
     const timer = setTimeout(() => controller.abort(), this.settings.timeout);
     this.living.add(controller);
     whenOver(reply, () => controller.abort());
