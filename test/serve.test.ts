@@ -273,9 +273,13 @@ describe('what is wrong with a request is said', () => {
     expect(String(problem['subject'])).toMatch(/options|size/);
   });
 
-  test('an answer that nobody can give, a path that does not exist, what is not HTTP', async () => {
-    await expectProblem(await postPicture('/v1/encode', pictures[0]!, { headers: { Accept: 'text/html' } }), 406);
+  test('an answer that nobody can give, before anything is computed; a path that does not exist, or cannot; what is not HTTP', async () => {
+    const to = await started({});
+    for (const path of ['/v1/encode', '/v1/reconstruct'])
+      await expectProblem(await postPicture(path, pictures[0]!, { to, headers: { Accept: 'text/html' } }), 406);
+    expect(await (await fetch(`${to.url}/metrics`)).text()).not.toMatch(/uniflow_images_total\{/);
     await expectProblem(await fetch(`${service.url}/v2/encode`), 404);
+    await expectProblem(await fetch(`${service.url}/%zz`), 400);
     expect(await spoken(service, 'NONSENSE\r\n\r\n')).toMatch(/^HTTP\/1.1 400 [^]*application\/problem\+json[^]*"status":400/);
   });
 });

@@ -4,7 +4,7 @@ import { encodeImage, type RgbImage } from '../io/image.js';
 import type { Grid } from '../tensor.js';
 import type { EncodedPicture } from './lanes.js';
 import { Refusal } from './problem.js';
-import { PICTURE_TYPES, type EncodedJson, type PictureType } from './schemas.js';
+import type { EncodedJson, PictureType } from './schemas.js';
 import { safetensorsFile, tensorJson } from './tensors.js';
 
 export const JSON_TYPE = 'application/json';
@@ -53,13 +53,12 @@ export interface PictureJson {
 
 /** One picture as it is where the client wants that; else `json` of all, in the format that the options name. */
 export async function answerPictures(
-  request: FastifyRequest,
   reply: FastifyReply,
+  type: typeof JSON_TYPE | PictureType,
   images: readonly RgbImage[],
   { ids, format }: { ids: readonly string[]; format: PictureType },
   json: (pictures: PictureJson[]) => unknown,
 ): Promise<unknown> {
-  const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
   if (type !== JSON_TYPE && images.length === 1) return reply.type(type).send(await fileOf(images[0] as RgbImage, type));
   const chosen = type === JSON_TYPE ? format : type;
   return json(

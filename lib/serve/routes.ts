@@ -16,7 +16,7 @@ import type { Settings } from './options.js';
 import { whenOver } from './over.js';
 import { busy, Refusal } from './problem.js';
 import { Remote } from './remote.js';
-import { requestSchemas } from './schemas.js';
+import { PICTURE_TYPES, requestSchemas } from './schemas.js';
 
 type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
 
@@ -104,6 +104,7 @@ class Routes {
   };
 
   readonly reconstruct: Handler = async (request, reply, signal) => {
+    const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
     const { pictures, options } = await readPictures(request, this.schemas.reconstruct, this.settings);
     const { size: wanted, format, ...sampling } = options;
     const size = this.sizeOf(wanted);
@@ -111,7 +112,7 @@ class Routes {
     const { patch } = this.uniflow.config;
     const ids = pictures.map(({ id }) => id);
     const images = results.map(({ image }) => image);
-    return answerPictures(request, reply, images, { ids, format }, (files) => ({
+    return answerPictures(reply, type, images, { ids, format }, (files) => ({
       images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
       psnr: meanOf(results.map(({ psnr }) => psnr)),
       ssim: meanOf(results.map(({ ssim }) => ssim)),
@@ -120,6 +121,7 @@ class Routes {
   };
 
   readonly decode: Handler = async (request, reply, signal) => {
+    const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
     const { latents: all, options } = await readLatents(request, this.schemas.decode, this.settings);
     const { format, ...sampling } = options;
     const items = all.flatMap(({ latents, grid }) => {
@@ -136,7 +138,7 @@ class Routes {
     const images = await this.traffic.withRoomFor(items.length, () =>
       Promise.all(items.map(({ lane, row }) => this.batcher.submit(lane, row, signal))),
     );
-    return answerPictures(request, reply, images, { ids, format }, (pictures) => ({ images: pictures }));
+    return answerPictures(reply, type, images, { ids, format }, (pictures) => ({ images: pictures }));
   };
 
   /** All pictures are prepared before any is computed: a broken one costs the model nothing. */

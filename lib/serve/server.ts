@@ -72,6 +72,7 @@ function makeApp({ maxBody, timeout }: Settings): FastifyInstance {
     http: { headersTimeout: timeout, connectionsCheckingInterval: Math.min(MAX_CHECK_INTERVAL_MS, timeout) },
     return503OnClosing: false, // guard() does, in our form
     clientErrorHandler: refuseMalformed,
+    frameworkErrors: (error, _, reply) => void sendProblem(reply, error), // a path that cannot be decoded
   });
 }
 
