@@ -577,7 +577,18 @@ describe('the planner', () => {
     expect((await failure(startWorker({ queue }))).code).toBe('NETWORK');
     expect(performance.now() - begin).toBeLessThan(10_000);
     expect(await failure(startWorker({ queue: 'localhost:6379' }))).toMatchObject({ code: 'BAD_INPUT', subject: 'queue' });
+    for (const database of ['/x', '/1/2', '/-1'])
+      expect(await failure(startWorker({ queue: redis.url + database }))).toMatchObject({ code: 'BAD_INPUT', subject: 'queue' });
+    expect((await failure(startWorker({ queue: `${redis.url}/99` }))).message).toMatch(/\/99 cannot be reached: .*out of range/);
   });
+
+  test('does not wait for a server that takes connections and says nothing', async () => {
+    const silent = createSocket().listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const queue = `redis://127.0.0.1:${(silent.address() as AddressInfo).port}`;
+    expect(await failure(startWorker({ queue }))).toMatchObject({ code: 'NETWORK', message: expect.stringMatching(/no answer in 5 s/) });
+    silent.close();
+  }, 10_000);
 
   test.each([
     [['-', '-o', 'latents', '--queue', 'redis://x'], 2, /standard input cannot be read by workers/],

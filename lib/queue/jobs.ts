@@ -38,7 +38,7 @@ export function runId(out: string, header: Header): string {
  */
 export async function connect(url: string, onState: (text: string) => void = () => undefined): Promise<Redis> {
   const parsed = URL.canParse(url) ? new URL(url) : undefined;
-  if (!parsed || !/^rediss?:$/.test(parsed.protocol) || parsed.hostname === '')
+  if (!parsed || !/^rediss?:$/.test(parsed.protocol) || parsed.hostname === '' || !/^\/?\d*$/.test(parsed.pathname))
     throw UniFlowError.expected('BAD_INPUT', 'queue', 'redis://host:port, with /db where it is not 0', `'${url.replace(/\/\/.*@/, '//')}'`);
   const name = `${parsed.protocol}//${parsed.host}${parsed.pathname}`; // without the password
   let connected = false;
@@ -46,14 +46,21 @@ export async function connect(url: string, onState: (text: string) => void = () 
   const retryStrategy = (times: number): number | null => (connected ? Math.min(100 * times, MAX_RECONNECT_DELAY) : null);
   const client = new Redis(url, { lazyConnect: true, maxRetriesPerRequest: null, connectTimeout: CONNECT_TIMEOUT, retryStrategy });
   client.on('error', (error: Error) => (failure = error)); // 'close' says it
+  const silent = setTimeout(() => {
+    failure = new Error(`no answer in ${CONNECT_TIMEOUT / 1000} s`);
+    client.disconnect();
+  }, CONNECT_TIMEOUT);
   try {
     await client.connect();
+    await client.select(client.options.db ?? 0); // which the client tries as well, but goes on with database 0 where that fails
   } catch (error) {
     client.disconnect();
     throw new UniFlowError('NETWORK', `${name} cannot be reached: ${(failure ?? (error as Error)).message}`, {
       subject: 'queue',
       cause: error,
     });
+  } finally {
+    clearTimeout(silent);
   }
   connected = true;
   let lost = false;
