@@ -360,6 +360,37 @@ describe('a worker', () => {
   );
 
   test(
+    'that is told to stop while Redis is gone finishes its shards and ends',
+    async () => {
+      const [idle, busy] = await Promise.all([WorkerProcess.start(), WorkerProcess.start('--concurrency', '1')]);
+      web.holdAfter(0);
+      await plan('alone', web.items(8), { detach: true });
+      await until(() => web.holds === 8);
+      await redis.kill();
+      await sleep(300);
+      const ended = [idle, busy].map((worker) => worker.kill('SIGTERM'));
+      await sleep(300);
+      web.open();
+      expect((await Promise.all(ended)).map(({ code }) => code)).toEqual([0, 0]);
+      expect(await (await openOutput(inDir('alone'))).list('records/')).toHaveLength(1);
+      await redis.start();
+    },
+    BUSY / 4,
+  );
+
+  test('that Redis refuses to serve says so now and then, and goes on when it can', async () => {
+    await plan('full', web.items(8), { detach: true });
+    const states: string[] = [];
+    await redis.command('CONFIG', 'SET', 'maxmemory', '1');
+    here = await startWorker({ queue: redis.url, onState: (text) => states.push(text) });
+    await sleep(2500);
+    await redis.command('CONFIG', 'SET', 'maxmemory', '0');
+    expect(states[0]).toMatch(/OOM/);
+    expect(states.length).toBeLessThan(10);
+    await until(async () => (await (await openOutput(inDir('full'))).list('records/')).length === 1);
+  });
+
+  test(
     'with another model leaves the work to others',
     async () => {
       const other = UniFlow.random('nano', { seed: 1 });

@@ -2,6 +2,7 @@
 import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
 import type { Server } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { checkSameRun, headerOf, type Header } from '../batch/manifest.js';
 import { openOutput } from '../batch/open-output.js';
 import type { Output } from '../batch/output.js';
@@ -59,6 +60,10 @@ const KEPT_RUNS = 4;
 const MAX_DEATHS = 10;
 /** Milliseconds before a shard is offered again that a worker could not begin. */
 const PUT_BACK = 10_000;
+/** Milliseconds before Redis is asked again after an error. */
+const REST = 1_000;
+/** Milliseconds between looks at what a worker that stops waits for. */
+const LOOK = 100;
 
 /** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached. */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
@@ -114,7 +119,9 @@ class Tasks implements ShardWorker {
     const intervals = { lockDuration: stall, stalledInterval: stall, maxStalledCount: MAX_DEATHS };
     this.worker = new Worker<ShardJob>(QUEUE, (job, token) => this.take(job, token), { connection: redis, concurrency, ...intervals });
     this.worker.on('error', (error) => {
-      if (this.redis.status === 'ready') this.options.onState?.(error.message); // a connection that is lost says so itself
+      if (this.redis.status !== 'ready') return; // a connection that is lost says so itself
+      this.options.onState?.(error.message);
+      this.rest();
     });
     this.worker.on('failed', (job, error) => {
       this.metrics.ended('failed');
@@ -139,11 +146,23 @@ class Tasks implements ShardWorker {
   }
 
   private async stop(): Promise<void> {
-    await this.worker.close();
+    await Promise.race([this.worker.close(), this.alone()]);
     this.redis.disconnect();
     this.server?.close();
     this.server?.closeAllConnections();
     for (const model of this.models.values()) await (await model.catch(() => undefined))?.dispose();
+  }
+
+  /** Until there is no shard under way, and no Redis that could be told: BullMQ would wait for it to come back. */
+  private async alone(): Promise<void> {
+    while (this.active > 0 || this.redis.status === 'ready') await sleep(LOOK);
+  }
+
+  /** What Redis refuses, as when its memory is full, BullMQ asks for again at once. */
+  private rest(): void {
+    if (this.worker.isPaused() || this.closing) return;
+    void this.worker.pause(true);
+    setTimeout(() => void (this.closing ?? this.worker.resume()), REST).unref();
   }
 
   private async take(job: Job<ShardJob>, token: string | undefined): Promise<void> {
