@@ -29,6 +29,7 @@ import {
   type QueueResult,
   type ShardWorker,
 } from '../lib/index.js';
+import { S3Output } from '../lib/batch/s3-output.js';
 import { Attempt, isCommitted, readRecord, tidy } from '../lib/queue/commits.js';
 import { connect } from '../lib/queue/jobs.js';
 import { failure, startCommand, type CommandRun } from './support.js';
@@ -652,6 +653,17 @@ describe('S3', () => {
     },
     BUSY,
   );
+
+  test('a store that takes connections and says nothing is an error after a while, not a hang', async () => {
+    const silent = createSocket().listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const there = process.env['AWS_ENDPOINT_URL'];
+    process.env['AWS_ENDPOINT_URL'] = `http://127.0.0.1:${(silent.address() as AddressInfo).port}`;
+    const error = await failure(S3Output.open('s3://bucket/silent', 100));
+    process.env['AWS_ENDPOINT_URL'] = there;
+    expect(error).toMatchObject({ code: 'NETWORK', message: expect.stringMatching(/TimeoutError/) });
+    silent.close();
+  }, 10_000);
 
   test('objects: parts, ranges, names; nothing is replaced that is to be created', async () => {
     const output = await openOutput('s3://bucket/objects');

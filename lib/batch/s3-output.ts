@@ -21,6 +21,9 @@ type Chunks = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 const PART_BYTES = 16 * 2 ** 20;
 const PARTS_AT_ONCE = 2;
 const ATTEMPTS = 5;
+const CONNECT_TIMEOUT = 5_000;
+/** Milliseconds without a byte after which an attempt has failed. Stores may copy large objects in silence. */
+const SILENCE = 120_000;
 
 export class S3Output implements Output {
   readonly scratch = join(tmpdir(), 'uniflow-s3');
@@ -39,13 +42,14 @@ export class S3Output implements Output {
    *
    * @throws {UniFlowError} `BAD_INPUT` where it is no such URL, `NETWORK` where the bucket cannot be reached.
    */
-  static async open(url: string): Promise<S3Output> {
+  static async open(url: string, silence = SILENCE): Promise<S3Output> {
     const [, bucket, prefix = ''] = /^s3:\/\/([^/]+)(?:\/+(.*?))?\/*$/.exec(url) ?? [];
     if (bucket === undefined) throw UniFlowError.expected('BAD_INPUT', 'out', 's3://bucket/prefix', `'${url}'`);
     const { AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION } = process.env;
     const own = Boolean(AWS_ENDPOINT_URL_S3 ?? AWS_ENDPOINT_URL);
     const region = own && !AWS_REGION ? { region: 'us-east-1' } : {}; // which other stores do not ask for, but the SDK does
-    const client = new S3Client({ forcePathStyle: own, maxAttempts: ATTEMPTS, ...region });
+    const requestHandler = { connectionTimeout: CONNECT_TIMEOUT, socketTimeout: silence }; // by default there is none
+    const client = new S3Client({ forcePathStyle: own, maxAttempts: ATTEMPTS, requestHandler, ...region });
     const output = new S3Output(url, client, bucket, prefix && `${prefix}/`);
     await output.send('', () => client.send(new HeadBucketCommand({ Bucket: bucket })));
     return output;
