@@ -3,7 +3,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { crc32, deflateSync } from 'node:zlib';
+import { crc32, deflateSync, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { UniFlowError } from '../lib/errors.js';
 import { decodeImage, type ImageSource, type RgbImage, sideBySide, writeImage } from '../lib/io/image.js';
@@ -257,6 +257,16 @@ describe('bad input', () => {
     const error = await failure(Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'));
     expect(error.code).toBe('UNSUPPORTED');
     expect(error.message).toMatch(/, but got svg$/);
+  });
+
+  test('SVG is not even read: a short one can take minutes', async () => {
+    const uses = Array.from({ length: 11 }, (_, i) => `<g id="g${i + 1}">${`<use href="#g${i}"/>`.repeat(10)}</g>`).join('');
+    const bomb = `<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><g id="g0"><path d="M0 0h9"/></g>${uses}</svg>`;
+    for (const bytes of [Buffer.from(bomb), gzipSync(bomb)]) expect((await failure(bytes)).message).toMatch(/, but got (svg|\d+ bytes)/);
+  }, 2_000);
+
+  test('a side that is longer than any work can be done on, before it is decoded', async () => {
+    expect((await failure(pngOf(1, 2 ** 20 + 1))).message).toBe('<buffer>: expected at most 1048576 pixels a side, but got 1 x 1048577');
   });
 
   test.each(['https://example.com/cat.jpg', new URL('http://example.com/cat.jpg'), 'data:image/png;base64,AAAA'])(

@@ -37,6 +37,10 @@ const DEFAULT_MAX_PIXELS = 16383 * 16383;
 const MOST_PIXELS = 2 ** 30;
 const FORMATS: readonly string[] = ['jpeg', 'png', 'webp', 'heif', 'tiff', 'gif'];
 const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF or GIF picture';
+/** How files of these formats begin, as Latin-1. Others are not given to libvips, which would lay out an SVG only to tell its size. */
+const BEGINNING = /^(\xff\xd8|\x89PNG|RIFF.{4}WEBP|GIF8|II[*+]\0|MM\0[*+]|.{4}ftyp)/s;
+/** What native.resample takes. */
+const MOST_EDGE = 2 ** 20;
 const WHITE = '#ffffff';
 
 /**
@@ -179,20 +183,28 @@ async function readPath(path: string, signal?: AbortSignal): Promise<Buffer> {
 }
 
 async function readMetadata(name: string, bytes: Uint8Array): Promise<Metadata> {
+  const start = Buffer.from(bytes.subarray(0, 1000)).toString('latin1');
+  if (!BEGINNING.test(start))
+    throw /<svg/i.test(start) ? UniFlowError.expected('UNSUPPORTED', name, FORMATS_TEXT, 'svg') : unknownFormat(name, bytes);
   let metadata: Metadata;
   try {
     metadata = await sharp(bytes, { limitInputPixels: false }).metadata();
   } catch (error) {
-    if (!/unsupported image format/.test(String(error))) throw undecodable(name, error);
-    const start = JSON.stringify(Buffer.from(bytes.subarray(0, 16)).toString('latin1'));
-    throw UniFlowError.expected('BAD_INPUT', name, FORMATS_TEXT, `${bytes.length} bytes starting with ${start}`, error);
+    throw /unsupported image format/.test(String(error)) ? unknownFormat(name, bytes, error) : undecodable(name, error);
   }
   const { format, compression } = metadata;
   if (FORMATS.includes(format) && (format !== 'heif' || compression === 'av1')) return metadata;
   throw UniFlowError.expected('UNSUPPORTED', name, FORMATS_TEXT, compression ? `${format} (${compression})` : format);
 }
 
+function unknownFormat(name: string, bytes: Uint8Array, cause?: unknown): UniFlowError {
+  const start = JSON.stringify(Buffer.from(bytes.subarray(0, 16)).toString('latin1'));
+  return UniFlowError.expected('BAD_INPUT', name, FORMATS_TEXT, `${bytes.length} bytes starting with ${start}`, cause);
+}
+
 function checkPixels(name: string, { width, height }: Metadata, maxPixels: number): void {
+  if (Math.max(width, height) > MOST_EDGE)
+    throw UniFlowError.expected('BAD_INPUT', name, `at most ${MOST_EDGE} pixels a side`, `${width} x ${height}`);
   const pixels = width * height;
   if (pixels <= maxPixels) return;
   const expected = `at most ${maxPixels} pixels (raise the option maxPixels to allow more)`;
