@@ -480,13 +480,17 @@ describe('URLs', () => {
   test('what is too large, missing, or cut off is refused', async () => {
     const at = await host((request, response) => {
       if (request.url === '/large') response.end(Buffer.alloc(10_000));
+      else if (request.url === '/small') response.end(Buffer.alloc(3000));
       else if (request.url === '/cut') response.writeHead(200, { 'Content-Length': 100 }).write('x', () => response.destroy());
       else response.writeHead(404).end();
     });
     const to = await started({ allowUrls: [at], allowAddress: () => true, maxBody: 5000 });
-    await expectProblem(await encodeUrl(to, `http://${at}/large`), 422, { expected: 'at most 5000 bytes' });
+    await expectProblem(await encodeUrl(to, `http://${at}/large`), 422, { expected: 'at most 5000 bytes in all' });
     await expectProblem(await encodeUrl(to, `http://${at}/cut`), 502, { code: 'NETWORK' });
     await expectProblem(await encodeUrl(to, `http://${at}/none`), 502, { actual: '404' });
+    const twice = { images: [{ url: `http://${at}/small` }, { url: `http://${at}/small` }] };
+    const { errors } = await expectProblem(await postJson('/v1/encode', twice, { to }), 422);
+    expect(errors).toContainEqual(expect.objectContaining({ expected: 'at most 5000 bytes in all' }));
   });
 
   test('addresses', () => {

@@ -5,7 +5,7 @@ import type { z } from 'zod';
 import { reasonOf, UniFlowError } from '../errors.js';
 import type { Settings } from './options.js';
 import { Refusal, Refusals } from './problem.js';
-import type { Remote } from './remote.js';
+import type { Budget, Remote } from './remote.js';
 import { parse, type RequestSchemas } from './schemas.js';
 import { fromBase64, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
 
@@ -125,8 +125,8 @@ export async function each<T, R>(items: readonly T[], work: (item: T) => Promise
 }
 
 /** The bytes of a picture, fetched where it is a URL. */
-export async function bytesOf(picture: Picture, remote: Remote, signal: AbortSignal): Promise<Uint8Array> {
-  return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, signal);
+export async function bytesOf(picture: Picture, remote: Remote, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
+  return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, budget, signal);
 }
 
 /** An error of a picture's bytes, told of the picture. */

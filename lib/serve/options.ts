@@ -19,7 +19,7 @@ export interface ServeOptions {
   maxRequests?: number;
   /** Pictures per request. */
   maxImages?: number;
-  /** Bytes of a request's body, and of what a URL gives. */
+  /** Bytes of a request's body, and of what its URLs give. */
   maxBody?: number;
   /** Pixels of a picture, as sent. */
   maxPixels?: number;

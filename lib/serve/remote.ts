@@ -24,6 +24,11 @@ export function isPublic(address: string): boolean {
   return ip.kind() === 'ipv4' || (ip as ipaddr.IPv6).match(ipaddr.IPv6.parse('2000::'), 3);
 }
 
+/** Bytes that may still be fetched. */
+export interface Budget {
+  left: number;
+}
+
 export class Remote {
   private readonly hosts: ReadonlySet<string>;
   private readonly allowed: (address: string) => boolean;
@@ -33,15 +38,19 @@ export class Remote {
     this.allowed = options.allowAddress ?? isPublic;
   }
 
-  /** The bytes at `url`. Host and address are checked anew at every redirect. @throws UniFlowError naming `subject`. */
-  async fetch(url: string, subject: string, signal: AbortSignal): Promise<Uint8Array> {
+  /**
+   * The bytes at `url`. Host and address are checked anew at every redirect.
+   * @param budget of the request: what all of its URLs may give
+   * @throws UniFlowError naming `subject`.
+   */
+  async fetch(url: string, subject: string, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
     const until = AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]);
     try {
       let target = this.check(url, subject);
       for (let hop = 0; hop <= MAX_REDIRECTS; hop++) {
         const response = await this.get(target, subject, until);
         const { statusCode = 0, headers } = response;
-        if (statusCode === 200) return await this.read(response, subject);
+        if (statusCode === 200) return await this.read(response, subject, budget);
         response.destroy();
         if (statusCode < 300 || statusCode >= 400 || headers.location === undefined)
           throw UniFlowError.expected('NETWORK', subject, 'status 200', String(statusCode));
@@ -96,15 +105,14 @@ export class Remote {
     };
   }
 
-  private async read(response: IncomingMessage, subject: string): Promise<Uint8Array> {
+  private async read(response: IncomingMessage, subject: string, budget: Budget): Promise<Uint8Array> {
     const chunks: Buffer[] = [];
-    let bytes = 0;
     for await (const chunk of response as AsyncIterable<Buffer>) {
       chunks.push(chunk);
-      bytes += chunk.length;
-      if (bytes > this.options.maxBytes)
+      budget.left -= chunk.length;
+      if (budget.left < 0)
         // leaving the loop closes the connection
-        throw UniFlowError.expected('BAD_INPUT', subject, `at most ${this.options.maxBytes} bytes`, 'more');
+        throw UniFlowError.expected('BAD_INPUT', subject, `at most ${this.options.maxBytes} bytes in all`, 'more');
     }
     return Buffer.concat(chunks);
   }

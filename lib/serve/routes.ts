@@ -15,7 +15,7 @@ import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
 import type { Settings } from './options.js';
 import { whenOver } from './over.js';
 import { busy, Refusal } from './problem.js';
-import { Remote } from './remote.js';
+import { Remote, type Budget } from './remote.js';
 import { PICTURE_TYPES, requestSchemas } from './schemas.js';
 
 type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
@@ -144,14 +144,15 @@ class Routes {
   /** All pictures are prepared before any is computed: a broken one costs the model nothing. */
   private overPictures<R>(pictures: readonly Picture[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
     return this.traffic.withRoomFor(pictures.length, async () => {
-      const pixels = await each(pictures, (picture) => this.pixelsOf(picture, size, signal));
+      const budget = { left: this.settings.maxBody };
+      const pixels = await each(pictures, (picture) => this.pixelsOf(picture, size, budget, signal));
       return Promise.all(pixels.map((one) => this.batcher.submit(lane, one, signal)));
     });
   }
 
   /** uint8 [H,W,3] */
-  private async pixelsOf(picture: Picture, size: Size, signal: AbortSignal): Promise<Uint8Array> {
-    const bytes = await bytesOf(picture, this.remote, signal);
+  private async pixelsOf(picture: Picture, size: Size, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
+    const bytes = await bytesOf(picture, this.remote, budget, signal);
     return this.decoding(async () => {
       if (signal.aborted) throw aborted(signal);
       try {
