@@ -526,10 +526,12 @@ describe('what it tells of itself', () => {
   test('the OpenAPI document is valid, with and without a token', async () => {
     for (const to of [service, await started({ token: 't' })]) {
       const document = (await (await fetch(`${to.url}/openapi.json`, { headers: { Authorization: 'Bearer t' } })).json()) as {
-        paths: object;
+        paths: Record<string, { post: { responses: object } }>;
       };
       expect(await new Validator().validate(document)).toEqual({ valid: true });
       expect(Object.keys(document.paths)).toEqual(expect.arrayContaining(['/v1/encode', '/v1/decode', '/v1/reconstruct', '/metrics']));
+      const statuses = Object.keys(document.paths['/v1/encode']!.post.responses).map(Number);
+      expect(statuses).toEqual([200, 400, 401, 406, 408, 413, 415, 422, 500, 502, 503]);
     }
   });
 

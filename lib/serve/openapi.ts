@@ -12,9 +12,11 @@ const REFUSALS: Record<number, string> = {
   400: 'The body cannot be parsed.',
   401: 'The token is missing or wrong.',
   406: 'No such form of the answer.',
+  408: 'The request was sent too slowly.',
   413: 'The body is too large, or has too many pictures.',
   415: 'No such form of the request.',
   422: 'A picture or an option is wrong; which one is said.',
+  500: 'The service failed.',
   502: 'A URL could not be fetched.',
   503: 'The service is busy or stops: Retry-After says when to come back.',
 };
