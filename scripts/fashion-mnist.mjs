@@ -3,6 +3,4 @@ import { prepare, run } from './prepare.mjs';
 
 const given = process.argv.slice(2);
 prepare({ fashionMnist: !given.some((argument) => argument.startsWith('--data')) });
-// Threads that spin while they wait would slow down those that decode pictures meanwhile.
-const env = { OMP_WAIT_POLICY: 'passive', ...process.env };
-run(process.execPath, ['--import', 'tsx', 'examples/fashion-mnist/main.ts', ...given], { env });
+run(process.execPath, ['--import', 'tsx', 'examples/fashion-mnist/main.ts', ...given]);

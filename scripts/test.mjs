@@ -14,10 +14,11 @@ const [, percent, failedNative, totalNative] = /(\d+)% tests passed, (\d+) tests
 /** Runs jest; what it prints goes through, its results come back. */
 function jest(args, env = {}) {
   const report = join(tmpdir(), `uniflow-jest-${process.pid}.json`);
+  // GOMP_SPINCOUNT as lib/native.ts sets it: what tests see as process.env is a copy
   const { status } = spawnSync(
     process.execPath,
     ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...args],
-    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } },
+    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { GOMP_SPINCOUNT: '5000', ...process.env, ...env } },
   );
   const { numPassedTests, numFailedTests, numRuntimeErrorTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
   rmSync(report);
