@@ -6,7 +6,7 @@ import { parquetWriteBuffer } from 'hyparquet-writer';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server, type ServerResponse } from 'node:http';
 import { createServer as createSocket, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -423,6 +423,29 @@ describe('a worker', () => {
       await until(async () => (await redis.command('ZCARD', 'bull:uniflow:delayed')) === 1);
       expect(await redis.count('failed')).toBe(0);
       await expect(openOutput(inDir('gone')).then((output) => output.size('run.json'))).resolves.toBeUndefined();
+    },
+    BUSY,
+  );
+
+  test(
+    'that sees none of the files of a shard leaves it to others',
+    async () => {
+      await mkdir(inDir('mount'));
+      const items = Array.from({ length: 16 }, (_, i) => ({ id: `${i}`, image: inDir('mount', `${i}.jpg`) }));
+      for (const { image } of items) await writeFile(image, await photo(48, 64, 1));
+      await plan('mounted', items, { detach: true });
+      await rename(inDir('mount'), inDir('elsewhere'));
+      const states: string[] = [];
+      here = await startWorker({ queue: redis.url, onState: (text) => states.push(text) });
+      await until(() => states.length === 2);
+      for (const state of states) expect(state).toMatch(/^shard [01] is put back: none of its files is there, as .*mount\/\d+\.jpg$/);
+      await here.close();
+      expect(await redis.count('failed')).toBe(0);
+      await rename(inDir('elsewhere'), inDir('mount'));
+      await redis.command('FLUSHALL'); // or the shards would come back after ten seconds
+      await workHere();
+      const { manifest } = await plan('mounted', items);
+      expect([manifest!.count, manifest!.failures]).toEqual([16, 0]);
     },
     BUSY,
   );

@@ -32,6 +32,13 @@ export interface Item {
   image: Picture;
 }
 
+/** The path of the file that has the picture; undefined where there is none, or the picture is not named by it. */
+export function fileOf(picture: Picture): string | undefined {
+  if (typeof picture === 'string') return picture;
+  if (typeof picture !== 'object' || picture instanceof URL || picture instanceof Uint8Array) return undefined;
+  return 'path' in picture ? picture.path : 'parquet' in picture ? picture.parquet : undefined;
+}
+
 /** What {@link decodeImage} takes, or pixels. Paths are left to it. */
 export async function readPicture(picture: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
   if (typeof picture === 'function') return picture();

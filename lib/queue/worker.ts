@@ -1,11 +1,13 @@
 /** A worker: takes shards from the queue, whatever run they are of, and commits them to the run's output. */
 import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
+import { access } from 'node:fs/promises';
 import type { Server } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { checkSameRun, headerOf, type Header } from '../batch/manifest.js';
 import { openOutput } from '../batch/open-output.js';
 import type { Output } from '../batch/output.js';
+import { fileOf } from '../batch/picture.js';
 import { ShardEncoder, type ShardRecord } from '../batch/shard.js';
 import { checkInteger, checkOptions } from '../check.js';
 import type { DeviceOptions } from '../device.js';
@@ -60,6 +62,8 @@ const KEPT_RUNS = 4;
 const MAX_DEATHS = 10;
 /** Milliseconds before a shard is offered again that a worker could not begin. */
 const PUT_BACK = 10_000;
+/** So often a shard none of whose files can be seen is left to other workers; then they are taken to be gone, as its failures. */
+const UNSEEN = 5;
 /** Milliseconds before Redis is asked again after an error. */
 const REST = 1_000;
 /** Milliseconds between looks at what a worker that stops waits for. */
@@ -169,6 +173,7 @@ class Tasks implements ShardWorker {
     let run: Run;
     try {
       run = await this.runOf(job.data);
+      if (job.attemptsStarted <= UNSEEN) await checkSeen(job.data);
     } catch (error) {
       throw await this.giveBack(job, token, error as Error);
     }
@@ -248,4 +253,18 @@ class Tasks implements ShardWorker {
     this.models.set(key, found);
     return found;
   }
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** Where this machine lacks a mount, all pictures would be missing, and a shard of failures made. @throws OutOfReach */
+async function checkSeen({ items }: ShardJob): Promise<void> {
+  const paths = new Set(items.flatMap(({ image }) => fileOf(image) ?? []));
+  for (const path of paths) if (await isThere(path)) return;
+  if (paths.size > 0) throw new OutOfReach(`none of its files is there, as ${[...paths][0]}`);
 }
