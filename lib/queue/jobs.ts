@@ -117,12 +117,6 @@ export class Jobs {
     return this.queue.getWaitingCount();
   }
 
-  /** Indices of the run's shards that workers have begun. */
-  async active(): Promise<number[]> {
-    const jobs = await this.queue.getActive();
-    return jobs.filter(({ data }) => data.run === this.run).map(({ data }) => data.index);
-  }
-
   async workers(): Promise<number> {
     return this.queue.getWorkersCount();
   }

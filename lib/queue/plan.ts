@@ -57,8 +57,6 @@ export interface QueueResult {
 type Items = AsyncIterable<Item> | Iterable<Item>;
 
 const SECOND = 1_000;
-/** Longer than this, a worker that has committed does not take to move the files: it was killed. */
-const MOVING = 5 * SECOND;
 /** Looking at the output takes at most this share of the time. */
 const LOOKING = 0.1;
 
@@ -246,13 +244,6 @@ class Planner {
     );
   }
 
-  /** A worker that has committed a shard moves its files, and then lets go of the job. Not all stores bear two who move one file at once. */
-  private async letWorkersMove(): Promise<void> {
-    const end = performance.now() + MOVING;
-    const moving = async (): Promise<boolean> => (await this.jobs.active()).some((index) => this.records.has(index));
-    while (performance.now() < end && (await moving())) await sleep(SECOND / 10);
-  }
-
   private async seal(): Promise<Manifest> {
     const records = [...this.records.values()];
     for (const { index } of records) this.checkIds(index);
@@ -261,7 +252,6 @@ class Planner {
         'BAD_INPUT',
         `nothing is written: no picture could be read; ${this.failures > 0 ? `${this.failures} failed` : 'there is none'}`,
       );
-    await this.letWorkersMove();
     await tidy(this.output, records);
     return seal(this.output, this.header, records);
   }
