@@ -665,6 +665,9 @@ describe('S3', () => {
   test(
     'a run in a bucket is the run in a folder, and is read from there',
     async () => {
+      // S3rver removes a folder that has become empty, with what has come into it meanwhile: this one never is
+      await mkdir(inDir('s3', 'bucket', 'runs', '1', 'staging'), { recursive: true });
+      await writeFile(inDir('s3', 'bucket', 'runs', '1', 'staging', 'no object'), '');
       const worker = await WorkerProcess.start();
       const { manifest } = await plan('s3://bucket/runs/1');
       expect(manifest!.count).toBe(230);
