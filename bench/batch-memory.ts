@@ -17,7 +17,7 @@ const MEBI = 2 ** 20;
 
 /** Mean resident memory over the second half of the pictures, in bytes. */
 async function residentOf(folder: string, count: number): Promise<number> {
-  const uniflow = UniFlow.random('nano');
+  const uniflow = UniFlow.random('tiny');
   const samples: number[] = [];
   const onProgress = ({ done }: { done: number }): unknown => done > count / 2 && samples.push(process.memoryUsage.rss());
   try {

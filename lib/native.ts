@@ -309,10 +309,11 @@ That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the
 }
 
 /**
- * How often OpenMP's threads look for each other before they sleep. Its default is sixty times that: it is no faster, and on a machine that does
- * other things as well, threads then spin through the time slices of the one that they wait for, which makes a call tens of times as long.
+ * How often OpenMP's threads look for each other before they sleep, a third of its default: on a machine that does other things as well, threads
+ * that spin for longer keep the core from the one that they wait for, and a call takes tens of times as long. Those that sleep at once, on the
+ * other hand, are late: a service that computes picture by picture then answers half as many.
  */
-const SPINS = '5000';
+const SPINS = '100000';
 
 /** OpenMP's library reads it when it is loaded, and only from the environment. Who has said how to wait is left alone. */
 function withShortSpins<T>(work: () => T): T {

@@ -18,7 +18,7 @@ function jest(args, env = {}) {
   const { status } = spawnSync(
     process.execPath,
     ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...args],
-    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { GOMP_SPINCOUNT: '5000', ...process.env, ...env } },
+    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { GOMP_SPINCOUNT: '100000', ...process.env, ...env } },
   );
   const { numPassedTests, numFailedTests, numRuntimeErrorTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
   rmSync(report);

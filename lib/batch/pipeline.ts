@@ -1,11 +1,10 @@
 /** Pictures to latents: decoded several at once, in buffers that go round, computed in batches of one shape. */
 import ndarray from 'ndarray';
-import { availableParallelism } from 'node:os';
 import pLimit, { type LimitFunction } from 'p-limit';
 import { ahead, handled, untilAborted } from '../ahead.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { openImage } from '../io/image.js';
+import { DECODERS, openImage } from '../io/image.js';
 import { checkSize } from '../io/input.js';
 import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
 import { Buffers } from './buffers.js';
@@ -88,9 +87,8 @@ export class Pipeline {
     this.target = { fit, size: checkSize(size, patch), patch, mean };
     const [height, width] = this.target.size;
     this.batchSize = checkBatchSize(batchSize, (height * width) / patch ** 2);
-    const threads = availableParallelism();
-    this.decoding = pLimit(threads);
-    this.meter = new Meter(threads);
+    this.decoding = pLimit(DECODERS);
+    this.meter = new Meter(DECODERS);
   }
 
   /** Batches, and between them the pictures that could not be read, in an order that the source determines. */

@@ -1,10 +1,10 @@
 /** Batches of pixels from a dataset, read ahead of the caller. A batch is a function of dataset, options and step: there is no state to save. */
 import ndarray, { type NdArray } from 'ndarray';
-import { availableParallelism } from 'node:os';
 import pLimit, { type LimitFunction } from 'p-limit';
 import { handled } from '../ahead.js';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
+import { DECODERS } from '../io/image.js';
 import { checkSize } from '../io/input.js';
 import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from './crop.js';
 import type { Dataset, Sample } from './dataset.js';
@@ -72,7 +72,7 @@ class Loader {
   private readonly stepsPerEpoch: number;
   private readonly stop = new AbortController();
   private readonly signal: AbortSignal;
-  private readonly limit: LimitFunction = pLimit(availableParallelism());
+  private readonly limit: LimitFunction = pLimit(DECODERS);
   private order: { epoch: number; indices: Uint32Array } | undefined;
 
   constructor(

@@ -1,6 +1,7 @@
 /** Pictures in and out: files and bytes to packed RGB, packed RGB to files. */
 import { randomUUID } from 'node:crypto';
 import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { NdArray } from 'ndarray';
@@ -31,6 +32,9 @@ export interface OpenImage {
   /** Writes it, resized, `into` packed RGB [height, width, 3]. Errors are those of {@link decodeImage}. */
   resample(into: Uint8Array, to: Resampling): Promise<void>;
 }
+
+/** Pictures to decode at once: some for each core, which the CPU's threads then do together between two operations of a model. */
+export const DECODERS = 4 * availableParallelism();
 
 const DEFAULT_MAX_PIXELS = 16383 * 16383;
 /** Their bytes fit into an array of 4 GiB. */

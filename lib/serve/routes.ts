@@ -2,11 +2,11 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { setMaxListeners } from 'node:events';
 import pLimit from 'p-limit';
-import { availableParallelism } from 'node:os';
 import type { UniFlow } from '../uniflow.js';
 import { uniFlowPreprocessing } from '../config.js';
 import { aborted, UniFlowError } from '../errors.js';
 import { checkSize } from '../io/input.js';
+import { DECODERS } from '../io/image.js';
 import { loadInto } from '../io/preprocess.js';
 import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
@@ -78,7 +78,7 @@ class Routes {
   private readonly lanes: Lanes;
   private readonly schemas: ReturnType<typeof requestSchemas>;
   private readonly remote: Remote;
-  private readonly decoding = pLimit(availableParallelism()); // a picture of 64 megapixels is 192 MB
+  private readonly decoding = pLimit(DECODERS); // a picture of 64 megapixels is 192 MB
   private readonly preprocessing: ReturnType<typeof uniFlowPreprocessing>;
 
   constructor(

@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <iterator>
 #include <new>
 #include <string>
 #include <system_error>
@@ -14,6 +16,11 @@ namespace {
 /// A command that touches fewer bytes than this is done before a team of threads has come together, and would wait for the slowest of
 /// them where the machine is busy: it runs on the stream's own thread.
 constexpr int64_t kAlone = 256 << 10;
+
+/// Of the side stream's commands the team takes so many for each of its members, so that these end at about the same time; fewer when they have
+/// waited for so long. When they have waited even longer, for the end of a long command, a worker takes them.
+constexpr int64_t kEachAtOnce = 2;
+constexpr std::chrono::milliseconds kFew{1}, kPatience{100};
 
 int team_for(const Command& c, int threads) {
   int64_t bytes = 0;
@@ -81,7 +88,7 @@ void Stream::enqueue(const std::shared_ptr<Session>& session, Command command) {
   }
   std::lock_guard lock(mutex_);
   if (session->closed_.load()) session->token_->cancel();
-  queue_.push_back({std::move(command), session, session->token_});
+  queue_.push_back({std::move(command), session, session->token_, Clock::now()});
   wake_.notify_one();
 }
 
@@ -134,33 +141,92 @@ std::shared_ptr<const Error> Stream::execute(Entry& entry) {
   return failure;
 }
 
+void Stream::finish(Entry& entry, std::shared_ptr<const Error> failure) {
+  {
+    std::lock_guard lock(mutex_);
+    std::erase(running_, &entry);
+    idle_.notify_all();
+  }
+  auto done = std::move(entry.command.done);
+  const auto session = std::move(entry.session);
+  entry = {};  // drops the tensors before anyone is told that the command ended
+  if (done) {
+    device_.backend().after([=](std::shared_ptr<const Error> late) {
+      done(failure ? failure : late);
+      session->ended();
+    });
+  } else {
+    session->ended();
+  }
+}
+
+std::deque<Stream::Entry>::iterator Stream::next() {
+  if (this != opened_side() || !Device::cpu().stream().by_team_) return queue_.begin();
+  const auto now = Clock::now();
+  return std::ranges::find_if(queue_, [&](const Entry& e) { return !e.command.computes || now - e.since >= kPatience; });
+}
+
+std::deque<Stream::Entry>::iterator Stream::wait_for_next(std::unique_lock<std::mutex>& lock) {
+  while (true) {
+    if (!halted_)
+      if (const auto found = next(); found != queue_.end()) return found;
+    if (halted_ || queue_.empty()) wake_.wait(lock);
+    else wake_.wait_until(lock, queue_.front().since + kPatience);
+  }
+}
+
+void Stream::share(int team) {
+  std::vector<Entry> taken;
+  {
+    std::lock_guard lock(mutex_);
+    const auto computes = [](const Entry& e) { return e.command.computes; };
+    const auto first = std::ranges::find_if(queue_, computes);
+    if (halted_ || first == queue_.end()) return;
+    const bool enough = std::ranges::count_if(queue_, computes) >= kEachAtOnce * team;
+    if (!enough && Clock::now() - first->since < kFew) return;
+    const auto rest = std::stable_partition(queue_.begin(), queue_.end(), [&](const Entry& e) { return !computes(e); });
+    taken.assign(std::make_move_iterator(rest), std::make_move_iterator(queue_.end()));
+    queue_.erase(rest, queue_.end());
+    for (const Entry& entry : taken) running_.push_back(&entry);
+  }
+  const auto count = static_cast<int64_t>(taken.size());
+#pragma omp parallel for schedule(dynamic) num_threads(team)
+  for (int64_t i = 0; i < count; ++i) finish(taken[static_cast<size_t>(i)], execute(taken[static_cast<size_t>(i)]));
+}
+
+void Stream::wake_workers() {
+  std::lock_guard lock(mutex_);  // who has looked waits by now
+  if (std::ranges::any_of(queue_, [](const Entry& e) { return e.command.computes; })) wake_.notify_all();
+}
+
+void Stream::take_cores(int team) {
+  by_team_ = team > 1;
+  Stream* side = opened_side();
+  if (!side) return;
+  if (team > 1) side->share(team);
+  else side->wake_workers();
+}
+
 void Stream::loop() {
   device_.backend().enter(device_);
   std::unique_lock lock(mutex_);
   int team = 0;
+  const bool is_cpu = this == &Device::cpu().stream();
   while (true) {
-    wake_.wait(lock, [&] { return !halted_ && !queue_.empty(); });
-    Entry entry = std::move(queue_.front());
-    queue_.pop_front();
+    if (is_cpu && queue_.empty()) {
+      lock.unlock();
+      take_cores(0);
+      lock.lock();
+    }
+    const auto chosen = wait_for_next(lock);
+    Entry entry = std::move(*chosen);
+    queue_.erase(chosen);
     running_.push_back(&entry);
     lock.unlock();
-    if (int want = team_for(entry.command, threads()); want != team) omp_set_num_threads(team = want);
-    auto failure = execute(entry);
-    lock.lock();
-    std::erase(running_, &entry);
-    idle_.notify_all();
-    lock.unlock();
-    auto done = std::move(entry.command.done);
-    const auto session = std::move(entry.session);
-    entry = {};  // drops the tensors before anyone is told that the command ended
-    if (done) {
-      device_.backend().after([=](std::shared_ptr<const Error> late) {
-        done(failure ? failure : late);
-        session->ended();
-      });
-    } else {
-      session->ended();
-    }
+    const int want = team_for(entry.command, threads());
+    if (is_cpu) take_cores(want);
+    if (want != team) omp_set_num_threads(team = want);
+    finish(entry, execute(entry));
     lock.lock();
   }
 }

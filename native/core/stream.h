@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -47,6 +48,9 @@ struct Command {
   std::function<void(const Run&)> run;
   /// Called after the command ended, with null or with why it failed, on a thread of the device.
   std::function<void(std::shared_ptr<const Error>)> done = nullptr;
+  /// Of the side stream: it needs a core all the time. While a team of the CPU's is at work, it runs these, several at a time, between two
+  /// commands of its stream: a worker that takes a core from a member of the team makes all the others wait.
+  bool computes = false;
 };
 
 /// One user of the devices (a JavaScript environment): what it enqueued can be cancelled and waited for.
@@ -79,7 +83,8 @@ class Stream {
   /// It outlives every session. `workers` above 1: so many threads take commands, or as many as the system grants; they then run in no order.
   Stream(Device& device, int threads, int workers = 1);
 
-  /// The host's side work (decoding and resizing pictures), which must not wait behind a long computation: a worker for each core.
+  /// The host's side work (decoding and resizing pictures), which must not wait behind a long computation: a worker for each core,
+  /// and the CPU's team, where that is at work.
   static Stream& side();
   /// Null before the first call of side().
   static Stream* opened_side();
@@ -96,14 +101,27 @@ class Stream {
 
  private:
   friend class Session;
+  using Clock = std::chrono::steady_clock;
   struct Entry {
     Command command;
     std::shared_ptr<Session> session;
     std::shared_ptr<CancelToken> token;
+    Clock::time_point since;
   };
 
   void loop();
   std::shared_ptr<const Error> execute(Entry& entry);
+  /// Takes it out of running_, and tells who waits.
+  void finish(Entry& entry, std::shared_ptr<const Error> failure);
+  /// The first in the queue that one of its workers may begin, or the end.
+  std::deque<Entry>::iterator next();
+  std::deque<Entry>::iterator wait_for_next(std::unique_lock<std::mutex>& lock);
+  /// Of the side stream, on the CPU's thread: runs with a team what computes, if that is enough to keep the team busy, or has waited for some time.
+  void share(int team);
+  /// Of the side stream: has the workers look again.
+  void wake_workers();
+  /// Of the CPU's stream: so many threads take part in what it does next, 0 if it has nothing to do.
+  void take_cores(int team);
   void drop(const Session& session);
 
   Device& device_;
@@ -113,6 +131,7 @@ class Stream {
   std::deque<Entry> queue_;
   std::vector<const Entry*> running_;  // guarded by mutex_
   std::atomic<int> threads_;
+  std::atomic<bool> by_team_{false};  // of the CPU's stream: several threads are at work, or about to be
 };
 
 /// Cores that this process may use: the affinity mask, or OMP_NUM_THREADS where set.

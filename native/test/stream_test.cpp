@@ -20,10 +20,11 @@ using Work = std::function<void(const Run&)>;
 Tensor tensor() { return Tensor(DType::Int32, {1}); }
 
 /// Queues a command and returns how it ended.
-std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run) {
+std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run,
+                             bool computes = false) {
   auto ended = std::make_shared<std::promise<Failure>>();
   auto future = ended->get_future();
-  stream.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }});
+  stream.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }, computes});
   return future;
 }
 
@@ -286,6 +287,37 @@ void test_streams() {
   check(inside == threads + 3, "set_threads holds for the commands that follow");
 }
 
+/// What computes on the side: by the CPU's team while that is at work, by the workers otherwise, and after some time in any case.
+void test_sharing() {
+  const auto a = session(), b = session();
+  const int team = Device::cpu().stream().threads();
+  Gate gate(a);
+  std::atomic<int> by_team{0}, ended{0};
+  int before_next = 0;
+  const auto compute = [&](const Run&) {
+    by_team += omp_in_parallel();
+    ++ended;
+  };
+  std::vector<std::future<Failure>> all;
+  for (int i = 0; i < 2 * team; ++i) all.push_back(enqueue(Stream::side(), b, "compute", {}, {}, compute, true));
+  auto next = enqueue(a, "next", {}, {}, [&](const Run&) { before_next = ended; });
+  check(!enqueue(Stream::side(), b, "read", {}, {}, nothing()).get() && ended == 0, "what only reads goes first, by a worker");
+  gate.open();
+  next.wait();
+  for (auto& f : all) check(!f.get(), "shared work ends well");
+  check(before_next == 2 * team && (team == 1 || by_team == 2 * team), "the team does it before its next command");
+
+  by_team = 0;
+  check(!enqueue(Stream::side(), b, "alone", {}, {}, compute, true).get() && by_team == 0, "a worker does it where the CPU has nothing to do");
+  Gate long_one(a);
+  check(!enqueue(Stream::side(), b, "patient", {}, {}, compute, true).get() && by_team == 0, "and where a command takes long");
+
+  const auto closing = session();
+  auto dropped = enqueue(Stream::side(), closing, "dropped", {}, {}, compute, true);
+  closing->close();
+  check(dropped.get()->code == ErrorCode::Aborted, "close drops it as any other");
+}
+
 }  // namespace
 }  // namespace uniflow::test
 
@@ -301,5 +333,6 @@ int main() {
   test_many_threads();
   test_tensors();
   test_streams();
+  test_sharing();
   return finish();
 }
