@@ -1,8 +1,10 @@
 /// How a native function becomes one of JavaScript.
 #pragma once
 
+#include <functional>
 #include <initializer_list>
 #include <type_traits>
+#include <utility>
 
 #include "bindings/convert.h"
 #include "bindings/env.h"
@@ -19,6 +21,14 @@ inline Napi::Object keep(Napi::Env env, std::initializer_list<napi_value> values
   auto all = Napi::Array::New(env);
   for (const napi_value value : values) all[all.Length()] = value;
   return all;
+}
+
+/// Lets the processor work on the caller's memory, which `kept` keeps, beside the model's work: see Command::computes.
+inline Napi::Value submit_beside(const Info& info, const char* op, std::function<void(const Run&)> run, std::initializer_list<napi_value> kept,
+                                 Environment::Result result = nullptr) {
+  const Napi::Env env = info.Env();
+  Command command{.op = op, .inputs = {}, .outputs = {}, .run = std::move(run), .computes = true};
+  return Environment::of(env).submit(Stream::side(), std::move(command), keep(env, kept), std::move(result));
 }
 
 /// exports[name] calls `body(info)`, or `body(session, info)` of an op. It returns a JavaScript value, a tensor, or nothing; its errors are thrown

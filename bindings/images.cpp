@@ -125,7 +125,7 @@ Napi::Value decode_jpeg(const Info& info) {
     *whole = to ? uniflow::decode_jpeg(*open.jpeg, *to, out, run.token) : uniflow::decode_jpeg(*open.jpeg, out, run.token);
   };
   auto result = [=](Napi::Env env, Napi::Object) -> Napi::Value { return Napi::Boolean::New(env, *whole); };
-  return Environment::of(info.Env()).submit(Stream::side(), {.op = "decodeJpeg", .inputs = {}, .outputs = {}, .run = run, .computes = true}, keep(info.Env(), {info[0], info[1]}), result);
+  return submit_beside(info, "decodeJpeg", run, {info[0], info[1]}, result);
 }
 
 /// resample(pixels, width, height, into, to)
@@ -135,7 +135,7 @@ Napi::Value resample(const Info& info) {
   const ImageView in = ImageView::packed(rgb(info[0], "pixels", width, height), width, height);
   uint8_t* out = rgb(info[3], "into", to.width, to.height);
   auto run = [=](const Run&) { uniflow::resample(in, out, to); };
-  return Environment::of(info.Env()).submit(Stream::side(), {.op = "resample", .inputs = {}, .outputs = {}, .run = run, .computes = true}, keep(info.Env(), {info[0], info[3]}));
+  return submit_beside(info, "resample", run, {info[0], info[3]});
 }
 
 }  // namespace

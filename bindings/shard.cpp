@@ -37,7 +37,7 @@ Napi::Value store(const Info& info) {
   const auto bits = narrow(info[2]);
   check_length(values.size(), bits.size());
   auto run = [=](const Run&) { uniflow::store(values, type, bits.data()); };
-  return Environment::of(info.Env()).submit(Stream::side(), {.op = "store", .inputs = {}, .outputs = {}, .run = run, .computes = true}, keep(info.Env(), {info[0], info[2]}));
+  return submit_beside(info, "store", run, {info[0], info[2]});
 }
 
 /// restore(bits, type, values)
@@ -47,7 +47,7 @@ Napi::Value restore(const Info& info) {
   const auto values = wide(info[2]);
   check_length(values.size(), bits.size());
   auto run = [=](const Run&) { uniflow::restore(bits, type, values.data()); };
-  return Environment::of(info.Env()).submit(Stream::side(), {.op = "restore", .inputs = {}, .outputs = {}, .run = run, .computes = true}, keep(info.Env(), {info[0], info[2]}));
+  return submit_beside(info, "restore", run, {info[0], info[2]});
 }
 
 /// moments(values, channels, mean, squares)
@@ -65,7 +65,7 @@ Napi::Value moments(const Info& info) {
   double* mean = doubles(info[2], "mean");
   double* squares = doubles(info[3], "squares");
   auto run = [=](const Run&) { uniflow::moments(values, channels, mean, squares); };
-  return Environment::of(info.Env()).submit(Stream::side(), {.op = "moments", .inputs = {}, .outputs = {}, .run = run, .computes = true}, keep(info.Env(), {info[0], info[2], info[3]}));
+  return submit_beside(info, "moments", run, {info[0], info[2], info[3]});
 }
 
 /// lockFile(fd): whether this opening of the file has its lock now

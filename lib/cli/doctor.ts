@@ -5,6 +5,7 @@
 import { access, constants } from 'node:fs/promises';
 import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os';
 import { dirname } from 'node:path';
+import { pathExists } from '../io/files.js';
 import type { ReportOptions } from './options.js';
 import { printJson } from './output.js';
 
@@ -141,11 +142,7 @@ async function hubCache(): Promise<Omit<Finding, 'name'>> {
 }
 
 async function nearestExisting(path: string): Promise<string> {
-  const there = await access(path).then(
-    () => true,
-    () => false,
-  );
-  return there || dirname(path) === path ? path : nearestExisting(dirname(path));
+  return dirname(path) === path || (await pathExists(path)) ? path : nearestExisting(dirname(path));
 }
 
 /** A small random model encodes a small picture. */

@@ -1,8 +1,8 @@
 /** `uniflow init`: a model folder with random weights. */
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Preset } from '../config.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
+import { pathExists } from '../io/files.js';
 import type { FloatType } from '../native.js';
 import { UniFlow } from '../uniflow.js';
 import type { ReportOptions } from './options.js';
@@ -30,7 +30,6 @@ export async function init(folder: string, options: InitCommandOptions, signal: 
 async function refuseModel(folder: string): Promise<void> {
   for (const name of MODEL_FILES) {
     const path = join(folder, name);
-    const there = await stat(path).then(Boolean, () => false);
-    if (there) throw new UniFlowError('BAD_INPUT', `${path} is there already; --force overwrites the model`, { subject: path });
+    if (await pathExists(path)) throw new UniFlowError('BAD_INPUT', `${path} is there already; --force overwrites the model`, { subject: path });
   }
 }

@@ -1,10 +1,10 @@
 /** A pretrained vision encoder of any supported family, as users hold it. */
 import type { NdArray } from 'ndarray';
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, saveOptions, type SaveOptions } from '../io/checkpoint.js';
+import { pathExists } from '../io/files.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
 import { batchesOf, type ImageInput } from '../io/input.js';
 import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
@@ -164,6 +164,5 @@ function towerPrefix(checkpoint: Checkpoint, config: EncoderConfig): string {
 async function readPreprocessing(dir: string, config: EncoderConfig): Promise<Preprocessing> {
   const base = defaultPreprocessing(config.family, config.imageSize);
   const path = join(dir, 'preprocessor_config.json');
-  const there = await stat(path).then(Boolean, () => false);
-  return there ? applyProcessorConfig(base, await readJson(path), path) : base;
+  return (await pathExists(path)) ? applyProcessorConfig(base, await readJson(path), path) : base;
 }

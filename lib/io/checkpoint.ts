@@ -1,5 +1,5 @@
 /** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
-import { mkdir, readFile, stat, type FileHandle as File } from 'node:fs/promises';
+import { mkdir, readFile, type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { checkOptions, describe } from '../check.js';
 import { checkFloatType, type Placement } from '../device.js';
@@ -7,7 +7,7 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import { type FileHandle, type FloatType, native, type ParameterPart, type TensorHandle, type WeightType } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { onDevice, tensorOf, type Tensor } from '../tensor.js';
-import { replaceFiles, safetensorsHeader, type Replacement } from './files.js';
+import { pathExists, replaceFiles, safetensorsHeader, type Replacement } from './files.js';
 
 interface Stored {
   file: FileHandle;
@@ -58,7 +58,7 @@ export async function readJson(path: string): Promise<Record<string, unknown>> {
 
 /** `model.safetensors`, or the shards that its index names. */
 async function weightFiles(dir: string): Promise<string[]> {
-  const exists = (name: string): Promise<boolean> => stat(join(dir, name)).then(Boolean, () => false);
+  const exists = (name: string): Promise<boolean> => pathExists(join(dir, name));
   if (await exists('model.safetensors')) return ['model.safetensors'];
   if (!(await exists('model.safetensors.index.json')))
     throw UniFlowError.expected('BAD_CHECKPOINT', dir, 'model.safetensors or model.safetensors.index.json', 'neither');

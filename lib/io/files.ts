@@ -19,6 +19,11 @@ export async function replaceFile(path: string, write: (file: File) => Promise<v
   });
 }
 
+/** Whether a file or folder is there. */
+export async function pathExists(path: string): Promise<boolean> {
+  return stat(path).then(Boolean, () => false);
+}
+
 /** The error of a file that the system does not let us write. */
 export function unwritable(path: string, cause: unknown): UniFlowError {
   return new UniFlowError('BAD_INPUT', `${path} cannot be written: ${(cause as Error).message}`, { subject: path, cause });

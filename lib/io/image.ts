@@ -6,6 +6,7 @@ import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { NdArray } from 'ndarray';
 import sharp, { type Metadata, type Sharp } from 'sharp';
+import { refuseEndless } from '../data/files.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { native, type Resampling } from '../native.js';
 
@@ -175,6 +176,7 @@ function pathOf(source: string | URL): string {
 }
 
 async function readPath(path: string, signal?: AbortSignal): Promise<Buffer> {
+  await refuseEndless(path);
   try {
     return await readFile(path, { signal });
   } catch (error) {

@@ -1,7 +1,6 @@
 /** A worker: takes shards from the queue, whatever run they are of, and commits them to the run's output. */
 import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
-import { access } from 'node:fs/promises';
 import type { Server } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { checkSameRun, headerOf, type Header } from '../batch/manifest.js';
@@ -12,6 +11,7 @@ import { ShardEncoder, type ShardRecord } from '../batch/shard.js';
 import { checkInteger, checkOptions } from '../check.js';
 import type { DeviceOptions } from '../device.js';
 import { UniFlowError } from '../errors.js';
+import { pathExists } from '../io/files.js';
 import type { FloatType } from '../native.js';
 import { embeddedName } from '../package.js';
 import { UniFlow } from '../uniflow.js';
@@ -255,16 +255,9 @@ class Tasks implements ShardWorker {
   }
 }
 
-async function isThere(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
-}
-
 /** Where this machine lacks a mount, all pictures would be missing, and a shard of failures made. @throws OutOfReach */
 async function checkSeen({ items }: ShardJob): Promise<void> {
   const paths = new Set(items.flatMap(({ image }) => fileOf(image) ?? []));
-  for (const path of paths) if (await isThere(path)) return;
+  for (const path of paths) if (await pathExists(path)) return;
   if (paths.size > 0) throw new OutOfReach(`none of its files is there, as ${[...paths][0]}`);
 }
