@@ -16,7 +16,7 @@ import sharp from 'sharp';
 import { create, Header } from 'tar';
 import { download } from '../lib/batch/download.js';
 import { place, placementOf, type Target } from '../lib/batch/fit.js';
-import { openImage } from '../lib/io/image.js';
+import { decodeImage, openImage } from '../lib/io/image.js';
 import { Journal } from '../lib/batch/journal.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/batch/moments.js';
 import type { ByteRange } from '../lib/batch/output.js';
@@ -135,6 +135,8 @@ describe('sources', () => {
       ['cat', 'bee'].flatMap((kind) => names.filter((name) => new RegExp(`^${kind}.*[13]\\.jpg`).test(name))).map(picture),
     );
     expect(await idsOf(inDir('pictures', '**', '0?.jpg'))).toEqual(names.filter((name) => /0.\.jpg/.test(name)).map(picture));
+    const [many] = await itemsOf('{000000..100000}.jpg');
+    expect(many!.image).toEqual({ error: expect.stringMatching(/expected at most 100000 names/) });
     const [none] = await itemsOf(inDir('pictures', '*.xyz'));
     expect(none!.image).toEqual({ error: expect.stringMatching(/expected files that match it/) });
   });
@@ -157,11 +159,25 @@ describe('sources', () => {
     await put('tars/._1.tar', 'what a Mac leaves');
     await mkdir(inDir('tars', 'unpacked.tar'));
     expect((await idsOf(inDir('tars'))).length).toBe(6);
+    await cp(inDir('tars'), inDir('more'), { recursive: true });
+    const both = [inDir('tars'), inDir('more')].map((folder) => `${folder}/1.tar/a`);
+    expect((await idsOf(inDir('tars'), inDir('more'))).filter((id) => id.endsWith('1.tar/a'))).toEqual(both);
+    expect((await idsOf(inDir('{tars,more}', '*.tar'))).filter((id) => id.endsWith('1.tar/a'))).toEqual(both);
     await truncate(inDir('tars', '1.tar'), 3000);
     const [, broken] = await itemsOf(inDir('tars'));
     expect(broken!.image).toEqual({ error: expect.stringMatching(/incomplete/) });
     const [zipped] = await itemsOf(await put('zipped.tar', gzipSync(await readFile(inDir('web.tar')), { level: 0 })));
     expect(zipped!.image).toEqual({ error: 'expected a tar header at byte 0, but got other bytes' });
+  });
+
+  test('pictures beside archives are not passed over in silence', async () => {
+    await cp(inDir('web.tar'), inDir('mixed', 'web.tar'));
+    await cp(picture(names[0]!), inDir('mixed', 'below', '1.jpg'));
+    const items = await itemsOf(inDir('mixed'));
+    expect(items.map(({ id }) => id)).toEqual([...(await idsOf(inDir('web.tar'))), inDir('mixed')]);
+    const advice = `name what is meant: '${inDir('mixed', '**', '*.jpg')}'`;
+    expect(items.at(-1)!.image).toEqual({ error: expect.stringContaining(advice) });
+    expect(await idsOf(inDir('mixed', '**', '*.jpg'))).toEqual([inDir('mixed', 'below', '1.jpg')]);
   });
 
   test('what a tar has instead of a picture is named: links, sparse files, names with more dots', async () => {
@@ -243,7 +259,9 @@ describe('sources', () => {
     for (const path of [...pipes, inDir('zero.jpg')])
       expect((await itemsOf(path))[0]!.image).toEqual({ error: 'expected a file, but got a pipe or device' });
     const [listed] = await itemsOf(await put('pipes.txt', 'pipe.jpg'));
-    expect((await failure(readPicture(listed!.image, {}))).message).toMatch(/pipe\.jpg: expected a file, but got a pipe or device/);
+    expect((await failure(decodeImage((await readPicture(listed!.image, {})) as string))).message).toMatch(
+      /pipe\.jpg: expected a file, but got a pipe or device/,
+    );
     const [endless] = await itemsOf(await put('endless.jsonl', 'x'.repeat(2 ** 22)));
     expect(endless!.image).toEqual({ error: expect.stringMatching(/line 1: expected at most 1048576 characters/) });
   });
@@ -690,7 +708,7 @@ describe('stopped and taken up', () => {
     await other.dispose();
     const pictures = openSource(inDir('pictures', 'bee'));
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
-    await encode('mine');
+    await encode('mine', { model: 'the same model by another name' });
     expect((await failure(encode('mine', { size: 28 }))).message).toMatch(/differ in size/);
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
     const all = await itemsOf(inDir('pictures'));

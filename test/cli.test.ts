@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path';
 import sharp, { type Sharp } from 'sharp';
 import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import { fileNames } from '../lib/cli/inputs.js';
+import { rateText } from '../lib/cli/output.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { decodeImage, UniFlow } from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
@@ -268,6 +269,8 @@ describe('usage', () => {
       'uniflow: size: expected positive multiples of the patch size 14',
     ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
+    ['an empty name', ['encode', 'x', '-m', model, '-o', ''], 'It must not be empty.'],
+    ['shards of nothing', ['encode', 'x', '-m', model, '-o', 'x/', '--no-latents'], 'uniflow: --no-latents takes --tokens'],
     ['an unknown preset', ['init', 'x', '--preset', 'huge'], 'Allowed choices are nano, tiny, base, official.'],
   ])('%s is bad usage', async (_, args, message) => {
     const run = await cli(...args);
@@ -284,6 +287,10 @@ describe('usage', () => {
     expect((await cli(...args, '--verbose')).stderr).toMatch(/\n {4}at /);
     expect((await startCommand(args, { UNIFLOW_DEBUG: '1' }).ended).stderr).toMatch(/\n {4}at /);
   });
+});
+
+test('rates have three digits that say something, however high they are', () => {
+  expect([0.01234, 1.5, 99.96, 1132.4].map(rateText)).toEqual(['0.0123', '1.50', '100', '1132']);
 });
 
 test('file names: the last part of the id, numbered where several share it', () => {

@@ -7,7 +7,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { createServer, type Server, type ServerResponse } from 'node:http';
+import { createServer, request as httpRequest, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { createServer as createSocket, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -600,6 +600,7 @@ describe('the planner', () => {
     expect((await plan('archives', archives())).manifest!.count).toBe(8);
     await expectSameAsLocal('archives', archives);
 
+    expect((await plan('archives', archives(), { model: 'the same model by another name' })).complete).toBe(true);
     const pixels: Item = { id: 'in memory', image: await photo(8, 8, 0) };
     expect(await failure(plan('memory', [pixels]))).toMatchObject({ code: 'UNSUPPORTED', subject: 'in memory' });
     expect((await failure(plan('archives', archives(), { store: 'float16' }))).message).toMatch(/another run; they differ in store/);
@@ -690,6 +691,32 @@ describe('S3', () => {
     expect(error).toMatchObject({ code: 'NETWORK', message: expect.stringMatching(/TimeoutError/) });
     silent.close();
   }, 10_000);
+
+  test('a store that refuses If-None-Match is asked without it', async () => {
+    const real = new URL(process.env['AWS_ENDPOINT_URL']!);
+    const asked: (string | undefined)[] = [];
+    const proxy = createServer((request, response) => {
+      const { method, url, headers } = request;
+      const condition = headers['if-none-match'];
+      if (method === 'PUT') asked.push(condition);
+      if (condition) return void request.resume().on('end', () => response.writeHead(501).end());
+      const passOn = (answer: IncomingMessage): void => void answer.pipe(response.writeHead(answer.statusCode!, answer.headers));
+      request.pipe(httpRequest({ host: real.hostname, port: real.port, method, path: url, headers }, passOn));
+    }).listen(0, '127.0.0.1');
+    await once(proxy, 'listening');
+    process.env['AWS_ENDPOINT_URL'] = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+    try {
+      const output = await S3Output.open('s3://bucket/older');
+      expect(await output.create('one', [Buffer.from('fir'), Buffer.from('st')])).toBe(true);
+      expect(await output.create('one', [Buffer.from('second')])).toBe(false);
+      expect(String(await output.read('one'))).toBe('first');
+      expect(asked).toEqual(['*', undefined]);
+    } finally {
+      process.env['AWS_ENDPOINT_URL'] = real.origin;
+      proxy.closeAllConnections();
+      proxy.close();
+    }
+  });
 
   test('objects: parts, ranges, names; nothing is replaced that is to be created', async () => {
     const output = await openOutput('s3://bucket/objects');

@@ -10,6 +10,7 @@ import { connect, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import ndarray, { type NdArray } from 'ndarray';
 import sharp from 'sharp';
 import { cpuInfo, decodeImage, memoryStats, serve, setThreads, UniFlow, type Service, type ServeOptions } from '../lib/index.js';
@@ -262,6 +263,14 @@ describe('what is wrong with a request is said', () => {
     await expectProblem(await post(path, body, { type }), status);
   });
 
+  test('a compressed body is refused, and not taken for a broken picture', async () => {
+    const headers = { 'Content-Encoding': 'gzip' };
+    const refused = await postPicture('/v1/encode', gzipSync(pictures[0]!), { headers });
+    await expectProblem(refused, 415, { subject: 'Content-Encoding', actual: "'gzip'" });
+    expect(refused.headers.get('accept-encoding')).toBe('identity');
+    expect((await postPicture('/v1/encode', pictures[0]!, { headers: { 'Content-Encoding': 'identity' } })).status).toBe(200);
+  });
+
   test.each([
     ['a size that no patch fits', { size: 57 }],
     ['a size beyond the limit', { size: 14 * 1024 }],
@@ -279,6 +288,10 @@ describe('what is wrong with a request is said', () => {
       await expectProblem(await postPicture(path, pictures[0]!, { to, headers: { Accept: 'text/html' } }), 406);
     expect(await (await fetch(`${to.url}/metrics`)).text()).not.toMatch(/uniflow_images_total\{/);
     await expectProblem(await fetch(`${service.url}/v2/encode`), 404);
+    const read = await fetch(`${service.url}/v1/encode?size=56`);
+    await expectProblem(read, 405, { subject: 'method', expected: 'POST', actual: 'GET' });
+    expect(read.headers.get('allow')).toBe('POST');
+    await expectProblem(await post('/healthz', ''), 405, { expected: 'GET, HEAD' });
     await expectProblem(await fetch(`${service.url}/%zz`), 400);
     expect(await spoken(service, 'NONSENSE\r\n\r\n')).toMatch(/^HTTP\/1.1 400 [^]*application\/problem\+json[^]*"status":400/);
   });

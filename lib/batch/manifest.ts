@@ -23,6 +23,7 @@ export interface Header {
   schema: 1;
   /** Version of this package. */
   version: string;
+  /** `name` is how it was named at first: one model can have several. */
   model: { name: string; sha256: string; dtype: string };
   /** Elements of a vector of each array that is stored. */
   arrays: Partial<Record<ArrayName, number>>;
@@ -76,7 +77,7 @@ export async function hashModel(uniflow: UniFlow): Promise<string> {
  */
 export function checkSameRun(where: string, there: Header, now: Header): void {
   const [a, b] = [flat(there), flat(now)];
-  const names = [...new Set([...a.keys(), ...b.keys()])].filter((name) => a.get(name) !== b.get(name));
+  const names = [...new Set([...a.keys(), ...b.keys()])].filter((name) => name !== 'model.name' && a.get(name) !== b.get(name));
   if (names.length === 0) return;
   const differences = names.map((name) => `${name} (${a.get(name) ?? 'none'} there, ${b.get(name) ?? 'none'} now)`).join(', ');
   throw new UniFlowError(

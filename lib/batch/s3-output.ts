@@ -12,6 +12,7 @@ import { Upload } from '@aws-sdk/lib-storage';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
 import { UniFlowError } from '../errors.js';
 import type { ByteRange, Output } from './output.js';
 
@@ -59,13 +60,18 @@ export class S3Output implements Output {
     await this.send(name, () => this.upload(name, chunks));
   }
 
-  /** Where the store does not know If-None-Match, two that try at the same moment may both be told that there was none. */
+  /**
+   * Where the store does not know If-None-Match, two that try at the same moment may both be told that there was none. The file is small: it is
+   * held in memory.
+   */
   async create(name: string, chunks: Chunks): Promise<boolean> {
     if ((await this.size(name)) !== undefined) return false;
+    const bytes = await buffer(Readable.from(chunks, { objectMode: false }));
     try {
-      await this.upload(name, chunks, { IfNoneMatch: '*' });
+      await this.upload(name, [bytes], { IfNoneMatch: '*' });
       return true;
     } catch (error) {
+      if (statusOf(error) === 501) return this.write(name, [bytes]).then(() => true); // as some stores say that they do not know it
       // 412: there is one; 409: another is being written now
       if ([409, 412].includes(statusOf(error) ?? 0) && (await this.size(name)) !== undefined) return false;
       throw this.failure(name, error);

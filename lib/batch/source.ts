@@ -1,8 +1,7 @@
 /** Pictures one after the other, from wherever they are: nothing is listed as a whole, and the order is always the same. */
-import { expand } from 'brace-expansion';
 import { createReadStream } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
-import { basename, dirname, join, resolve } from 'node:path';
+import { basename, dirname, extname, join, resolve } from 'node:path';
 import { addAbortSignal, type Readable } from 'node:stream';
 import picomatch from 'picomatch';
 import { describe } from '../check.js';
@@ -11,7 +10,7 @@ import { isPicture, walk } from '../data/folder.js';
 import { isIdx, streamIdx } from '../data/idx.js';
 import { isList, lineOf } from '../data/list.js';
 import { entriesIn, tarEntries, type TarEntry } from '../data/tar.js';
-import { isKeysPicture, isTar, keyOf } from '../data/webdataset.js';
+import { expandBraces, isKeysPicture, isTar, keyOf } from '../data/webdataset.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { IdTable } from './id-table.js';
 import type { Item, Picture } from './picture.js';
@@ -31,9 +30,8 @@ const isParquet = (path: string): boolean => /\.parquet$/i.test(path);
 
 /**
  * The pictures of `inputs`, in the order of the inputs:
- * - a folder: the pictures in it at any depth, in the order of their names; or the `.tar`s, or the `.parquet`s, that it has in it. Links are
- *   followed, and a folder that several lead to is read once. Ids are paths below the folder, with the folder in front where there are
- *   several inputs.
+ * - a folder: the pictures in it at any depth, in the order of their names; or the `.tar`s and `.parquet`s that it has in it. Links are
+ *   followed, and a folder that several lead to is read once. Ids are paths below the folder.
  * - a `.txt`, `.csv` or `.tsv` list: a path or a URL a line, paths relative to the list's folder; what follows a tab or comma is left out.
  *   Ids are the paths as they stand there.
  * - `.jsonl`: a URL a line, as a string or as `{ "url": ..., "id": ... }`. Ids are the `id`s, or the URLs.
@@ -41,6 +39,8 @@ const isParquet = (path: string): boolean => /\.parquet$/i.test(path);
  * - `.parquet` with a column of bytes or of `{ bytes, path }`. Ids are `file.parquet/ROW`.
  * - an IDX file of pictures. Ids are `train-images-idx3-ubyte/NUMBER`.
  * - a glob, `photos/**\/*.jpg` or `shard-{000..009}.tar`: each of these in turn. A `.jpg`, or any other file, is a picture; its id is its path.
+ *
+ * Where several are named, by inputs or by a glob, ids begin with the folder or archive as it was named: `b/shard.tar/KEY`.
  *
  * What cannot be read is a picture that cannot be read: it has an id, and the pipeline says so. So is a picture with an id that was there
  * before, for ids have to be unique.
@@ -87,22 +87,20 @@ async function* itemsOfInput(input: string, several: boolean, signal: AbortSigna
   if (REMOTE.test(input)) return yield { id: input, image: { url: input } };
   const info = await stat(input).catch(() => undefined);
   if (info?.isDirectory()) return yield* inFolder(input, several, signal);
-  if (info) return yield* inFile(input, signal);
-  const patterns = expand(input);
+  if (info) return yield* inFile(input, several, signal);
+  const patterns = expandBraces(input);
   for (const pattern of patterns)
     if (picomatch.scan(pattern).isGlob) yield* matching(pattern, signal);
-    else yield* orFailure(pattern, signal, inFile(pattern, signal));
+    else yield* orFailure(pattern, signal, inFile(pattern, several || patterns.length > 1, signal));
 }
 
 async function* inFolder(folder: string, several: boolean, signal: AbortSignal | undefined): Items {
   const entries = await readdir(folder, { withFileTypes: true });
   const files = entries.filter((entry) => !entry.isDirectory() && !entry.name.startsWith('.'));
   const names = files.map((entry) => entry.name).sort();
-  for (const isArchive of [isTar, isParquet]) {
-    const archives = names.filter(isArchive).map((name) => join(folder, name));
-    for (const path of archives) yield* orFailure(path, signal, inFile(path, signal));
-    if (archives.length > 0) return;
-  }
+  const archives = names.filter((name) => isTar(name) || isParquet(name)).map((name) => join(folder, name));
+  for (const path of archives) yield* orFailure(path, signal, inFile(path, several, signal));
+  if (archives.length > 0) return refuseMixed(folder, archives[0] as string);
   let none = true;
   for await (const { id, error } of walk(folder)) {
     throwIfAborted(signal);
@@ -113,6 +111,14 @@ async function* inFolder(folder: string, several: boolean, signal: AbortSignal |
   if (none) throw UniFlowError.expected('NOT_FOUND', folder, 'pictures (jpg, png, webp, avif, tiff, gif)', 'none');
 }
 
+/** Nobody can tell whether the pictures beside archives were meant: they are not read, and not passed over in silence. */
+async function refuseMixed(folder: string, archive: string): Promise<void> {
+  for await (const { id } of walk(folder)) {
+    const both = `${basename(archive)} and ${id}; the pictures are left out (name what is meant: '${join(folder, '**', `*${extname(id)}`)}')`;
+    throw UniFlowError.expected('BAD_INPUT', folder, 'archives or pictures', both);
+  }
+}
+
 /** The files below the part of the pattern that is no pattern. */
 async function* matching(pattern: string, signal: AbortSignal | undefined): Items {
   const { base, glob } = picomatch.scan(pattern);
@@ -121,21 +127,26 @@ async function* matching(pattern: string, signal: AbortSignal | undefined): Item
   for await (const { id, error } of walk(root, picomatch(glob))) {
     const path = join(root, id);
     if (error) yield { id: path, image: { error: reasonOf(error, path) } };
-    else yield* orFailure(path, signal, inFile(path, signal));
+    else yield* orFailure(path, signal, inFile(path, true, signal));
     none = false;
   }
   if (none) throw UniFlowError.expected('NOT_FOUND', pattern, 'files that match it', 'none');
 }
 
 /** What a file holds, by its name. */
-async function* inFile(path: string, signal: AbortSignal | undefined): Items {
+async function* inFile(path: string, several: boolean, signal: AbortSignal | undefined): Items {
   await refuseEndless(path);
-  if (isTar(path)) yield* inTar(path, signal);
-  else if (isParquet(path)) yield* (await import('./parquet.js')).parquetRows(path);
-  else if (isIdx(path)) yield* streamIdx(path);
+  const folder = several ? dirname(path) : '.'; // two archives may have one name
+  if (isTar(path)) yield* below(folder, inTar(path, signal));
+  else if (isParquet(path)) yield* below(folder, (await import('./parquet.js')).parquetRows(path));
+  else if (isIdx(path)) yield* below(folder, streamIdx(path));
   else if (isList(path)) yield* inList(path);
   else if (/\.(jsonl|ndjson)$/i.test(path)) yield* inJsonLines(path);
   else yield { id: path, image: path };
+}
+
+async function* below(folder: string, items: AsyncIterable<Item>): Items {
+  for await (const item of items) yield folder === '.' ? item : { ...item, id: `${folder}/${item.id}` };
 }
 
 async function* inList(list: string): Items {

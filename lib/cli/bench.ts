@@ -10,7 +10,7 @@ import type { UniFlow } from '../uniflow.js';
 import { decoderFlops, encoderFlops, projectionFlops, withPrefix } from './cost.js';
 import { expandInputs } from './inputs.js';
 import type { ModelOptions } from './options.js';
-import { plural, printJson } from './output.js';
+import { plural, printJson, rateText } from './output.js';
 import { loadModel } from './shared.js';
 
 export interface BenchCommandOptions extends ModelOptions {
@@ -146,6 +146,6 @@ function heading({ model, device, dtype, threads, kernels, peak }: Setting): str
 
 function line({ work, batch, medianMs, p99Ms, imagesPerSecond, flopsPerImage, ofPeak }: Row): string {
   const milliseconds = (ms?: number): string => ms?.toFixed(2) ?? '';
-  const cells = [milliseconds(medianMs), milliseconds(p99Ms), imagesPerSecond.toPrecision(4), withPrefix(flopsPerImage, 'FLOP')];
+  const cells = [milliseconds(medianMs), milliseconds(p99Ms), rateText(imagesPerSecond), withPrefix(flopsPerImage, 'FLOP')];
   return aligned([work, String(batch), ...cells, `${Math.round(100 * ofPeak)} %`]);
 }

@@ -20,6 +20,7 @@ import {
   gridOption,
   integerFrom,
   number,
+  path,
   sizeOption,
   withFolder,
   withJson,
@@ -75,7 +76,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
     .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
     .argument('<inputs...>', `${INPUTS}; with shards also globs, lists (.txt, .csv), URLs (.jsonl), .tar (- on stdin), .parquet, IDX`);
   withJson(withModel(command))
-    .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards')
+    .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards', path)
     .option('--tokens', "write the encoder's semantic tokens as well")
     .addOption(sizeOption())
     .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
@@ -203,7 +204,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .command('train')
     .description('Make a tokenizer of a vision encoder: fine-tune it near itself, and train the pixel flow decoder on top.');
   withJson(command)
-    .option('-o, --out <folder>', 'the folder of the run: settings, log, state, model/, report.html')
+    .option('-o, --out <folder>', 'the folder of the run: settings, log, state, model/, report.html', path)
     .option('--resume <folder>', 'go on with a run that was stopped; the result is the same to the bit')
     .option('--config <file>', 'settings as JSON (train.json of a run is one); options given here win')
     .option('--encoder <model>', 'vision encoder to start from, and the teacher: folder, or name on the hub')
@@ -258,7 +259,7 @@ function addEval(program: Command, signal: AbortSignal): void {
     .option('--reference <file>', "an .npy with features to compare with, instead of the originals'")
     .option('--allow-unpinned', 'take .npy files without a .json that says what they are of')
     .addOption(new Option('--save-features <file>', "write the originals' features: a --reference for later").conflicts('reference'))
-    .option('-o, --out <file>', 'write the results as JSON')
+    .option('-o, --out <file>', 'write the results as JSON', path)
     .addHelpText(
       'after',
       examples(

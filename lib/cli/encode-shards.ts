@@ -47,6 +47,8 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
 }
 
 export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  if (!options.latents && !options.tokens)
+    throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
   if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
   refuseQueueOptions(options);
   const { out, json = false } = options;

@@ -30,6 +30,7 @@ export async function init(folder: string, options: InitCommandOptions, signal: 
 async function refuseModel(folder: string): Promise<void> {
   for (const name of MODEL_FILES) {
     const path = join(folder, name);
-    if (await pathExists(path)) throw new UniFlowError('BAD_INPUT', `${path} is there already; --force overwrites the model`, { subject: path });
+    if (await pathExists(path))
+      throw new UniFlowError('BAD_INPUT', `${path} is there already; --force overwrites the model`, { subject: path });
   }
 }

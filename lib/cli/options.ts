@@ -57,6 +57,11 @@ export function number(text: string): number {
   return value;
 }
 
+export function path(text: string): string {
+  if (text === '') throw new InvalidArgumentError('It must not be empty.');
+  return text;
+}
+
 function pair(text: string): [number, number] | undefined {
   const match = /^([1-9]\d*)x([1-9]\d*)$/i.exec(text);
   return match ? [Number(match[1]), Number(match[2])] : undefined;
@@ -130,6 +135,6 @@ export function withSampling(command: Command): Command {
 
 export function withFolder(command: Command): Command {
   return command
-    .requiredOption('-o, --out <folder>', 'where the pictures go; it is made if it is missing')
+    .requiredOption('-o, --out <folder>', 'where the pictures go; it is made if it is missing', path)
     .addOption(new Option('--format <format>', 'of the pictures').choices(['png', 'jpg', 'webp']).default('png'));
 }

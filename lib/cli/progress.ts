@@ -1,5 +1,6 @@
 /** How far the work is: a bar on a terminal, a line now and then elsewhere, nothing where it would disturb. */
 import cliProgress, { type MultiBar, type SingleBar } from 'cli-progress';
+import { rateText } from './output.js';
 
 const SECONDS_BETWEEN_LINES = 3;
 
@@ -94,7 +95,7 @@ export class Progress {
     const { unit, scale = 1 } = this.amount;
     const rate = (this.done - this.before) / Math.max(1e-3, (performance.now() - this.started) / 1000);
     const left = this.total === undefined ? '' : `, ${duration((this.total - this.done) / rate)} left`;
-    return `${this.count()}, ${(rate / scale).toPrecision(3)} ${unit}/s${left}${this.detail && `, ${this.detail}`}`;
+    return `${this.count()}, ${rateText(rate / scale)} ${unit}/s${left}${this.detail && `, ${this.detail}`}`;
   }
 
   private count(): string {

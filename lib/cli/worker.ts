@@ -2,7 +2,7 @@
 import { setThreads, type DeviceOptions } from '../device.js';
 import { startWorker } from '../queue/index.js';
 import type { HubModelOptions } from './options.js';
-import { plural } from './output.js';
+import { plural, rateText } from './output.js';
 
 export interface WorkerCommandOptions extends HubModelOptions {
   queue: string;
@@ -26,7 +26,7 @@ export async function workerCommand(options: WorkerCommandOptions, signal: Abort
     metrics: metricsPort === undefined ? undefined : { host: metricsHost, port: metricsPort },
     onShard: ({ index, count, items }, seconds) =>
       say(
-        `shard ${index}: ${plural(items, 'picture')}${count < items ? ` (${items - count} failed)` : ''}, ${(count / seconds).toPrecision(3)} images/s`,
+        `shard ${index}: ${plural(items, 'picture')}${count < items ? ` (${items - count} failed)` : ''}, ${rateText(count / seconds)} images/s`,
       ),
     onState: say,
   });

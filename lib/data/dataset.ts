@@ -10,7 +10,7 @@ import { readBytes, unreadable } from './files.js';
 import { openFolder } from './folder.js';
 import { isIdx, openIdx } from './idx.js';
 import { isList, openList } from './list.js';
-import { isTar, openTars, tarsOf } from './webdataset.js';
+import { expandBraces, isTar, openTars } from './webdataset.js';
 
 /** One picture of a dataset. */
 export interface Sample {
@@ -71,7 +71,7 @@ export async function openDataset(path: string, options: OpenOptions = {}): Prom
 }
 
 async function openSamples(path: string, signal: AbortSignal | undefined): Promise<Samples> {
-  if (isTar(path)) return openTars(tarsOf(path), signal);
+  if (isTar(path)) return openTars(expandBraces(path), signal);
   const info = await stat(path).catch((cause: unknown) => {
     throw unreadable(path, cause);
   });

@@ -28,9 +28,18 @@ export function isTar(path: string): boolean {
   return /\.tar$/i.test(path);
 }
 
-/** `shard-{000..009}.tar` and the like are several. */
-export function tarsOf(pattern: string): string[] {
-  return expand(pattern);
+const MOST_NAMES = 100_000;
+
+/** `shard-{000..009}.tar` and the like are several. @throws {UniFlowError} `BAD_INPUT` where they are too many. */
+export function expandBraces(pattern: string): string[] {
+  const names = expand(pattern, { max: MOST_NAMES + 1, maxLength: Infinity });
+  if (names.length <= MOST_NAMES) return names;
+  throw UniFlowError.expected(
+    'BAD_INPUT',
+    pattern,
+    `at most ${MOST_NAMES} names (a glob with *, or a list in a file, has no bound)`,
+    'more',
+  );
 }
 
 interface Found {

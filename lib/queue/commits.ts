@@ -23,12 +23,14 @@ interface Commit {
   record: ShardRecord;
 }
 
-/** Begins a run, or goes on with it. @throws {UniFlowError} `BAD_INPUT` where the output has another one. */
-export async function beginRun(output: Output, header: Header): Promise<void> {
+/** Begins a run, or goes on with it. @returns its header. @throws {UniFlowError} `BAD_INPUT` where the output has another one. */
+export async function beginRun(output: Output, header: Header): Promise<Header> {
   if ((await output.size(JOURNAL)) !== undefined)
     throw new UniFlowError('BAD_INPUT', `${output.name} has a run of one machine: go on without --queue, or choose another folder`);
-  if ((await output.size(RUN)) === undefined && (await output.create(RUN, [json(header)]))) return;
-  checkSameRun(output.name, await readRun(output), header);
+  if ((await output.size(RUN)) === undefined && (await output.create(RUN, [json(header)]))) return header;
+  const there = await readRun(output);
+  checkSameRun(output.name, there, header);
+  return there;
 }
 
 /** @throws {UniFlowError} `NOT_FOUND` where there is no run. */

@@ -93,13 +93,13 @@ type Settings = QueueOptions & { shardSize: number; maxFailures: number; maxWait
 async function planned(redis: Redis, encoder: ShardEncoder, source: Items, out: string, settings: Settings): Promise<QueueResult> {
   const where = isS3(out) ? out : resolve(out);
   const output = await openOutput(where);
-  const header = await headerOf(encoder, settings.shardSize);
+  const wanted = await headerOf(encoder, settings.shardSize);
   const sealed = await readManifest(output);
   if (sealed) {
-    checkSameRun(output.name, sealed.header, header);
+    checkSameRun(output.name, sealed.header, wanted);
     return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length };
   }
-  await beginRun(output, header);
+  const header = await beginRun(output, wanted);
   const jobs = new Jobs(redis, runId(where, header), where, settings.attempts);
   try {
     return await new Planner(header, source, output, jobs, settings).run();

@@ -14,7 +14,7 @@ const REFUSALS: Record<number, string> = {
   406: 'No such form of the answer.',
   408: 'The request was sent too slowly.',
   413: 'The body is too large, or has too many pictures.',
-  415: 'No such form of the request.',
+  415: 'No such form of the request, or it is compressed.',
   422: 'A picture or an option is wrong; which one is said.',
   500: 'The service failed.',
   502: 'A URL could not be fetched.',

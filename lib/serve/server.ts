@@ -27,6 +27,8 @@ const MAX_CHECK_INTERVAL_MS = 1000;
 /** From telling what is under way to end until its connections are cut. */
 const LAST_WORDS_MS = 500;
 
+const METHODS = ['GET', 'HEAD', 'POST'] as const;
+
 const PUBLIC: ReadonlySet<string> = new Set(['/healthz', '/readyz']);
 
 export async function startServer(uniflow: UniFlow, settings: Settings): Promise<Service> {
@@ -94,7 +96,12 @@ function answerErrors(app: FastifyInstance, { onError }: Settings): void {
   });
   app.setNotFoundHandler((request, reply) => {
     const { method, url } = request;
-    return sendProblem(reply, Refusal.of(404, 'path', 'one that /openapi.json lists', `${method} ${url.slice(0, 80)}`));
+    const [path = ''] = url.split('?');
+    const allowed = METHODS.filter((other) => app.hasRoute({ method: other, url: path })).join(', ');
+    const error = allowed
+      ? UniFlowError.expected('BAD_INPUT', 'method', allowed, method)
+      : UniFlowError.expected('BAD_INPUT', 'path', 'one that /openapi.json lists', `${method} ${path.slice(0, 80)}`);
+    return sendProblem(reply, allowed ? new Refusal(405, error, { Allow: allowed }) : new Refusal(404, error));
   });
 }
 
@@ -119,6 +126,11 @@ function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping:
       throw new Refusal(401, error, { 'WWW-Authenticate': 'Bearer' });
     }
     if (!url.startsWith('/v1/')) return;
+    const { 'content-encoding': encoding = 'identity' } = request.headers;
+    if (encoding !== 'identity') {
+      const error = UniFlowError.expected('BAD_INPUT', 'Content-Encoding', 'a body that is not compressed', `'${encoding}'`);
+      throw new Refusal(415, error, { 'Accept-Encoding': 'identity' });
+    }
     if (stopping.now) throw busy('the service stops', 1);
     if (requests >= maxRequests) throw busy(`${requests} requests are under way`, 1);
     requests++;
