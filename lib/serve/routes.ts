@@ -36,7 +36,7 @@ export class Traffic {
     setMaxListeners(0, controller.signal); // one or more for each picture
     const timer = setTimeout(() => controller.abort(), this.settings.timeout);
     this.living.add(controller);
-    whenOver(reply, () => controller.abort());
+    whenOver(reply, () => void (this.living.has(controller) && controller.abort()));
     try {
       return await work(controller.signal);
     } catch (error) {
