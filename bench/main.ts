@@ -1,6 +1,7 @@
 /** `npm run bench`: times every kernel family and the whole tokenizer against what the machine can do. See bench/README.md. */
 import { Command, InvalidArgumentError } from 'commander';
 import { writeFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { checkDevice, measurePeak, type DeviceOptions } from '../lib/device.js';
 import { useDevice } from '../lib/tensor.js';
 import { rows as attention } from './attention.js';
@@ -25,6 +26,9 @@ const families = [linear, attention, norm, patch, flow, elementwise, random, res
 
 /** Peaks that differ by more between the beginning and the end mean that something else ran. */
 const MAX_DRIFT = 0.1;
+
+/** Milliseconds in which JavaScript's threads collect what the peers have left, gigabytes. */
+const COLLECTING = 10_000;
 
 interface Options {
   json?: string | true;
@@ -81,6 +85,7 @@ const effort = options.quick ? QUICK : THOROUGH;
 say(`${machineLines(where)}\n${peakLine('before', before)}`);
 const results = await measureRows(effort, before);
 const peers = options.peers ? await comparePeers(effort, wanted, say) : [];
+if (peers.length > 0) await sleep(COLLECTING);
 const after = await measurePeak(device);
 const drift = driftOf(before, after);
 say(`\n${peakLine('after', after)}; drift ${(100 * drift).toFixed(1)} %`);

@@ -1,18 +1,26 @@
 #!/usr/bin/env python3
-"""Times the same model in PyTorch on the same GPU: the peer of `uniflow_gpu_check` and of `npm run bench`.
+"""Times the same model in PyTorch on the same GPU or CPU: the peer of `npm run bench`, and on a GPU of `uniflow_gpu_check`.
 
-Random weights. Inference is bfloat16 throughout; training has float32 weights under bfloat16 autocast, as PyTorch's own
-recipes have it. Attention is scaled_dot_product_attention. Each row is timed as it is (eager) and through torch.compile.
-Pictures and latents are on the GPU before the clock starts, and results stay there.
+Random weights. With --dtype bfloat16, inference is bfloat16 throughout, and training has float32 weights under bfloat16
+autocast, as PyTorch's own recipes have it. Attention is scaled_dot_product_attention. Each row is timed as it is (eager)
+and through torch.compile, where PyTorch is 2.0 or newer. Pictures and latents are on the device before the clock starts,
+and results stay there.
+
+On a CPU, whose PyTorch comes without MKL (Debian's python3-torch), float32 is as fast as the BLAS that is installed:
+apt install libopenblas0-openmp.
 """
 import argparse
+import contextlib
 import datetime
 import gc
 import json
 import math
+import os
+import platform
 import re
 import statistics
 import sys
+import time
 
 try:
     import torch
@@ -37,6 +45,13 @@ PRESETS = {
 Module = nn.Module if nn else object
 
 
+def attention(q, k, v):
+    """[B,H,S,E] each."""
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v  # before PyTorch 2.0
+
+
 class Block(Module):
     """Pre-norm transformer block, with LayerScale where asked for."""
 
@@ -52,7 +67,7 @@ class Block(Module):
     def forward(self, h):
         b, s, d = h.shape
         q, k, v = self.qkv(self.norm1(h)).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        a = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, d))
+        a = self.proj(attention(q, k, v).transpose(1, 2).reshape(b, s, d))
         h = h + (a if self.ls1 is None else a * self.ls1)
         m = self.fc2(F.gelu(self.fc1(self.norm2(h))))
         return h + (m if self.ls2 is None else m * self.ls2)
@@ -182,29 +197,29 @@ def random_pictures(batch, size, device):
     return torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
 
 
-def encode(preset, batch, device, compiled):
-    model = Encoder(**preset).to(device, torch.bfloat16)
+def encode(preset, batch, dtype, device, compiled):
+    model = Encoder(**preset).to(device, dtype)
     work, pictures = compiled(model), random_pictures(batch, preset["size"], device)
     return no_grad(lambda: work(pictures))
 
 
-def decode(preset, batch, device, compiled):
-    model = Decoder(**preset).to(device, torch.bfloat16)
-    z = torch.randn(batch, (preset["size"] // PATCH) ** 2, preset["latents"], dtype=torch.bfloat16, device=device)
+def decode(preset, batch, dtype, device, compiled):
+    model = Decoder(**preset).to(device, dtype)
+    z = torch.randn(batch, (preset["size"] // PATCH) ** 2, preset["latents"], dtype=dtype, device=device)
     work = compiled(model)
     return no_grad(lambda: work(z))
 
 
-def flow(preset, batch, device, compiled):
-    model = Decoder(**{**preset, "global_blocks": 0}).to(device, torch.bfloat16)
-    c = torch.randn(batch, (preset["size"] // PATCH) ** 2, preset["width"], dtype=torch.bfloat16, device=device)
+def flow(preset, batch, dtype, device, compiled):
+    model = Decoder(**{**preset, "global_blocks": 0}).to(device, dtype)
+    c = torch.randn(batch, (preset["size"] // PATCH) ** 2, preset["width"], dtype=dtype, device=device)
     work = compiled(model.integrate)
     return no_grad(lambda: work(c))
 
 
-def distil(layers, shape, device, compiled):
+def distil(layers, shape, dtype, device, compiled):
     def stack(wants_grad):
-        return [torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=wants_grad) for _ in range(layers)]
+        return [torch.randn(shape, dtype=dtype, device=device, requires_grad=wants_grad) for _ in range(layers)]
 
     student, teacher, loss = stack(True), stack(False), compiled(distillation)
     return lambda: torch.autograd.grad(loss(student, teacher), student)
@@ -223,15 +238,19 @@ def adamw(shapes, device, **how):
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how).step
 
 
-def train(preset, batch, device, compiled):
+def fastest_adamw(device):
+    return {"fused": True} if device == "cuda" else {"foreach": True}
+
+
+def train(preset, batch, dtype, device, compiled):
     encoder, decoder, teacher = (make(**preset).to(device) for make in (Encoder, Decoder, Encoder))
     teacher.requires_grad_(False)
     pictures, loss = random_pictures(batch, preset["size"], device), compiled(training_loss)
     parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **fastest_adamw(device))
 
     def step():
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
             value = loss(encoder, decoder, teacher, pictures)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -249,16 +268,15 @@ def no_grad(work):
     return quiet
 
 
-VARIANTS = {
-    "eager": lambda f: f,
-    "compile": lambda f: torch.compile(f),
-    "max-autotune": lambda f: torch.compile(f, mode="max-autotune"),
-}
+VARIANTS = {"eager": lambda f: f}
+if hasattr(torch, "compile"):
+    VARIANTS |= {"compile": lambda f: torch.compile(f), "max-autotune": lambda f: torch.compile(f, mode="max-autotune")}
 
 
-def rows(options, device="cuda"):
+def rows(options):
     """(family, name, shape, dtype, {variant: makes the work}), under the names of bench/*.ts; native/test/gpu has others: ALIASES."""
     preset = {**PRESETS[options.model], "size": options.size}
+    device, dtype = options.device, getattr(torch, options.dtype)
     batch, model, patches = options.batch, options.model, (options.size // PATCH) ** 2
     picture = f"{options.size}x{options.size}x3"
     trained = "tiny" if model == "tiny" else "base"
@@ -270,24 +288,30 @@ def rows(options, device="cuda"):
     def variants(make, *arguments):
         return {name: lambda compiled=compiled: make(*arguments, device, compiled) for name, compiled in VARIANTS.items()}
 
-    yield "tokenizer", f"encode {model}", f"{batch}x{picture}", "bfloat16", variants(encode, preset, batch)
-    yield "tokenizer", f"decode {model}, 1 step", f"{batch}x{patches}x{preset['latents']}", "bfloat16", variants(decode, preset, batch)
-    yield "flow", "1 step", f"{batch}x{patches}x{width}", "bfloat16", variants(flow, preset, batch)
+    yield "tokenizer", f"encode {model}", f"{batch}x{picture}", options.dtype, variants(encode, preset, batch, dtype)
+    yield "tokenizer", f"decode {model}, 1 step", f"{batch}x{patches}x{preset['latents']}", options.dtype, variants(decode, preset, batch, dtype)
+    yield "flow", "1 step", f"{batch}x{patches}x{width}", options.dtype, variants(flow, preset, batch, dtype)
     shape = (4, 1 + patches, width)
-    yield "training", "distillation with gradient", "x".join(map(str, (layers, *shape))), "bfloat16", variants(distil, layers, shape)
-    how = {name: lambda name=name: adamw(shapes, device, **{name: True}) for name in ("fused", "foreach")}
+    yield "training", "distillation with gradient", "x".join(map(str, (layers, *shape))), options.dtype, variants(distil, layers, shape, dtype)
+    ways = ("fused", "foreach") if device == "cuda" else ("foreach",)
+    how = {name: lambda name=name: adamw(shapes, device, **{name: True}) for name in ways}
     yield "training", f"AdamW of {'ViT-B' if trained == 'base' else trained}", f"{millions:.1f}M", "float32", how
     for n in options.train_batch:
-        yield "training", f"step of {trained}", f"{n}x{side}x{side}x3", "bfloat16", variants(train, of_trained, n)
+        yield "training", f"step of {trained}", f"{n}x{side}x{side}x3", options.dtype, variants(train, of_trained, n, dtype)
 
 
 # --- timing ---------------------------------------------------------------------------------------------------------------
 
-SAMPLES, WARM_UP_MS, MEASURE_MS, SAMPLE_MS = 10, 300, 1000, 2
+SAMPLES, SAMPLES_OF_LONG, LONG_MS, WARM_UP_MS, MEASURE_MS, SAMPLE_MS = 10, 3, 2000, 300, 1000, 2
 
 
-def time_calls(work, calls):
-    """Milliseconds per call, between two events on the GPU."""
+def time_calls(work, calls, device):
+    """Milliseconds per call, on a GPU between two events."""
+    if device == "cpu":
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return 1000 * (time.perf_counter() - begin) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
@@ -297,26 +321,28 @@ def time_calls(work, calls):
     return begin.elapsed_time(end) / calls
 
 
-def measure(work):
+def measure(work, device):
     for _ in range(3):  # the first calls compile
-        estimate = time_calls(work, 1)
+        estimate = time_calls(work, 1, device)
     for _ in range(min(200, int(WARM_UP_MS / estimate))):
-        estimate = min(estimate, time_calls(work, 1))
+        estimate = min(estimate, time_calls(work, 1, device))
     calls = max(1, math.ceil(SAMPLE_MS / estimate))
-    samples = [time_calls(work, calls) for _ in range(max(SAMPLES, min(200, int(MEASURE_MS / (estimate * calls)))))]
+    samples = [time_calls(work, calls, device) for _ in range(max(SAMPLES if estimate < LONG_MS else SAMPLES_OF_LONG, min(200, int(MEASURE_MS / (estimate * calls)))))]
     return {"medianMs": statistics.median(samples), "minMs": min(samples), "samples": len(samples), "callsPerSample": calls}
 
 
-def measure_variant(make):
+def measure_variant(make, device):
     """A row's figures, or why there are none: not every mode takes every function."""
     try:
-        return measure(make())
+        return measure(make(), device)
     except Exception as error:  # whatever the compiler raises
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]}
     finally:
-        torch._dynamo.reset()
+        if hasattr(torch, "_dynamo"):
+            torch._dynamo.reset()
         gc.collect()
-        torch.cuda.empty_cache()
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------------
@@ -345,12 +371,21 @@ def read_ours(paths):
     return ours
 
 
+def describe(options):
+    if options.device == "cuda":
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{platform.machine()}, {options.threads} threads"
+
+
 LINE = "{:<10} {:<28} {:<20} {:<9} {:<13} {:>10}  {:>10} {:>12}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="on a CPU (default: one for each that there is)")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="(default: %(default)s)")
     parser.add_argument("--model", choices=sorted(PRESETS), default="official",
                         help="what encodes, decodes and distils; training steps are of base, or of tiny (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="pictures of encoding and decoding (default: %(default)s)")
@@ -367,11 +402,12 @@ def main():
         parser.error("--size must be a positive multiple of 14, batches positive")
     if torch is None:
         sys.exit("pytorch.py: PyTorch is missing: python3 -m pip install torch (2.2 or newer)")
-    if not torch.cuda.is_available():
-        sys.exit(f"pytorch.py: PyTorch {torch.__version__} finds no CUDA GPU")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"pytorch.py: PyTorch {torch.__version__} finds no CUDA GPU; --device cpu times it on the processor")
     ours = read_ours(options.ours)
-    gpu = torch.cuda.get_device_name()
-    print(f"{gpu}; PyTorch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    torch.set_num_threads(options.threads)
+    device = describe(options)
+    print(f"{device}; PyTorch {torch.__version__}")
     print(LINE.format("family", "operation", "shape", "dtype", "variant", "median ms", "ours ms", "ours/theirs").rstrip())
     results = []
     for family, name, shape, dtype, variants in rows(options):
@@ -379,14 +415,14 @@ def main():
         for variant, make in variants.items():
             if options.filter and not options.filter.search(f"{family} {name} {shape} {dtype} {variant}"):
                 continue
-            result = measure_variant(make)
+            result = measure_variant(make, options.device)
             results.append({"family": family, "name": name, "shape": shape, "dtype": dtype, "variant": variant, **result, "oursMs": mine})
             ms = result.get("medianMs")
             figures = [f"{ms:.4g}" if ms else "failed", f"{mine:.4g}" if mine else "", f"{mine / ms:.2f}" if mine and ms else ""]
             print(LINE.format(family, name, shape, dtype, variant, *figures).rstrip(), result.get("failed", ""), flush=True)
     if options.json:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        report = {"date": now, "device": gpu, "torch": torch.__version__, "cuda": torch.version.cuda, "rows": results}
+        report = {"date": now, "device": device, "torch": torch.__version__, "rows": results}
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
