@@ -13,7 +13,7 @@ import {
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
 import { Decoder } from './decoder/decoder.js';
-import { timeGrid, type Schedule } from './decoder/schedule.js';
+import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
 import { Encoder } from './encoder/encoder.js';
 import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
@@ -30,6 +30,8 @@ import { RandomSource, SharedSource, type Parameter, type ParameterSource } from
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { onDevice, Tensor, type Grid } from './tensor.js';
 
+export type { DecodeOptions } from './decoder/options.js';
+
 export interface EncodeOptions extends EncoderOptions {
   /** The semantic tokens as well: the encoder's patch tokens. */
   tokens?: boolean;
@@ -43,28 +45,6 @@ export interface Encoded {
   /** float32 [B,S,D] x (L+1) when asked for; [0] is the embedding, S counts class and register tokens. */
   hiddenStates?: NdArray[];
   grid: Grid;
-}
-
-export interface DecodeOptions {
-  /** Patch rows and columns. Default: the model's own, or a square. */
-  grid?: Grid;
-  /** Euler steps. Default: the checkpoint's num_sampling_steps. */
-  steps?: number;
-  /** Where the steps are. Default 'linear'. */
-  schedule?: Schedule;
-  /** v = v0 + guidance * (v - v0), v0 under a zero condition. Default 1: off, at half the cost. */
-  guidance?: number;
-  /** Default 0. A picture is a function of its latent and the seed alone: it does not depend on its place in a batch. */
-  seed?: number;
-  /** Gives image b noise of its own, drawn for (seed, imageIds[b]), where otherwise all share that of id 0. */
-  imageIds?: readonly number[];
-  /** The noise itself, float32 [B,N,P], P = 3 * patch² as (channel, row, column). */
-  noise?: NdArray;
-  /** uint8 [B,H,W,3] (default), or float32 [B,3,H,W] normalised. */
-  output?: 'uint8' | 'float32';
-  /** Images computed together. Default: as many as make about 4,096 tokens. */
-  batchSize?: number;
-  signal?: AbortSignal;
 }
 
 export interface Reconstruction extends Encoded {
@@ -150,7 +130,7 @@ export class UniFlow {
 
   /**
    * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
-   *
+   * @throws UniFlowError `BAD_INPUT`.
    */
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
     if (!(encoder instanceof VisionEncoder)) throw UniFlowError.expected('BAD_INPUT', 'encoder', 'a VisionEncoder', describe(encoder));
@@ -249,58 +229,27 @@ export class UniFlow {
 
   /** Latents [B,N,Z] to pictures: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
   async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
-    checkOptions(options);
-    const [batch, patches, channels] = latents?.shape ?? [];
-    if (latents?.shape?.length !== 3 || channels !== this.config.latentChannels || batch === 0)
-      throw UniFlowError.expected(
-        'BAD_INPUT',
-        'latents',
-        `an ndarray [B, N, ${this.config.latentChannels}]`,
-        latents?.shape ? `[${latents.shape.join(', ')}]` : typeof latents,
-      );
-    const grid = this.decodeGrid(options.grid, patches as number);
-    const schedule = timeGrid(options.steps ?? this.config.steps, options.schedule);
-    const { guidance = 1, output = 'uint8', seed = 0 } = options;
-    if (!Number.isFinite(guidance)) throw UniFlowError.expected('BAD_INPUT', 'guidance', 'a finite number', String(guidance));
-    if (output !== 'uint8' && output !== 'float32')
-      throw UniFlowError.expected('BAD_INPUT', 'output', "'uint8' or 'float32'", `'${String(output)}'`);
-    const ids = imageIds(options.imageIds, batch as number);
-    const noise = options.noise;
-    if (noise !== undefined) checkNoise(noise, [batch as number, patches as number, 3 * this.config.patch ** 2]);
+    const { count, patches, grid, ids, sampling } = checkDecoding(latents, options, this.config);
     const all: Tensor[] = [];
     try {
       const upload = (array: NdArray, name: string): Tensor => onDevice(this.device, () => checkFinite(floats(array, name), name));
       all.push(upload(latents, 'latents'));
-      if (noise !== undefined) all.push(upload(noise, 'noise'));
+      if (options.noise !== undefined) all.push(upload(options.noise, 'noise'));
       const [images] = await runBatches({
         device: this.device,
-        count: batch as number,
-        batchSize: checkBatchSize(options.batchSize, patches as number),
+        count,
+        batchSize: checkBatchSize(options.batchSize, patches),
         signal: options.signal,
         load: (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
         forward: ([z, noise], begin, end) => {
           const condition = this.decoder.condition(cast(z!, this.dtype), grid);
-          return [this.decoder.integrate(condition, grid, { schedule, guidance, noise, seed, ids: ids.subarray(begin, end), output })];
+          return [this.decoder.integrate(condition, grid, { ...sampling, noise, ids: ids.subarray(begin, end) })];
         },
       });
       return images as NdArray;
     } finally {
       for (const tensor of all) tensor.dispose();
     }
-  }
-
-  private decodeGrid(grid: Grid | undefined, patches: number): Grid {
-    const own = this.config.decoder.grid;
-    const side = Math.sqrt(patches);
-    const chosen = grid ?? (own.rows * own.cols === patches ? own : { rows: side, cols: side });
-    if (![chosen.rows, chosen.cols].every((n) => Number.isInteger(n) && n > 0) || chosen.rows * chosen.cols !== patches)
-      throw UniFlowError.expected(
-        'BAD_INPUT',
-        'grid',
-        `rows and columns of ${patches} patches (encode() returns them)`,
-        JSON.stringify(grid ?? 'none'),
-      );
-    return { rows: chosen.rows, cols: chosen.cols };
   }
 
   // ----- both ---------------------------------------------------------------------------------------------------
@@ -357,29 +306,6 @@ export class UniFlow {
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
-}
-
-function checkNoise(noise: NdArray, shape: number[]): void {
-  const actual = Array.isArray(noise?.shape) ? noise.shape : undefined;
-  if (actual?.join() !== shape.join())
-    throw UniFlowError.expected(
-      'BAD_INPUT',
-      'noise',
-      `an ndarray [${shape.join(', ')}]`,
-      actual ? `[${actual.join(', ')}]` : describe(noise),
-    );
-}
-
-function imageIds(ids: readonly number[] | undefined, batch: number): Uint32Array {
-  if (!ids) return new Uint32Array(batch);
-  if (!Array.isArray(ids) || ids.length !== batch || !ids.every((n) => Number.isInteger(n) && n >= 0 && n < 2 ** 32))
-    throw UniFlowError.expected(
-      'BAD_INPUT',
-      'imageIds',
-      `${batch} integers from 0 to 2^32 - 1`,
-      JSON.stringify(ids)?.slice(0, 80) ?? 'nothing',
-    );
-  return Uint32Array.from(ids);
 }
 
 /** Rows [begin, end) of a whole array, back on the device. */
