@@ -1,4 +1,5 @@
 /** Where a picture is, as data that another machine understands as well, and how it is read from there. */
+import { refuseEndless } from '../data/files.js';
 import { readEntry } from '../data/tar.js';
 import { UniFlowError } from '../errors.js';
 import type { ImageSource, RgbImage } from '../io/image.js';
@@ -41,6 +42,7 @@ export function fileOf(picture: Picture): string | undefined {
 /** What {@link decodeImage} takes, or pixels. Paths are left to it. */
 export async function readPicture(picture: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
   if (typeof picture === 'function') return picture();
+  if (typeof picture === 'string') await refuseEndless(picture);
   if (typeof picture === 'string' || picture instanceof URL || picture instanceof Uint8Array || 'data' in picture) return picture;
   if ('error' in picture) throw new UniFlowError('BAD_INPUT', picture.error);
   if ('url' in picture) return download(picture.url, options);

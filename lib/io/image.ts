@@ -6,7 +6,6 @@ import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { NdArray } from 'ndarray';
 import sharp, { type Metadata, type Sharp } from 'sharp';
-import { refuseEndless } from '../data/files.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { native, type Resampling } from '../native.js';
 
@@ -176,7 +175,6 @@ function pathOf(source: string | URL): string {
 }
 
 async function readPath(path: string, signal?: AbortSignal): Promise<Buffer> {
-  await refuseEndless(path);
   try {
     return await readFile(path, { signal });
   } catch (error) {
