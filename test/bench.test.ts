@@ -118,9 +118,10 @@ describe('ONNX models', () => {
     );
   });
 
-  test.each(forms)('of DINOv2, %s, have every weight and no value before it is made', (form) => {
+  test.each(forms)('of DINOv2, %s, have every weight and no value before it is made', async (form) => {
     const json = { model_type: 'dinov2', hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2, patch_size: 2, image_size: 6 };
-    const { config, parameters } = VisionEncoder.random(json, { device: 'cpu' });
+    await using encoder = VisionEncoder.random(json, { device: 'cpu' });
+    const { config, parameters } = encoder;
     let values = 1;
     const weights = new Map<string, FloatArray>();
     for (const { name, shape } of parameters.flatMap(({ parts }) => parts)) {

@@ -176,10 +176,18 @@ const cases: Case[] = [
   },
 ];
 
+/** What a tensor that is not needed any more holds. */
+async function take(t: Tensor): Promise<Float32Array> {
+  using last = t;
+  return (await last.read()).data as Float32Array;
+}
+
 /** Standard normal numbers, the same in every run. */
 async function normal(seed: number, n: number): Promise<Float32Array> {
   const out = new Float32Array(n);
-  await native.noise(seed, new Uint32Array(1), 1, n).read(out);
+  const noise = native.noise(seed, new Uint32Array(1), 1, n);
+  await noise.read(out);
+  noise.dispose();
   return out;
 }
 
@@ -234,7 +242,7 @@ class Probe {
     );
     const read = async ([name, t]: [string, Tensor | undefined]): Promise<[string, Float32Array]> => {
       if (!t) throw new Error(`no gradient of ${name}`);
-      return [name, (await t.read()).data as Float32Array];
+      return [name, await take(t)];
     };
     return Object.fromEntries(await Promise.all(found.map(read)));
   }
@@ -248,8 +256,8 @@ class Probe {
         return { loss, pairs: loss ? [] : all.map((output, i) => [output, Probe.cotangent(output, i)] as const) };
       }),
     );
-    if (loss) return (await loss.read()).data[0]!;
-    const parts = await Promise.all(pairs.map(async ([y, r]) => dot((await y.read()).data, (await r.read()).data)));
+    if (loss) return (await take(loss))[0]!;
+    const parts = await Promise.all(pairs.map(async ([y, r]) => dot(await take(y), await take(r))));
     return parts.reduce((a, b) => a + b);
   }
 

@@ -456,6 +456,25 @@ test('a run gives back the memory that it took', async () => {
   expect({ active: after.host.active, handles: after.handles }).toEqual({ active: before.host.active, handles: before.handles });
 });
 
+test.each([
+  ['before its first step', { batch: 64 }, {}],
+  [
+    'at a step',
+    {},
+    {
+      onStep: () => {
+        throw new UniFlowError('INTERNAL', 'on purpose');
+      },
+    },
+  ],
+])('so does one that fails %s', async (when, changes, options) => {
+  await train(inDir(`warm ${when}`), small());
+  const before = memoryStats();
+  await refusal(train(inDir(`failed ${when}`), small(changes), options));
+  const after = memoryStats();
+  expect({ active: after.host.active, handles: after.handles }).toEqual({ active: before.host.active, handles: before.handles });
+});
+
 describe('what is refused', () => {
   test('every setting that is unknown, missing or wrong, all at once and by name', () => {
     const wrong = { init: 'nano', regime: 'finetune', batch: 0, lrr: 1, ema: 2, time: { mean: 0 }, regimee: 'x', dtype: 'float64' };

@@ -117,6 +117,11 @@ export class AdamW {
   /** Gives the parameters back to their model, packed again, with their new or their averaged values. */
   finish({ average }: { average: boolean }): void {
     for (const t of this.trained) t.finish(average);
+    this.dispose();
+  }
+
+  /** Frees what it keeps of a training that ends without {@link finish}, whose model is of no use any more. */
+  dispose(): void {
     for (const t of [...this.trained, ...this.latest]) t.dispose();
   }
 }

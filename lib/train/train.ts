@@ -112,7 +112,7 @@ class Run {
   ): Promise<TrainResult> {
     const { settings } = this;
     const held = await this.validationPixels(uniflow);
-    const trainer = trainerOf(settings, uniflow, teacher);
+    using trainer = trainerOf(settings, uniflow, teacher);
     // Data that has changed would not be met in the order in which the run began.
     const pins = { images: data.length };
     const begun = resumed && (await this.begun());

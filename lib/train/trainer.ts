@@ -289,6 +289,14 @@ export class Trainer {
     this.uniflow.encoder.invalidate();
     await onDevice(this.uniflow.device, () => native.synchronize());
   }
+
+  /** Frees the optimizer's state, where a training ends without {@link finish}: the model is to be disposed of as well. */
+  dispose(): void {
+    this.optimizer.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 }
 
 async function numbers(tensor: Tensor): Promise<number[]> {
