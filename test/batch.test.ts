@@ -706,7 +706,8 @@ describe('stopped and taken up', () => {
     await other.dispose();
     const pictures = openSource(inDir('pictures', 'bee'));
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
-    await encode('mine', { model: 'the same model by another name' });
+    const { manifest } = await encode('mine', { model: 'the same model by another name' });
+    expect(manifest.header.model.name).toBe(''); // as it was named at first
     expect((await failure(encode('mine', { size: 28 }))).message).toMatch(/differ in size/);
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
     const all = await itemsOf(inDir('pictures'));

@@ -8,7 +8,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { createServer, request as httpRequest, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { createServer as createSocket, type AddressInfo } from 'node:net';
+import { createServer as createSocket, type AddressInfo, type Server as NetServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -681,15 +681,23 @@ describe('S3', () => {
     BUSY,
   );
 
+  /** With `server` in the place of the store. */
+  async function behind<T>(server: NetServer, work: () => Promise<T>): Promise<T> {
+    const real = process.env['AWS_ENDPOINT_URL'];
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    process.env['AWS_ENDPOINT_URL'] = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    try {
+      return await work();
+    } finally {
+      process.env['AWS_ENDPOINT_URL'] = real;
+      server.close();
+    }
+  }
+
   test('a store that takes connections and says nothing is an error after a while, not a hang', async () => {
-    const silent = createSocket().listen(0, '127.0.0.1');
-    await once(silent, 'listening');
-    const there = process.env['AWS_ENDPOINT_URL'];
-    process.env['AWS_ENDPOINT_URL'] = `http://127.0.0.1:${(silent.address() as AddressInfo).port}`;
-    const error = await failure(S3Output.open('s3://bucket/silent', 100));
-    process.env['AWS_ENDPOINT_URL'] = there;
+    const error = await behind(createSocket(), () => failure(S3Output.open('s3://bucket/silent', 100)));
     expect(error).toMatchObject({ code: 'NETWORK', message: expect.stringMatching(/TimeoutError/) });
-    silent.close();
   }, 10_000);
 
   test('a store that refuses If-None-Match is asked without it', async () => {
@@ -702,20 +710,15 @@ describe('S3', () => {
       if (condition) return void request.resume().on('end', () => response.writeHead(501).end());
       const passOn = (answer: IncomingMessage): void => void answer.pipe(response.writeHead(answer.statusCode!, answer.headers));
       request.pipe(httpRequest({ host: real.hostname, port: real.port, method, path: url, headers }, passOn));
-    }).listen(0, '127.0.0.1');
-    await once(proxy, 'listening');
-    process.env['AWS_ENDPOINT_URL'] = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
-    try {
+    });
+    await behind(proxy, async () => {
       const output = await S3Output.open('s3://bucket/older');
       expect(await output.create('one', [Buffer.from('fir'), Buffer.from('st')])).toBe(true);
       expect(await output.create('one', [Buffer.from('second')])).toBe(false);
       expect(String(await output.read('one'))).toBe('first');
-      expect(asked).toEqual(['*', undefined]);
-    } finally {
-      process.env['AWS_ENDPOINT_URL'] = real.origin;
-      proxy.closeAllConnections();
-      proxy.close();
-    }
+    });
+    proxy.closeAllConnections();
+    expect(asked).toEqual(['*', undefined]);
   });
 
   test('objects: parts, ranges, names; nothing is replaced that is to be created', async () => {

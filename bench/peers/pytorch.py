@@ -238,8 +238,7 @@ def adamw(shapes, device, **how):
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how).step
 
 
-def fastest_adamw(device):
-    return {"fused": True} if device == "cuda" else {"foreach": True}
+ADAMW = {"cuda": ("fused", "foreach"), "cpu": ("foreach",)}  # the fastest first
 
 
 def train(preset, batch, dtype, device, compiled):
@@ -247,7 +246,7 @@ def train(preset, batch, dtype, device, compiled):
     teacher.requires_grad_(False)
     pictures, loss = random_pictures(batch, preset["size"], device), compiled(training_loss)
     parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **fastest_adamw(device))
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **{ADAMW[device][0]: True})
 
     def step():
         with torch.autocast(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
@@ -293,8 +292,7 @@ def rows(options):
     yield "flow", "1 step", f"{batch}x{patches}x{width}", options.dtype, variants(flow, preset, batch, dtype)
     shape = (4, 1 + patches, width)
     yield "training", "distillation with gradient", "x".join(map(str, (layers, *shape))), options.dtype, variants(distil, layers, shape, dtype)
-    ways = ("fused", "foreach") if device == "cuda" else ("foreach",)
-    how = {name: lambda name=name: adamw(shapes, device, **{name: True}) for name in ways}
+    how = {name: lambda name=name: adamw(shapes, device, **{name: True}) for name in ADAMW[device]}
     yield "training", f"AdamW of {'ViT-B' if trained == 'base' else trained}", f"{millions:.1f}M", "float32", how
     for n in options.train_batch:
         yield "training", f"step of {trained}", f"{n}x{side}x{side}x3", options.dtype, variants(train, of_trained, n, dtype)
@@ -327,7 +325,8 @@ def measure(work, device):
     for _ in range(min(200, int(WARM_UP_MS / estimate))):
         estimate = min(estimate, time_calls(work, 1, device))
     calls = max(1, math.ceil(SAMPLE_MS / estimate))
-    samples = [time_calls(work, calls, device) for _ in range(max(SAMPLES if estimate < LONG_MS else SAMPLES_OF_LONG, min(200, int(MEASURE_MS / (estimate * calls)))))]
+    least = SAMPLES if estimate < LONG_MS else SAMPLES_OF_LONG
+    samples = [time_calls(work, calls, device) for _ in range(max(least, min(200, int(MEASURE_MS / (estimate * calls)))))]
     return {"medianMs": statistics.median(samples), "minMs": min(samples), "samples": len(samples), "callsPerSample": calls}
 
 
@@ -371,12 +370,6 @@ def read_ours(paths):
     return ours
 
 
-def describe(options):
-    if options.device == "cuda":
-        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    return f"{platform.machine()}, {options.threads} threads"
-
-
 LINE = "{:<10} {:<28} {:<20} {:<9} {:<13} {:>10}  {:>10} {:>12}"
 
 
@@ -384,7 +377,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="on a CPU (default: one for each that there is)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="on a CPU (default: one for each that there is)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="(default: %(default)s)")
     parser.add_argument("--model", choices=sorted(PRESETS), default="official",
                         help="what encodes, decodes and distils; training steps are of base, or of tiny (default: %(default)s)")
@@ -405,9 +398,13 @@ def main():
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"pytorch.py: PyTorch {torch.__version__} finds no CUDA GPU; --device cpu times it on the processor")
     ours = read_ours(options.ours)
-    torch.set_num_threads(options.threads)
-    device = describe(options)
-    print(f"{device}; PyTorch {torch.__version__}")
+    if options.device == "cuda":
+        device = torch.cuda.get_device_name()
+        print(f"{device}; PyTorch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    else:
+        torch.set_num_threads(options.threads)
+        device = f"{platform.machine()}, {options.threads} threads"
+        print(f"{device}; PyTorch {torch.__version__}")
     print(LINE.format("family", "operation", "shape", "dtype", "variant", "median ms", "ours ms", "ours/theirs").rstrip())
     results = []
     for family, name, shape, dtype, variants in rows(options):
@@ -422,7 +419,7 @@ def main():
             print(LINE.format(family, name, shape, dtype, variant, *figures).rstrip(), result.get("failed", ""), flush=True)
     if options.json:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        report = {"date": now, "device": device, "torch": torch.__version__, "rows": results}
+        report = {"date": now, "device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "rows": results}
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2)
             file.write("\n")

@@ -16,6 +16,8 @@ export class Journal {
   private constructor(
     private readonly path: string,
     private readonly file: FileHandle,
+    /** Of the run as it began. */
+    readonly header: Header,
     /** By index. */
     readonly records: Map<number, ShardRecord>,
   ) {}
@@ -35,7 +37,7 @@ export class Journal {
       checkSameRun(output.name, first as Header, header);
       const records = new Map<number, ShardRecord>();
       for (const record of shards as ShardRecord[]) if (await isThere(output, record)) records.set(record.index, record);
-      return new Journal(path, file, records);
+      return new Journal(path, file, first as Header, records);
     } catch (error) {
       await file.close();
       throw error;

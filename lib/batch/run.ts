@@ -83,7 +83,7 @@ export async function encodeToShards(
     await run.all(unique(untilAborted(source, options.signal)));
     const records = [...journal.records.values()];
     if (records.every(({ count }) => count === 0)) await refuseEmpty(output, journal);
-    return { manifest: await seal(output, header, records), before: run.before, complete: false };
+    return { manifest: await seal(output, journal.header, records), before: run.before, complete: false };
   } finally {
     await journal.close();
   }

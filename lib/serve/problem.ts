@@ -15,8 +15,8 @@ export class Refusal extends UniFlowError {
     super(cause.code, cause.message, cause);
   }
 
-  static of(status: number, subject: string, expected: string, actual: string): Refusal {
-    return new Refusal(status, UniFlowError.expected('BAD_INPUT', subject, expected, actual));
+  static of(status: number, subject: string, expected: string, actual: string, headers: Refusal['headers'] = {}): Refusal {
+    return new Refusal(status, UniFlowError.expected('BAD_INPUT', subject, expected, actual), headers);
   }
 }
 

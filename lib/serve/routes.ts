@@ -36,7 +36,9 @@ export class Traffic {
     setMaxListeners(0, controller.signal); // one or more for each picture
     const timer = setTimeout(() => controller.abort(), this.settings.timeout);
     this.living.add(controller);
-    whenOver(reply, () => void (this.living.has(controller) && controller.abort()));
+    whenOver(reply, () => {
+      if (this.living.has(controller)) controller.abort(); // the reason, an error with its stack, is not made for every request that ends well
+    });
     try {
       return await work(controller.signal);
     } catch (error) {

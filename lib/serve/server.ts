@@ -5,7 +5,6 @@ import { fastify, type FastifyInstance, type FastifyRequest } from 'fastify';
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import { UniFlowError } from '../errors.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import { JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
@@ -98,10 +97,8 @@ function answerErrors(app: FastifyInstance, { onError }: Settings): void {
     const { method, url } = request;
     const [path = ''] = url.split('?');
     const allowed = METHODS.filter((other) => app.hasRoute({ method: other, url: path })).join(', ');
-    const error = allowed
-      ? UniFlowError.expected('BAD_INPUT', 'method', allowed, method)
-      : UniFlowError.expected('BAD_INPUT', 'path', 'one that /openapi.json lists', `${method} ${path.slice(0, 80)}`);
-    return sendProblem(reply, allowed ? new Refusal(405, error, { Allow: allowed }) : new Refusal(404, error));
+    if (allowed !== '') return sendProblem(reply, Refusal.of(405, 'method', allowed, method, { Allow: allowed }));
+    return sendProblem(reply, Refusal.of(404, 'path', 'one that /openapi.json lists', `${method} ${url.slice(0, 80)}`));
   });
 }
 
@@ -122,15 +119,13 @@ function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping:
     const { url = '' } = request.routeOptions; // the path as we write it; clients can in several ways
     if (PUBLIC.has(url)) return;
     if (token !== undefined && !hasToken(request, token)) {
-      const error = UniFlowError.expected('BAD_INPUT', 'Authorization', "'Bearer' and the service's token", 'none, or another one');
-      throw new Refusal(401, error, { 'WWW-Authenticate': 'Bearer' });
+      const challenge = { 'WWW-Authenticate': 'Bearer' };
+      throw Refusal.of(401, 'Authorization', "'Bearer' and the service's token", 'none, or another one', challenge);
     }
     if (!url.startsWith('/v1/')) return;
     const { 'content-encoding': encoding = 'identity' } = request.headers;
-    if (encoding !== 'identity') {
-      const error = UniFlowError.expected('BAD_INPUT', 'Content-Encoding', 'a body that is not compressed', `'${encoding}'`);
-      throw new Refusal(415, error, { 'Accept-Encoding': 'identity' });
-    }
+    if (encoding !== 'identity')
+      throw Refusal.of(415, 'Content-Encoding', 'a body that is not compressed', `'${encoding}'`, { 'Accept-Encoding': 'identity' });
     if (stopping.now) throw busy('the service stops', 1);
     if (requests >= maxRequests) throw busy(`${requests} requests are under way`, 1);
     requests++;
