@@ -4,7 +4,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setThreads, UniFlow, UniFlowError, VisionEncoder } from '../lib/index.js';
+import { evaluate, openDataset, setThreads, Trainer, UniFlow, UniFlowError, VisionEncoder } from '../lib/index.js';
 import { defaultPreprocessing } from '../lib/io/preprocess.js';
 import { applyProcessor } from '../lib/io/processor.js';
 import { failure, fixtures, golden, photos, readTensors, relativeL2, tolerances } from './support.js';
@@ -162,6 +162,7 @@ describe('the processor', () => {
     ['a number: shortest edge with a crop', { size: 80, do_center_crop: true, crop_size: { height: 64, width: 64 } }, { edgeRatio: 1.25 }],
     ['a number without a crop: a square', { size: 80 }, { mode: 'stretch', size: [80, 80] }],
     ['a height and width', { size: { height: 32, width: 48 } }, { mode: 'stretch', size: [32, 48] }],
+    ['with nulls', { size: { height: 32, width: 48, shortest_edge: null } }, { mode: 'stretch', size: [32, 48] }],
     ['the same in a list', { size: [32, 48] }, { mode: 'stretch', size: [32, 48] }],
     ['a crop of everything', { size: { height: 80, width: 80 }, do_center_crop: true, crop_size: 80 }, { mode: 'stretch', size: [80, 80] }],
     ['a filter', { resample: 4 }, { filter: 'box' }],
@@ -186,6 +187,7 @@ describe('the processor', () => {
     ['size', { size: { shortest_edge: 64 } }],
     ['size', { size: { shortest_edge: 64, longest_edge: 128 } }],
     ['size', { size: { max_height: 64, max_width: 64 } }],
+    ['size', { size: { height: 64, width: 64, longest_edge: 64 } }],
     ['crop_size', { size: 64, do_center_crop: true, crop_size: 80 }],
     ['crop_size', { size: { height: 80, width: 80 }, do_center_crop: true, crop_size: 64 }],
     ['do_resize', { do_resize: false }],
@@ -269,6 +271,17 @@ describe('a size that patches do not fill', () => {
     );
     for (let y = 0; y < 28; y++) for (let x = 0; x < 42; x++) for (let c = 0; c < 3; c++) cut.set(0, y, x, c, whole.get(0, y, x, c));
     expect((await uniflow.encode({ pixels: whole })).latents).toEqual((await uniflow.encode({ pixels: cut })).latents);
+  });
+
+  test('is evaluated and trained at', async () => {
+    const data = await openDataset(photos);
+    const { images, psnr, pins } = await evaluate(uniflow, { data });
+    expect({ images, size: pins.size, finite: Number.isFinite(psnr) }).toEqual({ images: data.length, size: [60, 60], finite: true });
+    await data.close();
+    const trainer = new Trainer(uniflow, { lambdaDistillation: 0 });
+    const pixels = ndarray(new Uint8Array(60 * 60 * 3).fill(99), [1, 60, 60, 3]);
+    expect((await trainer.step({ pixels })).flow).toBeGreaterThan(0);
+    await trainer.finish();
   });
 
   test('is the same in a stream', async () => {

@@ -21,12 +21,12 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
+from transformers.utils.logging import disable_progress_bar
 
 from variants import PHOTO, Variant, all_variants
 
@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("prefix", nargs="?", default="")
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    disable_progress_bar()
     torch.set_num_threads(1)  # the models are tiny
     variants = [v for v in all_variants() if v.name.startswith(options.prefix)]
     with tempfile.TemporaryDirectory() as temporary:
