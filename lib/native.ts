@@ -119,10 +119,8 @@ export interface NativeAdamWOptions {
 }
 
 export interface CpuInfo {
-  /** Instruction set of our own kernels. */
+  /** Instruction set of the kernels. */
   kernels: string;
-  /** oneDNN's version and the implementation that it chose. */
-  linear: string;
   nativeBfloat16: boolean;
   threads: number;
   defaultThreads: number;
@@ -300,10 +298,10 @@ function load(): Native {
   } catch (cause) {
     const why = existsSync(path)
       ? `The native addon cannot be loaded: ${(cause as Error).message}
-If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl-dev libjpeg-dev, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
+If a shared library is missing, install it (Debian/Ubuntu: apt install libjpeg-dev, Fedora: dnf install libjpeg-turbo, macOS: brew install jpeg-turbo).
 If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
       : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
-That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
+That needs CMake, a C++20 compiler, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
     throw new UniFlowError('UNSUPPORTED', why, { subject: path, cause });
   }
 }
