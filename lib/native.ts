@@ -193,7 +193,7 @@ export interface Native {
   /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */
   uniform(seed: number, ids: Uint32Array, patches: number): TensorHandle;
   /** sigmoid(mean + std * normal), [ids.length, patches], a function of (seed, id, patch). */
-  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number): TensorHandle;
+  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number, zero: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
   linearBackward(

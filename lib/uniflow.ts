@@ -12,6 +12,7 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
+import { openDataset } from './data/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -26,7 +27,8 @@ import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './i
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
-import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { linearStart } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { onDevice, Tensor, type Grid } from './tensor.js';
 
@@ -70,6 +72,16 @@ export interface FreshOptions {
   seed?: number;
 }
 
+/** Of {@link UniFlow.random}. */
+export interface RandomOptions extends DeviceOptions {
+  /** Of the random weights. Default 0. */
+  seed?: number;
+  /** Images to start from, as openDataset takes them. */
+  photos?: string;
+  /** Ends the reading of `photos`. */
+  signal?: AbortSignal;
+}
+
 /** A picture with the name that comes back with its latents. */
 export type StreamItem = ImageSource | { id: string; image: ImageSource };
 
@@ -102,7 +114,7 @@ export class UniFlow {
     this.encoderParameters = [...encoderSource.parameters];
     this.down = [
       decoderSource.linear('chal_proj.c_fc', width, width),
-      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width),
+      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
     ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
@@ -150,14 +162,23 @@ export class UniFlow {
     return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
   }
 
-  /** A randomly initialised model, of a preset's size or as a config.json says. */
-  static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
+  /**
+   * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
+   * ({@link linearStart}).
+   */
+  static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
+  static random(config: Preset | Record<string, unknown>, options: RandomOptions): Promise<UniFlow>;
+  static random(
+    config: Preset | Record<string, unknown>,
+    { seed = 0, photos, signal, ...device }: RandomOptions = {},
+  ): UniFlow | Promise<UniFlow> {
     const json = typeof config === 'string' ? presets[config] : config;
     if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
     const placement = checkDevice(device);
     const source = new RandomSource(placement, seed);
     const parsed = parseUniFlowConfig(json);
-    return source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    const uniflow = source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    return photos === undefined ? uniflow : startedOn(uniflow, photos, { seed, signal });
   }
 
   // ----- encode -------------------------------------------------------------------------------------------------
@@ -306,6 +327,21 @@ export class UniFlow {
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
+}
+
+async function startedOn(uniflow: UniFlow, photos: string, options: { seed: number; signal: AbortSignal | undefined }): Promise<UniFlow> {
+  try {
+    const data = await openDataset(photos, { signal: options.signal });
+    try {
+      await linearStart(uniflow, data, { ...options, encoder: 'random' });
+    } finally {
+      await data.close();
+    }
+    return uniflow;
+  } catch (error) {
+    await uniflow.dispose();
+    throw error;
+  }
 }
 
 /** Rows [begin, end) of a whole array, back on the device. */
