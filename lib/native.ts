@@ -264,6 +264,8 @@ export interface Native {
     metadata: Record<string, string>;
     tensors: Record<string, { dtype: string; shape: number[] }>;
   };
+  /** A copy of the bytes of one tensor of a file, as they are there. */
+  tensorBytes(file: FileHandle, name: string): Uint8Array;
   loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: WeightType, packed: boolean): TensorHandle;
   randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
   constantParameter(shape: readonly number[], value: number): TensorHandle;

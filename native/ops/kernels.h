@@ -99,7 +99,7 @@ struct NormArgs {
 struct UnfoldArgs {
   const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
   DType pixel_dtype;
-  void* out;  // [B * (H/p) * (W/p), 3*p*p]
+  void* out;  // [B * floor(H/p) * floor(W/p), 3*p*p]
   DType dtype;
   int64_t batch, height, width, patch;
   float mean[3], std[3];
