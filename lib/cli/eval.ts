@@ -139,7 +139,7 @@ function table({ images, psnr, ssim, effectiveRank, channelsInUse, baseline, fid
     ],
     ['PSNR', `${psnr.toFixed(2)} dB`],
     ['SSIM', `${ssim.toFixed(4)}${CONVENTIONS[convention]}`],
-    ['latents', `effective rank ${effectiveRank.toFixed(1)}, ${percent(channelsInUse)} of the channels in use`],
+    ['channels', `effective rank ${effectiveRank.toFixed(1)}, ${percent(channelsInUse)} in use`],
   ];
   if (baseline) rows.push(['baseline', baselineText(baseline, data)]);
   if (fid) rows.push([fid.name, distance(fid, data.sha256)]);

@@ -47,7 +47,7 @@ export class LatentMeter {
 
   /** @param count how many images will come. */
   constructor(
-    private readonly uniflow: UniFlow,
+    private readonly uniflow: Pick<UniFlow, 'device' | 'decode'>,
     count: number,
   ) {
     this.sampled = new Set(evenlySpaced(count, SAMPLE));

@@ -6,6 +6,7 @@
 /// - Paper, as UniFlow's published notebook: 7x7 uniform window; what scikit-image computes with data_range=2 on values in [0, 1].
 #pragma once
 
+#include "native/core/ssim.h"
 #include "native/ops/linear.h"
 
 namespace uniflow::ops {
