@@ -41,13 +41,19 @@ export async function fitBaseline(uniflow: UniFlow, data: Dataset, options: FitO
   if (latentChannels >= 3 * patch ** 2) return undefined;
   const { normalisation, device } = uniflow;
   let images = 0;
-  const onProgress = (done: number, total: number): void => options.onProgress?.((images = done), total);
+  const onProgress = (done: number, total: number): void => {
+    images = done;
+    options.onProgress?.(done, total);
+  };
   const statistics = await patchStatistics(crops(data, patch, { ...options, onProgress }), { patch, normalisation, device });
   return new PatchCodec(uniflow, principalComponents(statistics, latentChannels), images);
 }
 
-async function* crops(data: Dataset, patch: number, options: FitOptions): AsyncGenerator<NdArray<Uint8Array>> {
-  const { size, signal, onProgress, onDamaged } = options;
+async function* crops(
+  data: Dataset,
+  patch: number,
+  { size, signal, onProgress, onDamaged }: FitOptions & Required<Pick<FitOptions, 'onProgress'>>,
+): AsyncGenerator<NdArray<Uint8Array>> {
   const [height, width] = typeof size === 'number' ? [size, size] : size;
   const indices = evenlySpaced(data.length, FIT_IMAGES);
   const batchSize = defaultBatchSize((height * width) / patch ** 2);
@@ -57,7 +63,8 @@ async function* crops(data: Dataset, patch: number, options: FitOptions): AsyncG
     onDamaged: onDamaged && ((damaged) => onDamaged({ ...damaged, index: indices[damaged.index] as number })),
   })) {
     yield pixels;
-    onProgress?.((done += ids.length), indices.length);
+    done += ids.length;
+    onProgress?.(done, indices.length);
   }
 }
 

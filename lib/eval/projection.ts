@@ -7,8 +7,8 @@ import type { PrincipalComponents } from './pca.js';
 /** The linear layer x → m + V Vᵀ (x − m), [..., D] → [..., D], with the first `count` directions V [D,K]. Call inside tidy() or dispose of it. */
 export function projection({ mean, directions }: PrincipalComponents, count: number): Linear {
   const d = mean.length;
-  const kept = directions.subMatrix(0, d - 1, 0, count - 1);
-  const weight = count === 0 ? Matrix.zeros(d, d) : kept.mmul(kept.transpose());
+  const kept = directions.subMatrixColumn(Array.from({ length: count }, (_, k) => k));
+  const weight = kept.mmul(kept.transpose()); // zero without directions
   const m = Matrix.columnVector(mean);
   const bias = Matrix.sub(m, weight.mmul(m));
   return {
