@@ -9,6 +9,7 @@ import sharp, { type Sharp } from 'sharp';
 import { create } from 'tar';
 import { openDataset, subset, type Dataset } from '../lib/data/dataset.js';
 import { batches, type Batch, type LoaderOptions } from '../lib/data/loader.js';
+import { permutation } from '../lib/data/random.js';
 import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 
@@ -471,6 +472,53 @@ describe('loader', () => {
     expect((await iterator.next()).done).toBe(true);
     await rm(join(dir, 'broken', '3.jpg'));
     await failure(take(broken, 2, { batchSize: 2, shuffle: false }), 'NOT_FOUND', /broken\/3\.jpg: expected a file, but got no such file/);
+  });
+
+  describe('with onDamaged', () => {
+    let broken: Dataset;
+    const met: { index: number; id: string; message: string }[] = [];
+    const onDamaged: LoaderOptions['onDamaged'] = ({ index, id, error }) => void met.push({ index, id, message: error.message });
+    beforeAll(async () => {
+      const whole = await gradient().jpeg().toBuffer();
+      for (let i = 0; i < 6; i++) await put(`damaged/${i}.jpg`, i === 2 ? 'no picture' : whole);
+      broken = await openDataset(join(dir, 'damaged'));
+    });
+
+    test('the next sample of the epoch takes the place of a damaged one, whatever step the loader begins with', async () => {
+      const options = { batchSize: 3, size: 8, seed: 4, onDamaged };
+      const all = await take(broken, 6, options);
+      const order = (epoch: number): string[] => [...permutation(6, 4, epoch)].map((i) => `${i}.jpg`);
+      for (const { ids, step, epoch } of all) {
+        const expected = order(epoch).map((id, at, ids) => (id === '2.jpg' ? ids[(at + 1) % 6]! : id));
+        expect(ids).toEqual(expected.slice(3 * (step % 2), 3 * (step % 2) + 3));
+      }
+      expect(met.length).toBeGreaterThanOrEqual(3);
+      for (const damaged of met)
+        expect(damaged).toMatchObject({ index: 2, id: '2.jpg', message: expect.stringContaining('damaged/2.jpg') });
+      const [later] = await take(broken, 1, { ...options, from: 3 });
+      expect(later).toEqual(all[3]);
+    });
+
+    test('centre crops leave it out of its batch, and its pixels leave no gap', async () => {
+      const [first, second] = await take(broken, 2, { batchSize: 3, size: 8, crop: 'center', epochs: 1, onDamaged });
+      expect([first!.ids, second!.ids]).toEqual([
+        ['0.jpg', '1.jpg'],
+        ['3.jpg', '4.jpg', '5.jpg'],
+      ]);
+      expect(first!.pixels.shape).toEqual([2, 8, 8, 3]);
+      expect(Buffer.from(first!.pixels.data)).toEqual(Buffer.from(second!.pixels.data.subarray(0, 2 * 192)));
+      const [none] = await take(subset(broken, [2, 0]), 1, { batchSize: 1, size: 8, crop: 'center', epochs: 1, onDamaged });
+      expect(none!.ids).toEqual(['0.jpg']); // a batch of damaged ones only does not come
+    });
+
+    test('data that is damaged throughout is an error', async () => {
+      const all = subset(broken, [2, 2, 2]);
+      await failure(
+        take(all, 1, { batchSize: 2, size: 8, onDamaged }),
+        'UNSUPPORTED',
+        /none of 3 samples in a row can be read; the last: .*2\.jpg/,
+      );
+    });
   });
 
   test('an abort ends it, with all that was read ahead, and without loose rejections', async () => {

@@ -251,6 +251,8 @@ function addEval(program: Command, signal: AbortSignal): void {
     .addOption(sizeOption())
     .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
     .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
+    .option('--baseline <data>', 'images to fit the PCA baseline to (default: those of --train, else <data> itself)')
+    .addOption(new Option('--convention <name>', "how SSIM is computed: paper as UniFlow's notebook").choices(['standard', 'paper']))
     .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
     .addOption(new Option('--latent-pool <how>', 'latents as one vector (default: mean)').choices(['mean', 'concat']))
     .option('--features <model>', 'encoder to compute FID with, or an .npy with features of the reconstructions')
@@ -264,6 +266,7 @@ function addEval(program: Command, signal: AbortSignal): void {
       'after',
       examples(
         'uniflow eval held-out/',
+        'uniflow eval kodak/ -m run/model --baseline train/ --convention paper',
         'uniflow eval val/ -m run/model --teacher facebook/dinov2-base --train train/ --out result.json',
         'uniflow eval val/ -m run/model --features facebook/dinov2-base --save-features val.npy',
         'uniflow eval val/ -m run/model --steps 4 --features facebook/dinov2-base --reference val.npy',

@@ -37,6 +37,18 @@ export interface LoaderOptions {
   /** How often to go through the dataset, counted from step 0. Default: for ever. */
   epochs?: number | undefined;
   signal?: AbortSignal | undefined;
+  /**
+   * Called for each sample that cannot be read or decoded, whenever it is met. With random crops the next sample of the epoch's order that can be
+   * takes its place; with centre crops it is left out. Default: the iteration rejects.
+   */
+  onDamaged?: ((damaged: Damaged) => void) | undefined;
+}
+
+/** A sample that cannot be read or decoded, and why. */
+export interface Damaged {
+  index: number;
+  id: string;
+  error: UniFlowError;
 }
 
 /** Samples side by side. */
@@ -54,20 +66,22 @@ export interface Batch {
 const DEFAULTS = { seed: 0, crop: 'random', scale: [0.08, 1], prefetch: 2, from: 0, epochs: Infinity } as const;
 const MAX_BATCH = 65536;
 const MAX_PREFETCH = 64;
+/** After so many damaged samples in a row, the data is not there rather than damaged. */
+const MAX_DAMAGED = 100;
 
 /**
  * The batches of steps `from`, `from` + 1, ... Pictures are decoded on as many threads as there are cores (libuv has 4 unless
  * UV_THREADPOOL_SIZE says otherwise). Ends when the epochs do, or when the caller leaves the loop; nothing of it is under way then.
  *
  * @throws {UniFlowError} `BAD_INPUT` at once for bad options. The iteration rejects with `ABORTED`, and, at the batch it belongs to, with
- * what is wrong with a picture, by name.
+ * what is wrong with a picture, by name, unless `onDamaged` is given.
  */
-export function batches(dataset: Dataset, options: LoaderOptions): AsyncGenerator<Batch, void, undefined> {
+export function batches(dataset: Pick<Dataset, 'length' | 'read'>, options: LoaderOptions): AsyncGenerator<Batch, void, undefined> {
   return new Loader(dataset, options).run();
 }
 
 class Loader {
-  private readonly options: Required<Omit<LoaderOptions, 'size' | 'signal'>>;
+  private readonly options: CheckedOptions;
   private readonly size: Size;
   private readonly stepsPerEpoch: number;
   private readonly stop = new AbortController();
@@ -76,7 +90,7 @@ class Loader {
   private order: { epoch: number; indices: Uint32Array } | undefined;
 
   constructor(
-    private readonly dataset: Dataset,
+    private readonly dataset: Pick<Dataset, 'length' | 'read'>,
     options: LoaderOptions,
   ) {
     this.options = checkLoader(options);
@@ -97,7 +111,8 @@ class Loader {
         for (; ahead.length <= prefetch && next < end; next++) ahead.push(handled(this.load(next)));
         const batch = ahead.shift();
         if (!batch) return;
-        yield await batch;
+        const made = await batch;
+        if (made.ids.length > 0) yield made;
       }
     } finally {
       this.stop.abort();
@@ -109,15 +124,27 @@ class Loader {
     const { batchSize } = this.options;
     const epoch = Math.floor(step / this.stepsPerEpoch);
     const begin = (step % this.stepsPerEpoch) * batchSize;
-    const indices = [...this.orderOf(epoch).subarray(begin, begin + batchSize)];
+    const order = this.orderOf(epoch);
+    const count = Math.min(batchSize, order.length - begin);
     const [height, width] = this.size;
     const bytes = height * width * 3;
-    const pixels = new Uint8Array(indices.length * bytes);
-    const made = indices.map((index, i) => this.limit(() => this.place(index, epoch, pixels.subarray(i * bytes, (i + 1) * bytes))));
+    const pixels = new Uint8Array(count * bytes);
+    const made = Array.from({ length: count }, (_, i) =>
+      this.limit(() => this.fill(order, begin + i, epoch, pixels.subarray(i * bytes, (i + 1) * bytes))),
+    );
     await Promise.allSettled(made); // one that fails leaves none of the others at work
-    const samples = await Promise.all(made);
+    const slots = await Promise.all(made);
+    const samples = slots.filter((sample) => sample !== undefined);
+    let end = 0;
+    for (const [i, sample] of slots.entries()) if (sample) pixels.copyWithin(bytes * end++, i * bytes, (i + 1) * bytes); // leaves no gaps
     const labels = samples.every(({ label }) => label !== undefined) ? Int32Array.from(samples, ({ label }) => label as number) : undefined;
-    return { pixels: ndarray(pixels, [indices.length, height, width, 3]), labels, ids: samples.map(({ id }) => id), step, epoch };
+    return {
+      pixels: ndarray(pixels.subarray(0, end * bytes), [end, height, width, 3]),
+      labels,
+      ids: samples.map(({ id }) => id),
+      step,
+      epoch,
+    };
   }
 
   private orderOf(epoch: number): Uint32Array {
@@ -129,11 +156,31 @@ class Loader {
     return indices;
   }
 
+  /** The pixels of the sample at `position`, or of the one in its place: a function of order, epoch, position and data. Undefined: left out. */
+  private async fill(order: Uint32Array, position: number, epoch: number, into: Uint8Array): Promise<Sample | undefined> {
+    const { onDamaged, crop } = this.options;
+    for (let tried = 1; ; tried++, position++) {
+      const index = order[position % order.length] as number;
+      let id = `sample ${index}`;
+      try {
+        throwIfAborted(this.signal);
+        const sample = await this.dataset.read(index);
+        id = sample.id;
+        await this.place(sample, index, epoch, into);
+        return sample;
+      } catch (error) {
+        if (!onDamaged || !isDamage(error)) throw error;
+        onDamaged({ index, id, error });
+        if (crop === 'center') return undefined;
+        if (tried === Math.min(MAX_DAMAGED, order.length))
+          throw new UniFlowError(error.code, `none of ${tried} samples in a row can be read; the last: ${error.message}`, { cause: error });
+      }
+    }
+  }
+
   /** Writes a sample's pixels. */
-  private async place(index: number, epoch: number, into: Uint8Array): Promise<Sample> {
-    throwIfAborted(this.signal);
+  private async place(sample: Sample, index: number, epoch: number, into: Uint8Array): Promise<void> {
     const { crop, flip, scale, seed } = this.options;
-    const sample = await this.dataset.read(index);
     const draws = uniforms(1 + BOX_DRAWS, seed, epoch, index);
     const mirrored = flip && (draws[0] as number) < 0.5;
     try {
@@ -146,8 +193,12 @@ class Loader {
     } catch (error) {
       throw named(error, sample.id);
     }
-    return sample;
   }
+}
+
+/** Whether an error is about a sample, not about the work. */
+function isDamage(error: unknown): error is UniFlowError {
+  return error instanceof UniFlowError && ['BAD_INPUT', 'UNSUPPORTED', 'NOT_FOUND'].includes(error.code);
 }
 
 /** Pictures that are no files of their own are named by their id. */
@@ -156,7 +207,9 @@ function named(error: unknown, id: string): unknown {
   return new UniFlowError(error.code, error.message.replace('<buffer>', id), { ...error, subject: id, cause: error.cause });
 }
 
-function checkLoader(options: LoaderOptions): Required<Omit<LoaderOptions, 'size' | 'signal'>> {
+type CheckedOptions = Required<Omit<LoaderOptions, 'size' | 'signal' | 'onDamaged'>> & Pick<LoaderOptions, 'onDamaged'>;
+
+function checkLoader(options: LoaderOptions): CheckedOptions {
   checkOptions(options);
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as unknown as LoaderOptions;
   const training = (given.crop ?? DEFAULTS.crop) === 'random';

@@ -16,7 +16,7 @@ export { capacity, shortfalls, type Kept } from './linear.js';
 const PATCHES = 2 ** 18;
 
 /** How images become pixels: of {@link LoaderOptions}. Default: whole, as `encode` takes them, at the model's size. */
-export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal'>;
+export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal' | 'onDamaged'>;
 
 /**
  * Turns a fresh model into the linear codec of `data`'s patches: the PCA with as many coefficients as there are latent channels, or as near to it as
