@@ -1,6 +1,6 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
-import { Pipeline } from './batch/pipeline.js';
+import { Pipeline } from './shards/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import {
   parseUniFlowConfig,
@@ -21,8 +21,8 @@ import { UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
 import { resolveModel } from './io/hub.js';
-import type { ImageSource } from './io/image.js';
-import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './io/input.js';
+import type { ImageSource } from './images/decode.js';
+import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';

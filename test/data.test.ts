@@ -7,8 +7,8 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import sharp, { type Sharp } from 'sharp';
 import { create } from 'tar';
-import { openDataset, subset, type Dataset } from '../lib/data/dataset.js';
-import { batches, type Batch, type LoaderOptions } from '../lib/data/loader.js';
+import { openDataset, subset, type Dataset } from '../lib/sources/dataset.js';
+import { batches, type Batch, type LoaderOptions } from '../lib/train/loader.js';
 import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 

@@ -6,7 +6,7 @@ import { pathToFileURL } from 'node:url';
 import { crc32, deflateSync, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { UniFlowError } from '../lib/errors.js';
-import { decodeImage, type ImageSource, type RgbImage, sideBySide, writeImage } from '../lib/io/image.js';
+import { decodeImage, type ImageSource, type RgbImage, sideBySide, writeImage } from '../lib/images/decode.js';
 
 let dir: string;
 beforeAll(async () => {

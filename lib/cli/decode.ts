@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { ahead } from '../ahead.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { picturesOf, writeImage } from '../io/image.js';
+import { picturesOf, writeImage } from '../images/decode.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';

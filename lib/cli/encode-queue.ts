@@ -1,5 +1,5 @@
 /** `uniflow encode --queue`: shards that workers on other machines make; see lib/queue. */
-import { openSource } from '../batch/source.js';
+import { openSource } from '../sources/source.js';
 import { UniFlowError } from '../errors.js';
 import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
 import { connect } from '../queue/jobs.js';

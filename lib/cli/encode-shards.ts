@@ -1,12 +1,12 @@
 /** `uniflow encode` into a folder: shards, which may take days and can be interrupted. */
 import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
-import type { Fit } from '../batch/fit.js';
-import type { FormatName } from '../batch/formats/index.js';
-import { isS3 } from '../batch/open-output.js';
-import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../batch/run.js';
-import { openSource, type Source } from '../batch/source.js';
-import type { StoreType } from '../batch/store.js';
+import type { Fit } from '../images/fit.js';
+import type { FormatName } from '../shards/formats/index.js';
+import { isS3 } from '../shards/open-output.js';
+import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../shards/run.js';
+import { openSource, type Source } from '../sources/source.js';
+import type { StoreType } from '../shards/store.js';
 import { UniFlowError } from '../errors.js';
 import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';

@@ -1,7 +1,7 @@
 /** From what the user names to picture files, and from their names to those of the results. */
 import { stat } from 'node:fs/promises';
 import { basename, extname, join } from 'node:path';
-import { walk } from '../data/folder.js';
+import { walk } from '../sources/folder.js';
 import { reasonOf, UniFlowError } from '../errors.js';
 
 /** A file or folder that could not be read. */

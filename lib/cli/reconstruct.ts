@@ -2,7 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
-import { picturesOf, sideBySide, writeImage, type RgbImage } from '../io/image.js';
+import { picturesOf, sideBySide, writeImage, type RgbImage } from '../images/decode.js';
 import { fileNames } from './inputs.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';

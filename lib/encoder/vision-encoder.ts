@@ -6,7 +6,7 @@ import { checkBatchSize } from '../gather.js';
 import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, saveOptions, type SaveOptions } from '../io/checkpoint.js';
 import { pathExists } from '../io/files.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
-import { batchesOf, type ImageInput } from '../io/input.js';
+import { batchesOf, type ImageInput } from '../images/input.js';
 import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';

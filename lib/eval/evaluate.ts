@@ -8,12 +8,12 @@
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
-import { batches } from '../data/loader.js';
-import type { Dataset } from '../data/dataset.js';
+import { batches } from '../train/loader.js';
+import type { Dataset } from '../sources/dataset.js';
 import type { Schedule } from '../decoder/schedule.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
 import { imageQuality, sliceTokens } from '../ops.js';
 import { cancellable, type Grid, onDevice, type Tensor, tidy } from '../tensor.js';
 import { packageVersion } from '../package.js';

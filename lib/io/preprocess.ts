@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 import type { Family } from '../encoder/config.js';
 import type { NativeNormalisation, ResampleFilter } from '../native.js';
-import { openImage, type DecodeOptions, type ImageSource } from './image.js';
+import { openImage, type DecodeOptions, type ImageSource } from '../images/decode.js';
 
 /** How pictures become [height, width, 3] bytes. */
 export interface Preprocessing {

@@ -1,6 +1,6 @@
 /** Answers: JSON, a safetensors file, or one picture, as the client's Accept says. */
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { encodeImage, type RgbImage } from '../io/image.js';
+import { encodeImage, type RgbImage } from '../images/decode.js';
 import type { Grid } from '../tensor.js';
 import type { EncodedPicture } from './lanes.js';
 import { Refusal } from './problem.js';

@@ -1,10 +1,10 @@
 /** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
 import ndarray, { type NdArray } from 'ndarray';
-import { Buffers } from '../batch/buffers.js';
+import { Buffers } from '../images/buffers.js';
 import type { DecodeOptions, UniFlow } from '../uniflow.js';
 import { defaultBatchSize } from '../gather.js';
-import { picturesOf, type RgbImage } from '../io/image.js';
-import type { PixelInput } from '../io/input.js';
+import { picturesOf, type RgbImage } from '../images/decode.js';
+import type { PixelInput } from '../images/input.js';
 import type { Grid } from '../tensor.js';
 import type { Lane } from './batcher.js';
 

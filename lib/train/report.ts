@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import sharp from 'sharp';
 import { replaceFile } from '../io/files.js';
-import type { RgbImage } from '../io/image.js';
+import type { RgbImage } from '../images/decode.js';
 import type { LogEntry } from './log.js';
 import { chartsOf, movingAverage } from './report-charts.js';
 import { reportPage, type Fact, type Picture } from './report-page.js';

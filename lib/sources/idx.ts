@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import { createGunzip, gunzip } from 'node:zlib';
 import sharp from 'sharp';
 import { UniFlowError } from '../errors.js';
-import type { RgbImage } from '../io/image.js';
+import type { RgbImage } from '../images/decode.js';
 import type { Samples } from './dataset.js';
 import { readBytes, StreamBytes, unreadable } from './files.js';
 

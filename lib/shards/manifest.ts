@@ -5,7 +5,7 @@ import { valueBytes } from '../io/checkpoint.js';
 import { safetensorsHeader } from '../io/files.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
-import type { Fit } from './fit.js';
+import type { Fit } from '../images/fit.js';
 import type { ArrayName } from './formats/format.js';
 import type { FormatName } from './formats/index.js';
 import { mergeMoments, type Moments } from './moments.js';

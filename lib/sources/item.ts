@@ -1,9 +1,9 @@
 /** Where a picture is, as data that another machine understands as well, and how it is read from there. */
-import { refuseEndless } from '../data/files.js';
-import { readEntry } from '../data/tar.js';
+import { refuseEndless } from './files.js';
+import { readEntry } from './tar.js';
 import { UniFlowError } from '../errors.js';
-import type { ImageSource, RgbImage } from '../io/image.js';
-import { download, type DownloadOptions } from './download.js';
+import type { ImageSource, RgbImage } from '../images/decode.js';
+import { download, type DownloadOptions } from './url.js';
 import type { ParquetCell } from './parquet.js';
 
 /** A part of a file, in bytes: what lies in an archive. */

@@ -1,7 +1,7 @@
 /** How a picture of any shape becomes patches: where it goes, what is cut off, what is added. */
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
-import type { OpenImage } from '../io/image.js';
+import type { OpenImage } from './decode.js';
 import type { Resampling } from '../native.js';
 import type { Grid } from '../tensor.js';
 

@@ -4,8 +4,8 @@ import { checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
 import { onDevice, Tensor } from '../tensor.js';
-import type { ImageSource } from './image.js';
-import { loadPixels, type Preprocessing } from './preprocess.js';
+import type { ImageSource } from './decode.js';
+import { loadPixels, type Preprocessing } from '../io/preprocess.js';
 
 /** Pixels at the size to compute with: normalised float32 [B,3,H,W], or uint8 [B,H,W,3]. */
 export interface PixelInput {

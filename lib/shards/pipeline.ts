@@ -4,14 +4,14 @@ import pLimit, { type LimitFunction } from 'p-limit';
 import { ahead, handled, untilAborted } from '../ahead.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { DECODERS, openImage } from '../io/image.js';
-import { checkSize } from '../io/input.js';
+import { DECODERS, openImage } from '../images/decode.js';
+import { checkSize } from '../images/input.js';
 import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
-import { Buffers } from './buffers.js';
-import type { DownloadOptions } from './download.js';
-import { checkFit, place, placementOf, type Fit, type Placement, type Target } from './fit.js';
+import { Buffers } from '../images/buffers.js';
+import type { DownloadOptions } from '../sources/url.js';
+import { checkFit, place, placementOf, type Fit, type Placement, type Target } from '../images/fit.js';
 import { Meter } from './meter.js';
-import { readPicture, type Item } from './picture.js';
+import { readPicture, type Item } from '../sources/item.js';
 
 /** How pictures are read and computed. */
 export interface PipelineOptions extends EncodeOptions {

@@ -5,7 +5,7 @@ import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import type { ImageSource, RgbImage } from '../io/image.js';
+import type { ImageSource, RgbImage } from '../images/decode.js';
 import { readBytes, unreadable } from './files.js';
 import { openFolder } from './folder.js';
 import { isIdx, openIdx } from './idx.js';

@@ -5,15 +5,15 @@ import { basename, dirname, extname, join, resolve } from 'node:path';
 import { addAbortSignal, type Readable } from 'node:stream';
 import picomatch from 'picomatch';
 import { describe } from '../check.js';
-import { refuseEndless, StreamBytes, unreadable } from '../data/files.js';
-import { isPicture, walk } from '../data/folder.js';
-import { isIdx, streamIdx } from '../data/idx.js';
-import { isList, lineOf } from '../data/list.js';
-import { entriesIn, tarEntries, type TarEntry } from '../data/tar.js';
-import { expandBraces, isKeysPicture, isTar, keyOf } from '../data/webdataset.js';
+import { refuseEndless, StreamBytes, unreadable } from './files.js';
+import { isPicture, walk } from './folder.js';
+import { isIdx, streamIdx } from './idx.js';
+import { isList, lineOf } from './list.js';
+import { entriesIn, tarEntries, type TarEntry } from './tar.js';
+import { expandBraces, isKeysPicture, isTar, keyOf } from './webdataset.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { IdTable } from './id-table.js';
-import type { Item, Picture } from './picture.js';
+import type { Item, Picture } from './item.js';
 
 /** Pictures with unique ids, in an order that is always the same. */
 export interface Source extends AsyncIterable<Item> {

@@ -1,7 +1,7 @@
 /** Where results go, and are read from: a folder here; a store of objects can be another. */
 import { link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
-import { unreadable } from '../data/files.js';
+import { unreadable } from '../sources/files.js';
 import { replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
 /** Bytes from `begin` up to `end`. */

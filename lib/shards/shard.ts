@@ -8,7 +8,7 @@ import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
 import type { ArrayName, ShardArray, ShardContent, ShardFile } from './formats/format.js';
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
-import type { Item } from './picture.js';
+import type { Item } from '../sources/item.js';
 import { Pipeline, type PictureBatch, type PictureRecord, type PipelineOptions } from './pipeline.js';
 import { Spool } from './spool.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';

@@ -2,7 +2,7 @@
 import { open, type FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import pLimit from 'p-limit';
-import { unreadable } from '../data/files.js';
+import { unreadable } from '../sources/files.js';
 import { UniFlowError } from '../errors.js';
 import { removeTemporaries, unwritable } from '../io/files.js';
 import { native } from '../native.js';

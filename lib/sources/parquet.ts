@@ -10,7 +10,7 @@ import {
 } from 'hyparquet';
 import { compressors } from 'hyparquet-compressors';
 import { basename } from 'node:path';
-import { unreadable } from '../data/files.js';
+import { unreadable } from './files.js';
 import { UniFlowError } from '../errors.js';
 
 interface Table {

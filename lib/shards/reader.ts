@@ -6,7 +6,7 @@ import { UniFlowError } from '../errors.js';
 import type { ArrayName, RowReader } from './formats/format.js';
 import type { PictureRecord } from './pipeline.js';
 import { FORMATS } from './formats/index.js';
-import { IdTable } from './id-table.js';
+import { IdTable } from '../sources/id-table.js';
 import { MANIFEST, readManifest, type Manifest } from './manifest.js';
 import { FolderOutput, type Output } from './output.js';
 import { stemOf, type ShardRecord } from './shard.js';

@@ -10,9 +10,9 @@ import { Journal } from './journal.js';
 import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, type Header, type Manifest } from './manifest.js';
 import type { Utilisation } from './meter.js';
 import { FolderOutput } from './output.js';
-import type { Item } from './picture.js';
+import type { Item } from '../sources/item.js';
 import { Census, ShardEncoder, type Failure, type ShardOptions, type ShardRecord } from './shard.js';
-import { unique } from './source.js';
+import { unique } from '../sources/source.js';
 
 /** Of {@link encodeToShards}. */
 export interface RunOptions extends ShardOptions {

@@ -4,10 +4,10 @@ import pLimit, { type LimitFunction } from 'p-limit';
 import { handled } from '../ahead.js';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import { DECODERS } from '../io/image.js';
-import { checkSize } from '../io/input.js';
-import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from './crop.js';
-import type { Dataset, Sample } from './dataset.js';
+import { DECODERS } from '../images/decode.js';
+import { checkSize } from '../images/input.js';
+import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from '../images/crop.js';
+import type { Dataset, Sample } from '../sources/dataset.js';
 import { permutation, uniforms } from './random.js';
 
 /** Of {@link batches}. */
