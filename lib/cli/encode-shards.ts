@@ -12,7 +12,7 @@ import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
-import { loadModel } from './shared.js';
+import { loadModel, reportSkips } from './shared.js';
 
 /** Options of `encode` that only make sense with a folder. */
 export interface ShardCommandOptions {
@@ -64,6 +64,7 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
       ...runOptions(options, progress, signal),
       onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
     });
+    reportSkips(result.skips, progress, json);
     progress.stop();
     if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // also of those that failed before a stop
     report(out, result, (performance.now() - started) / 1000, json);
@@ -122,9 +123,9 @@ function details(): (state: RunProgress) => string {
   };
 }
 
-export function report(out: string, { manifest, before, complete }: RunResult, seconds: number, json: boolean): void {
+export function report(out: string, { manifest, before, complete, skips }: RunResult, seconds: number, json: boolean): void {
   const { count, failures, shards } = manifest;
-  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, seconds });
+  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, skipped: skips.count, seconds });
   const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';
   const what = `${plural(count, 'picture')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
   process.stdout.write(complete ? `${what}: it was complete before\n` : `${what}\n`);

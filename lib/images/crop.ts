@@ -1,7 +1,8 @@
 /** From a picture to the pixels of a sample: a random resized crop, or the tokenizer's centre crop. */
 import { readFile } from 'node:fs/promises';
 import sharp, { type Sharp } from 'sharp';
-import { decodeImage, isPixels, openImage, type ImageSource, type RgbImage } from './decode.js';
+import { isPixels } from '../sources/item.js';
+import { decodeImage, openImage, type ImageSource, type RgbImage } from './decode.js';
 
 /** Of a sample, in pixels. */
 export type Size = readonly [height: number, width: number];

@@ -1,23 +1,16 @@
-/** Pictures in and out: files and bytes to packed RGB, packed RGB to files. */
-import { randomUUID } from 'node:crypto';
-import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+/** Images in: files and bytes to packed RGB. */
+import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { NdArray } from 'ndarray';
-import sharp, { type Metadata, type Sharp } from 'sharp';
+import sharp, { type Metadata } from 'sharp';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { native, type Resampling } from '../native.js';
+import { isPixels, type ImageSource, type RgbImage } from '../sources/item.js';
+import { beginsAsImage } from '../sources/names.js';
+import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
+import { tiffHasAlpha } from './tiff.js';
 
-/** A picture to decode: the path of a file, a `file:` URL, or the bytes of a file. */
-export type ImageSource = string | URL | Buffer | Uint8Array;
-
-/** A decoded picture: 8-bit sRGB, rows from top to bottom, `height * width * 3` bytes. */
-export interface RgbImage {
-  data: Uint8Array;
-  width: number;
-  height: number;
-}
+export type { ImageSource, RgbImage };
 
 export interface DecodeOptions {
   /** Pictures with more pixels than this are refused before they are decoded. The default is 16383 x 16383. */
@@ -40,9 +33,7 @@ const DEFAULT_MAX_PIXELS = 16383 * 16383;
 /** Their bytes fit into an array of 4 GiB. */
 const MOST_PIXELS = 2 ** 30;
 const FORMATS: readonly string[] = ['jpeg', 'png', 'webp', 'heif', 'tiff', 'gif'];
-const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF or GIF picture';
-/** How files of these formats begin, as Latin-1. Others are not given to libvips, which would lay out an SVG only to tell its size. */
-const BEGINNING = /^(\xff\xd8|\x89PNG|RIFF.{4}WEBP|GIF8|II[*+]\0|MM\0[*+]|.{4}ftyp)/s;
+const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
 /** What native.resample takes. */
 const MOST_EDGE = 2 ** 20;
 const WHITE = '#ffffff';
@@ -53,7 +44,8 @@ const WHITE = '#ffffff';
  *
  * Pixel values of RGB and grey pictures are those in the file: like Pillow, and unlike most viewers, this does
  * not convert them from an embedded color profile, because published models were trained without that.
- * CMYK has no RGB values of its own and is converted by its profile.
+ * CMYK has no RGB values of its own and is converted by its profile, or by a common one where it has none. Bands of a TIFF that are
+ * neither colour nor transparency are left out. Samples that are float, signed or of 12 bits, and CIELAB, are `UNSUPPORTED`.
  *
  * A damaged or truncated picture is an error, never a picture with a grey rest.
  *
@@ -83,11 +75,6 @@ export async function openImage(source: ImageSource | RgbImage, options: DecodeO
     if (!(await opened?.decode(into, to))) await openPixels(await decodeAny(source, options)).resample(into, to);
   };
   return { width, height, resample };
-}
-
-/** Whether it is decoded already. */
-export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
-  return typeof image === 'object' && image !== null && 'data' in image;
 }
 
 function openPixels(image: RgbImage): OpenImage {
@@ -121,22 +108,35 @@ async function plainJpeg(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, 
 
 async function decodeAny(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, signal }: DecodeOptions): Promise<RgbImage> {
   const { name, bytes } = await readSource(source, signal);
+  if (isBmp(bytes)) {
+    const header = readBmpHeader(name, bytes);
+    checkPixels(name, header, maxPixels);
+    return decodeBmp(name, bytes, header);
+  }
   const metadata = await readMetadata(name, bytes);
   checkPixels(name, metadata, maxPixels);
+  const hasAlpha = metadata.format === 'tiff' ? tiffHasAlpha(name, bytes) : true;
   throwIfAborted(signal);
   try {
-    const { data, info } = await sharp(bytes, {
+    const image = sharp(bytes, {
       failOn: 'error', // truncated data too, but not a JPEG with harmless bytes between its segments
       limitInputPixels: false, // checked above, with a better message
       ignoreIcc: metadata.space !== 'cmyk',
-    })
-      .autoOrient()
-      .flatten({ background: WHITE })
+    }).autoOrient();
+    const { data, info } = await (hasAlpha ? image.flatten({ background: WHITE }) : image.removeAlpha())
       .toColourspace('srgb')
       .raw({ depth: 'uchar' })
       .toBuffer({ resolveWithObject: true });
     throwIfAborted(signal);
-    return { data, width: info.width, height: info.height };
+    const { width, height, channels } = info;
+    if (channels !== 3 || data.length !== 3 * width * height)
+      throw UniFlowError.expected(
+        'UNSUPPORTED',
+        name,
+        'grey, RGB or CMYK, maybe with transparency',
+        `${metadata.channels} bands of ${metadata.space}`,
+      );
+    return { data, width, height };
   } catch (error) {
     if (error instanceof UniFlowError) throw error;
     throw undecodable(name, error);
@@ -188,7 +188,7 @@ async function readPath(path: string, signal?: AbortSignal): Promise<Buffer> {
 
 async function readMetadata(name: string, bytes: Uint8Array): Promise<Metadata> {
   const start = Buffer.from(bytes.subarray(0, 1000)).toString('latin1');
-  if (!BEGINNING.test(start))
+  if (!beginsAsImage(bytes))
     throw /<svg/i.test(start) ? UniFlowError.expected('UNSUPPORTED', name, FORMATS_TEXT, 'svg') : unknownFormat(name, bytes);
   let metadata: Metadata;
   try {
@@ -206,7 +206,7 @@ function unknownFormat(name: string, bytes: Uint8Array, cause?: unknown): UniFlo
   return UniFlowError.expected('BAD_INPUT', name, FORMATS_TEXT, `${bytes.length} bytes starting with ${start}`, cause);
 }
 
-function checkPixels(name: string, { width, height }: Metadata, maxPixels: number): void {
+function checkPixels(name: string, { width, height }: Pick<Metadata, 'width' | 'height'>, maxPixels: number): void {
   if (Math.max(width, height) > MOST_EDGE)
     throw UniFlowError.expected('BAD_INPUT', name, `at most ${MOST_EDGE} pixels a side`, `${width} x ${height}`);
   const pixels = width * height;
@@ -218,83 +218,14 @@ function checkPixels(name: string, { width, height }: Metadata, maxPixels: numbe
 function undecodable(name: string, cause: unknown): UniFlowError {
   // libvips repeats itself over several lines; the first says it.
   const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
+  const precision = /data precision (\d+)/.exec(reason ?? '')?.[1];
+  if (precision !== undefined) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', `${precision} bits`, cause);
   const message = `${name}: the picture is damaged or incomplete: ${reason}`;
   return new UniFlowError('BAD_INPUT', message, { subject: name, cause });
 }
 
-/**
- * Writes a picture in the format that the extension names: png, jpg, jpeg or webp. JPEG and WebP are written at
- * quality 95, JPEG without chroma subsampling. The file appears complete or not at all.
- *
- * @throws {UniFlowError} `UNSUPPORTED` for another extension, `BAD_INPUT` for data of the wrong length or a path
- * that cannot be written.
- */
-export async function writeImage(path: string, image: RgbImage): Promise<void> {
-  const encoded = await encodeImage(path, image);
-  const temporary = `${path}.${randomUUID()}.tmp`;
-  try {
-    await writeFile(temporary, encoded);
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw new UniFlowError('BAD_INPUT', `${path}: cannot be written: ${(error as Error).message}`, {
-      subject: path,
-      cause: error,
-    });
-  }
-}
-
-/** The bytes of the file that {@link writeImage} writes under this name. */
-export async function encodeImage(name: string, image: RgbImage): Promise<Buffer> {
-  checkLength(image);
-  return encoderFor(name)(toSharp(image)).toBuffer();
-}
-
-function encoderFor(path: string): (image: Sharp) => Sharp {
-  switch (extname(path).toLowerCase()) {
-    case '.png':
-      return (image) => image.png();
-    case '.jpg':
-    case '.jpeg':
-      return (image) => image.jpeg({ quality: 95, chromaSubsampling: '4:4:4' });
-    case '.webp':
-      return (image) => image.webp({ quality: 95 });
-    default:
-      throw UniFlowError.expected('UNSUPPORTED', path, 'a name ending in .png, .jpg, .jpeg or .webp', 'another name');
-  }
-}
-
-function toSharp({ data, width, height }: RgbImage): Sharp {
-  return sharp(data, { raw: { width, height, channels: 3 }, limitInputPixels: false });
-}
-
-function checkLength({ data, width, height }: RgbImage): void {
+/** @throws {UniFlowError} `BAD_INPUT` where the data are not the pixels of the image's size. */
+export function checkLength({ data, width, height }: RgbImage): void {
   if (width > 0 && height > 0 && data.length === width * height * 3) return;
   throw UniFlowError.expected('BAD_INPUT', 'image.data', `${width} x ${height} x 3 bytes`, `${data.length}`);
-}
-
-/** The pictures in a row from left to right, tops aligned, with a white gap of `gap` pixels between two. */
-export function sideBySide(images: readonly RgbImage[], gap = 8): RgbImage {
-  images.forEach(checkLength);
-  const height = Math.max(0, ...images.map((image) => image.height));
-  const width = images.reduce((sum, image) => sum + image.width + gap, -gap);
-  if (images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one picture', 'none');
-  const data = new Uint8Array(width * height * 3).fill(255);
-  let left = 0;
-  for (const image of images) {
-    for (let y = 0; y < image.height; ++y) {
-      const row = image.data.subarray(y * image.width * 3, (y + 1) * image.width * 3);
-      data.set(row, (y * width + left) * 3);
-    }
-    left += image.width + gap;
-  }
-  return { data, width, height };
-}
-
-/** The pictures of [B,H,W,3] bytes. */
-export function picturesOf(images: NdArray): RgbImage[] {
-  const [count, height, width] = images.shape as [number, number, number, number];
-  const bytes = height * width * 3;
-  const data = images.data as unknown as Uint8Array;
-  return Array.from({ length: count }, (_, i) => ({ data: data.subarray(i * bytes, (i + 1) * bytes), width, height }));
 }

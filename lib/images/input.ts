@@ -4,6 +4,7 @@ import { checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
 import { onDevice, Tensor } from '../tensor.js';
+import type { Item } from '../sources/item.js';
 import type { ImageSource } from './decode.js';
 import { loadPixels, type Preprocessing } from '../io/preprocess.js';
 
@@ -35,24 +36,25 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
   checkOptions(options);
   if (isPixels(images)) return onDevice(device, () => pixelBatches(images.pixels, options));
   if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
-  const sources = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(owned);
+  const items = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(itemOf);
   const size = checkSize(options.size ?? preprocessing.size, patch);
   return {
-    count: sources.length,
+    count: items.length,
     size,
     load: async (begin, end) => {
-      const data = await loadPixels(sources.slice(begin, end), preprocessing, size, { signal: options.signal });
+      const data = await loadPixels(items.slice(begin, end), preprocessing, size, { signal: options.signal });
       return onDevice(device, () => Tensor.from({ data, shape: [end - begin, size[0], size[1], 3] }));
     },
     dispose: () => undefined,
   };
 }
 
-/** Bytes are copied: they are the caller's again when the call has returned. */
-function owned(source: ImageSource, i: number): ImageSource {
+/** Bytes are copied: they are the caller's again when the call has returned. A path is opened whatever it is. */
+function itemOf(source: ImageSource, i: number): Item {
   if (typeof source !== 'string' && !(source instanceof URL) && !(source instanceof Uint8Array))
     throw UniFlowError.expected('BAD_INPUT', `images[${i}]`, 'a path, a file: URL, or bytes', describe(source));
-  return source instanceof Uint8Array ? Uint8Array.prototype.slice.call(source) : source;
+  const own = source instanceof Uint8Array ? Uint8Array.prototype.slice.call(source) : source;
+  return { id: `images[${i}]`, image: () => Promise.resolve(own) };
 }
 
 function isPixels(images: unknown): images is PixelInput {

@@ -9,6 +9,7 @@ import type { Fit } from '../images/fit.js';
 import type { ArrayName } from './formats/format.js';
 import type { FormatName } from './formats/index.js';
 import { mergeMoments, type Moments } from './moments.js';
+import type { Skips } from '../sources/skips.js';
 import type { Output } from './output.js';
 import type { Failure, ShardEncoder, ShardRecord } from './shard.js';
 import type { StoreType } from './store.js';
@@ -16,6 +17,7 @@ import type { StoreType } from './store.js';
 export const MANIFEST = 'manifest.json';
 export const JOURNAL = 'manifest.jsonl';
 export const FAILURES = 'failures.jsonl';
+export const SKIPPED = 'skipped.jsonl';
 export const STATISTICS = 'latent_stats.safetensors';
 
 /** What all shards of a run share. Runs with equal headers and pictures have equal shards. */
@@ -143,6 +145,17 @@ export async function writeFailures(output: Output, failures: readonly Failure[]
   await output.write(
     FAILURES,
     failures.map((failure) => Buffer.from(`${JSON.stringify(failure)}\n`)),
+  );
+}
+
+/** skipped.jsonl: the files that the source passed over; none where there are none. */
+export async function writeSkips(output: Output, skips: Skips): Promise<void> {
+  if (skips.count === 0) return output.remove(SKIPPED);
+  await output.write(
+    SKIPPED,
+    (function* () {
+      for (const line of skips.lines()) yield Buffer.from(line);
+    })(),
   );
 }
 

@@ -1,9 +1,8 @@
 /** Pictures to latents: decoded several at once, in buffers that go round, computed in batches of one shape. */
 import ndarray from 'ndarray';
-import pLimit, { type LimitFunction } from 'p-limit';
-import { ahead, handled, untilAborted } from '../ahead.js';
-import { throwIfAborted, UniFlowError } from '../errors.js';
+import { ignoreRejection } from '../prefetch.js';
 import { checkBatchSize } from '../gather.js';
+import { decodeAhead, type DecodeFailure } from '../images/decode-ahead.js';
 import { DECODERS, openImage } from '../images/decode.js';
 import { checkSize } from '../images/input.js';
 import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
@@ -11,7 +10,7 @@ import { Buffers } from '../images/buffers.js';
 import type { DownloadOptions } from '../sources/url.js';
 import { checkFit, place, placementOf, type Fit, type Placement, type Target } from '../images/fit.js';
 import { Meter } from './meter.js';
-import { readPicture, type Item } from '../sources/item.js';
+import type { ImageSource, Item, RgbImage } from '../sources/item.js';
 
 /** How pictures are read and computed. */
 export interface PipelineOptions extends EncodeOptions {
@@ -42,12 +41,6 @@ export interface PictureBatch extends Encoded {
   pictures: EncodedPicture[];
 }
 
-/** A picture that could not be read. */
-export interface PictureFailure {
-  id: string;
-  error: UniFlowError;
-}
-
 interface Decoded {
   record: PictureRecord;
   pixels: Uint8Array;
@@ -61,8 +54,6 @@ const QUEUED = 1;
 const READ_AHEAD = 32;
 /** Batches' worth of pictures that wait for others of their shape; then the fullest batch is computed as it is. */
 const WAITING = 8;
-/** What the system cannot give now: no fault of a picture. */
-const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
 
 /**
  * What several streams of pictures through one model share: threads that decode, memory, and the count of how busy all are. Latents depend on
@@ -74,7 +65,6 @@ export class Pipeline {
   readonly meter: Meter;
   private readonly singles = new Buffers();
   private readonly batches = new Buffers();
-  private readonly decoding: LimitFunction;
 
   /** @throws {UniFlowError} `BAD_INPUT` for bad options. */
   constructor(
@@ -87,7 +77,6 @@ export class Pipeline {
     this.target = { fit, size: checkSize(size, patch), patch, mean };
     const [height, width] = this.target.size;
     this.batchSize = checkBatchSize(batchSize, (height * width) / patch ** 2);
-    this.decoding = pLimit(DECODERS);
     this.meter = new Meter(DECODERS);
   }
 
@@ -95,13 +84,17 @@ export class Pipeline {
   async *run(
     items: Iterable<Item> | AsyncIterable<Item>,
     signal: AbortSignal | undefined = this.options.signal,
-  ): AsyncGenerator<PictureBatch | PictureFailure, void, undefined> {
-    const queued: Promise<PictureBatch | PictureFailure>[] = [];
-    const queue = (pictures: Placed[]): unknown => queued.push(handled(this.encode(pictures, signal)));
+  ): AsyncGenerator<PictureBatch | DecodeFailure, void, undefined> {
+    const queued: Promise<PictureBatch | DecodeFailure>[] = [];
+    const queue = (pictures: Placed[]): unknown => queued.push(ignoreRejection(this.encode(pictures, signal)));
     const shapes = new Shapes(this.batchSize);
     try {
-      const readAhead = Math.max(READ_AHEAD, 2 * this.batchSize);
-      for await (const picture of ahead(untilAborted(items, signal), readAhead, (item) => this.decode(item, signal))) {
+      const decoded = decodeAhead(items, {
+        count: Math.max(READ_AHEAD, 2 * this.batchSize),
+        prepare: (image, { id }) => this.meter.decode.during(() => this.place(id, image, signal)),
+        ...{ download: this.options.download, signal },
+      });
+      for await (const picture of decoded) {
         if ('error' in picture) queued.push(Promise.resolve(picture));
         else shapes.add(picture).forEach(queue);
         while (queued.length > 1 + QUEUED) yield await (queued.shift() as (typeof queued)[number]);
@@ -113,21 +106,7 @@ export class Pipeline {
     }
   }
 
-  private async decode(item: Item, signal: AbortSignal | undefined): Promise<Decoded | PictureFailure> {
-    throwIfAborted(signal);
-    try {
-      const source = await readPicture(item.image, { ...this.options.download, signal });
-      return await this.decoding(() => this.meter.decode.during(() => this.place(item.id, source, signal)));
-    } catch (error) {
-      throwIfAborted(signal);
-      const { code, cause, message } = error as NodeJS.ErrnoException;
-      if ([code, (cause as NodeJS.ErrnoException | undefined)?.code].some((c) => EXHAUSTED.has(c ?? ''))) throw error;
-      return { id: item.id, error: error instanceof UniFlowError ? error : new UniFlowError('BAD_INPUT', message, { cause: error }) };
-    }
-  }
-
-  private async place(id: string, source: Awaited<ReturnType<typeof readPicture>>, signal: AbortSignal | undefined): Promise<Decoded> {
-    throwIfAborted(signal);
+  private async place(id: string, source: ImageSource | RgbImage, signal: AbortSignal | undefined): Promise<Decoded> {
     const picture = await openImage(source, signal ? { signal } : {});
     const { width, height } = picture;
     const placement = placementOf(picture, this.target);

@@ -2,17 +2,18 @@
 import { appendFile, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
-import { untilAborted } from '../ahead.js';
+import { untilAborted } from '../prefetch.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { unwritable } from '../io/files.js';
 import type { UniFlow } from '../uniflow.js';
 import { Journal } from './journal.js';
-import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, type Header, type Manifest } from './manifest.js';
+import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, writeSkips, type Header, type Manifest } from './manifest.js';
 import type { Utilisation } from './meter.js';
 import { FolderOutput } from './output.js';
 import type { Item } from '../sources/item.js';
 import { Census, ShardEncoder, type Failure, type ShardOptions, type ShardRecord } from './shard.js';
-import { unique } from '../sources/source.js';
+import { Skips } from '../sources/skips.js';
+import { itemsOfSource, unique, type Source } from '../sources/source.js';
 
 /** Of {@link encodeToShards}. */
 export interface RunOptions extends ShardOptions {
@@ -41,6 +42,8 @@ export interface RunResult {
   before: number;
   /** Whether the run was complete before, and nothing was done. */
   complete: boolean;
+  /** Files that the source passed over; they are named in skipped.jsonl. */
+  skips: Skips;
 }
 
 /** Shards that are computed or written at once: one may wait for the disk while another begins. */
@@ -57,7 +60,7 @@ const MAX_SHARD = 2 ** 20;
  */
 export async function encodeToShards(
   uniflow: UniFlow,
-  source: Iterable<Item> | AsyncIterable<Item>,
+  source: Source | Iterable<Item> | AsyncIterable<Item>,
   folder: string,
   options: RunOptions = {},
 ): Promise<RunResult> {
@@ -73,17 +76,20 @@ export async function encodeToShards(
   });
   const output = new FolderOutput(folder);
   const header = await headerOf(encoder, shardSize);
-  const sealed = await completeRun(output, header, source, options.signal);
+  const skips = new Skips();
+  const items = itemsOfSource(source, skips.add);
+  const sealed = await completeRun(output, header, items, skips, options.signal);
   if (sealed) return sealed;
   const journal = await Journal.open(output, header);
   try {
-    const meanwhile = await completeRun(output, header, source, options.signal); // by who had the journal until now
+    const meanwhile = await completeRun(output, header, items, skips, options.signal); // by who had the journal until now
     if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
-    await run.all(unique(untilAborted(source, options.signal)));
+    await run.all(unique(untilAborted(items, options.signal)));
     const records = [...journal.records.values()];
+    await writeSkips(output, skips);
     if (records.every(({ count }) => count === 0)) await refuseEmpty(output, journal);
-    return { manifest: await seal(output, journal.header, records), before: run.before, complete: false };
+    return { manifest: await seal(output, journal.header, records), before: run.before, complete: false, skips };
   } finally {
     await journal.close();
   }
@@ -94,6 +100,7 @@ async function completeRun(
   output: FolderOutput,
   header: Header,
   source: Parameters<typeof unique>[0],
+  skips: Skips,
   signal: AbortSignal | undefined,
 ): Promise<RunResult | undefined> {
   const manifest = await readManifest(output);
@@ -113,7 +120,7 @@ async function completeRun(
   } finally {
     await items.return();
   }
-  return { manifest, before: manifest.count + manifest.failures, complete: true };
+  return { manifest, before: manifest.count + manifest.failures, complete: true, skips };
 }
 
 /** Passes over the pictures of a shard that is there. @throws {UniFlowError} where they were others. */

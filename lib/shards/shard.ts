@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
-import { handled } from '../ahead.js';
+import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
 import type { ArrayName, ShardArray, ShardContent, ShardFile } from './formats/format.js';
@@ -118,7 +118,7 @@ export class ShardEncoder {
           onFailure?.(failure);
           continue;
         }
-        writing.push(handled(rows.add(event)));
+        writing.push(ignoreRejection(rows.add(event)));
         if (writing.length > WRITTEN_AT_ONCE) await writing.shift();
         onCount?.(event.pictures.length);
       }
@@ -216,7 +216,7 @@ class Rows {
     const { store } = this.encoder;
     const [first] = batch.pictures;
     const latents = batch.latents.data as Float32Array;
-    this.parts.push([first?.row ?? 0, handled(momentsOf(latents, this.encoder.widthOf('latents')))]);
+    this.parts.push([first?.row ?? 0, ignoreRejection(momentsOf(latents, this.encoder.widthOf('latents')))]);
     for (const { row, record } of batch.pictures) this.pictures[row] = record;
     for (const { name, width, rows } of this.arrays) {
       const values = (name === 'latents' ? latents : batch.tokens?.data) as Float32Array;

@@ -45,19 +45,30 @@ export class StreamBytes {
   async read(offset: number, size: number): Promise<Buffer> {
     const out = Buffer.allocUnsafe(size);
     for (let done = 0; done < size;) {
-      while (this.begin + this.chunk.length <= offset + done) await this.advance(offset + size);
+      while (this.begin + this.chunk.length <= offset + done) if (!(await this.advance())) throw this.incomplete(offset + size);
       done += this.chunk.copy(out, done, offset + done - this.begin);
     }
     return out;
   }
 
-  private async advance(wanted: number): Promise<void> {
-    this.begin += this.chunk.length;
+  /** Whether the stream has no byte at this offset. */
+  async endsAt(offset: number): Promise<boolean> {
+    while (this.begin + this.chunk.length <= offset) if (!(await this.advance())) return true;
+    return false;
+  }
+
+  /** To the next chunk. @returns false at the end. */
+  private async advance(): Promise<boolean> {
     const next = await this.chunks.next().catch((cause: unknown) => {
       throw unreadable(this.name, cause);
     });
-    if (next.done) throw UniFlowError.expected('BAD_INPUT', this.name, `${wanted} bytes or more`, `${this.begin}: it is incomplete`);
-    this.chunk = next.value;
+    this.begin += this.chunk.length;
+    this.chunk = next.done ? Buffer.alloc(0) : next.value;
+    return !next.done;
+  }
+
+  private incomplete(wanted: number): UniFlowError {
+    return UniFlowError.expected('BAD_INPUT', this.name, `${wanted} bytes or more`, `${this.begin}: it is incomplete`);
   }
 
   /** Lets go of the stream. */

@@ -1,30 +1,48 @@
-/** From what names a class to its number. */
+/** Numbers of classes from what states them. */
 import { UniFlowError } from '../errors.js';
 
-/** The labels of a dataset. */
+/** The labels of a data set. */
 export interface Labels {
-  /** Per sample; empty where there are none. */
-  labels: readonly number[];
+  /** Per sample; undefined where there are none. */
+  labels: Int32Array | undefined;
   /** label → name. */
   classes: readonly string[] | undefined;
 }
 
-/** Names numbered in their sorted order. */
-export function numberNames(names: readonly string[]): Labels {
-  const classes = [...new Set(names)].sort();
-  const numbers = new Map(classes.map((name, i) => [name, i]));
-  return { labels: names.map((name) => numbers.get(name) as number), classes };
+/** What a data set's samples state. */
+export interface Stated {
+  subject: string;
+  length: number;
+  label(i: number): string | undefined;
+  id(i: number): string;
 }
 
-/** Labels as a file states them: numbers where all are numbers, or names; `ids` say which one lacks it. */
-export function numberLabels(subject: string, ids: readonly string[], stated: readonly (string | undefined)[]): Labels {
-  const missing = stated.indexOf(undefined);
-  if (missing === -1) {
-    const texts = stated as readonly string[];
-    return texts.every((text) => /^\d{1,9}$/.test(text)) ? { labels: texts.map(Number), classes: undefined } : numberNames(texts);
+/** Names numbered in their sorted order; no labels where one sample has none. */
+export function numberNames({ length, label }: Stated): Labels {
+  const names = new Set<string>();
+  for (let i = 0; i < length; i++) {
+    const name = label(i);
+    if (name === undefined) return { labels: undefined, classes: undefined };
+    names.add(name);
   }
-  const labelled = stated.filter((text) => text !== undefined).length;
-  if (labelled === 0) return { labels: [], classes: undefined };
-  const actual = `${labelled} of ${stated.length}: '${ids[missing]}' has none`;
+  const classes = [...names].sort();
+  const numbers = new Map(classes.map((name, i) => [name, i]));
+  return { labels: Int32Array.from({ length }, (_, i) => numbers.get(label(i) as string) as number), classes };
+}
+
+/** Labels as files state them: numbers where all are numbers, or names. @throws {UniFlowError} `BAD_INPUT` where some samples have none. */
+export function numberLabels(stated: Stated): Labels {
+  const { subject, length, label, id } = stated;
+  let [labelled, numbers, missing] = [0, true, -1];
+  for (let i = 0; i < length; i++) {
+    const text = label(i);
+    if (text === undefined) missing = missing === -1 ? i : missing;
+    else labelled++;
+    numbers &&= text !== undefined && /^\d{1,9}$/.test(text);
+  }
+  if (labelled === 0) return { labels: undefined, classes: undefined };
+  if (missing === -1)
+    return numbers ? { labels: Int32Array.from({ length }, (_, i) => Number(label(i))), classes: undefined } : numberNames(stated);
+  const actual = `${labelled} of ${length}: '${id(missing)}' has none`;
   throw UniFlowError.expected('BAD_INPUT', subject, 'a label for every picture, or for none', actual);
 }

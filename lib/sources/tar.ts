@@ -25,13 +25,8 @@ export interface TarBytes {
   size: number | undefined;
   /** @throws {UniFlowError} `BAD_INPUT` where it ends before. */
   read(offset: number, size: number): Promise<Buffer>;
-}
-
-/** All files in the archive that have their content there. Reads the headers only. */
-export async function indexTar(path: string, signal: AbortSignal | undefined): Promise<TarEntry[]> {
-  const entries: TarEntry[] = [];
-  for await (const entry of tarEntries(path, signal)) if (entry.error === undefined) entries.push(entry);
-  return entries;
+  /** Whether it has no byte at this offset. */
+  endsAt(offset: number): Promise<boolean>;
 }
 
 /** The files in the archive, one after the other. Reads the headers only. */
@@ -39,21 +34,29 @@ export async function* tarEntries(path: string, signal: AbortSignal | undefined)
   const file = await openFile(path);
   try {
     const { size } = await file.stat();
-    yield* entriesIn({ name: path, size, read: (offset, length) => readExactly(file, path, offset, length) }, signal);
+    const read = (offset: number, length: number): Promise<Buffer> => readExactly(file, path, offset, length);
+    yield* entriesIn({ name: path, size, read, endsAt: (offset) => Promise.resolve(offset >= size) }, signal);
   } finally {
     await file.close();
   }
 }
 
-/** The files in an archive, one after the other: before the next is asked for, the content of one can be read. */
+/**
+ * The files in an archive, one after the other: before the next is asked for, the content of one can be read. Blocks of zeros end an archive;
+ * where another follows, as in `cat a.tar b.tar`, its files are read as well.
+ */
 export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefined): AsyncGenerator<TarEntry, void, undefined> {
   const { name: path, size: end = Infinity } = archive;
   let global: HeaderData = {};
   let next: HeaderData = {}; // what blocks before a file say about it
+  let ended = false; // by a block of zeros
   for (let at = 0; ;) {
     throwIfAborted(signal);
+    if (ended && (await archive.endsAt(at + BLOCK - 1))) return;
     const header = parseHeader(path, at, await archive.read(at, BLOCK), next, global);
-    if (header.nullBlock) return;
+    ended = header.nullBlock;
+    if (ended) [at, next, global] = [at + BLOCK, {}, {}];
+    if (ended) continue;
     const [offset, size] = [at + BLOCK, header.size ?? 0];
     if (offset + size > end) throw UniFlowError.expected('BAD_INPUT', path, `${offset + size} bytes or more`, `${end}: it is incomplete`);
     at = offset + Math.ceil(size / BLOCK) * BLOCK;

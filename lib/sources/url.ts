@@ -16,6 +16,11 @@ export interface DownloadOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Whether a text is a URL to download. */
+export function isRemote(text: string): boolean {
+  return /^https?:\/\//i.test(text);
+}
+
 const MAX_BACKOFF = 30_000;
 const PASSING = new Set([408, 425, 429]);
 

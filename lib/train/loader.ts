@@ -1,14 +1,14 @@
 /** Batches of pixels from a dataset, read ahead of the caller. A batch is a function of dataset, options and step: there is no state to save. */
 import ndarray, { type NdArray } from 'ndarray';
-import pLimit, { type LimitFunction } from 'p-limit';
-import { handled } from '../ahead.js';
 import { checkInteger, checkOptions, describe } from '../check.js';
-import { throwIfAborted, UniFlowError } from '../errors.js';
-import { DECODERS } from '../images/decode.js';
+import { UniFlowError } from '../errors.js';
+import { prefetch } from '../prefetch.js';
+import { decodeAhead } from '../images/decode-ahead.js';
+import type { ImageSource, RgbImage } from '../images/decode.js';
 import { checkSize } from '../images/input.js';
 import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from '../images/crop.js';
 import type { Dataset, Sample } from '../sources/dataset.js';
-import { permutation, uniforms } from './random.js';
+import { blockwisePermutation, permutation, uniforms } from './random.js';
 
 /** Of {@link batches}. */
 export interface LoaderOptions {
@@ -72,7 +72,6 @@ class Loader {
   private readonly stepsPerEpoch: number;
   private readonly stop = new AbortController();
   private readonly signal: AbortSignal;
-  private readonly limit: LimitFunction = pLimit(DECODERS);
   private order: { epoch: number; indices: Uint32Array } | undefined;
 
   constructor(
@@ -89,71 +88,82 @@ class Loader {
   }
 
   async *run(): AsyncGenerator<Batch, void, undefined> {
-    const { from, epochs, prefetch } = this.options;
-    const end = epochs * this.stepsPerEpoch;
-    const ahead: Promise<Batch>[] = [];
     try {
-      for (let next = from; ;) {
-        for (; ahead.length <= prefetch && next < end; next++) ahead.push(handled(this.load(next)));
-        const batch = ahead.shift();
-        if (!batch) return;
-        yield await batch;
-      }
+      yield* prefetch(this.steps(), this.options.prefetch, (step) => this.load(step));
     } finally {
       this.stop.abort();
-      await Promise.allSettled(ahead);
     }
+  }
+
+  private *steps(): Generator<number, void, undefined> {
+    const { from, epochs } = this.options;
+    for (let step = from; step < epochs * this.stepsPerEpoch; step++) yield step;
   }
 
   private async load(step: number): Promise<Batch> {
     const { batchSize } = this.options;
     const epoch = Math.floor(step / this.stepsPerEpoch);
     const begin = (step % this.stepsPerEpoch) * batchSize;
-    const indices = [...this.orderOf(epoch).subarray(begin, begin + batchSize)];
     const [height, width] = this.size;
     const bytes = height * width * 3;
+    const indices = [...this.orderOf(epoch).subarray(begin, begin + batchSize)];
     const pixels = new Uint8Array(indices.length * bytes);
-    const made = indices.map((index, i) => this.limit(() => this.place(index, epoch, pixels.subarray(i * bytes, (i + 1) * bytes))));
-    await Promise.allSettled(made); // one that fails leaves none of the others at work
-    const samples = await Promise.all(made);
-    const labels = samples.every(({ label }) => label !== undefined) ? Int32Array.from(samples, ({ label }) => label as number) : undefined;
-    return { pixels: ndarray(pixels, [indices.length, height, width, 3]), labels, ids: samples.map(({ id }) => id), step, epoch };
+    const places = indices.map((index, i) => new Place(this.dataset, index, pixels.subarray(i * bytes, (i + 1) * bytes)));
+    const prepare = (image: ImageSource | RgbImage, place: Place): Promise<Place> => this.place(image, epoch, place);
+    for await (const place of decodeAhead(places, { count: batchSize, prepare, signal: this.signal }))
+      if ('error' in place) throw place.error;
+    const known = places.map(({ sample }) => sample?.label);
+    const labels = known.every((label) => label !== undefined) ? Int32Array.from(known) : undefined;
+    return { pixels: ndarray(pixels, [places.length, height, width, 3]), labels, ids: places.map(({ id }) => id), step, epoch };
   }
 
   private orderOf(epoch: number): Uint32Array {
     if (this.order?.epoch === epoch) return this.order.indices;
-    const { length } = this.dataset;
+    const { length, blocks } = this.dataset;
     const { seed, shuffle } = this.options;
-    const indices = shuffle ? permutation(length, seed, epoch) : Uint32Array.from({ length }, (_, i) => i);
+    const indices = !shuffle
+      ? Uint32Array.from({ length }, (_, i) => i)
+      : blocks
+        ? blockwisePermutation(length, blocks, seed, epoch)
+        : permutation(length, seed, epoch);
     this.order = { epoch, indices };
     return indices;
   }
 
   /** Writes a sample's pixels. */
-  private async place(index: number, epoch: number, into: Uint8Array): Promise<Sample> {
-    throwIfAborted(this.signal);
+  private async place(image: ImageSource | RgbImage, epoch: number, place: Place): Promise<Place> {
     const { crop, flip, scale, seed } = this.options;
-    const sample = await this.dataset.read(index);
-    const draws = uniforms(1 + BOX_DRAWS, seed, epoch, index);
+    const draws = uniforms(1 + BOX_DRAWS, seed, epoch, place.index);
     const mirrored = flip && (draws[0] as number) < 0.5;
-    try {
-      if (crop === 'random')
-        into.set(await randomCrop(sample.image, { size: this.size, scale, mirrored, draws: draws.subarray(1), signal: this.signal }));
-      else {
-        await centerCrop(sample.image, this.size, into, this.signal);
-        if (mirrored) into.set(await mirror(into, this.size));
-      }
-    } catch (error) {
-      throw named(error, sample.id);
+    if (crop === 'random')
+      place.into.set(await randomCrop(image, { size: this.size, scale, mirrored, draws: draws.subarray(1), signal: this.signal }));
+    else {
+      await centerCrop(image, this.size, place.into, this.signal);
+      if (mirrored) place.into.set(await mirror(place.into, this.size));
     }
-    return sample;
+    return place;
   }
 }
 
-/** Pictures that are no files of their own are named by their id. */
-function named(error: unknown, id: string): unknown {
-  if (!(error instanceof UniFlowError) || error.subject !== '<buffer>') return error;
-  return new UniFlowError(error.code, error.message.replace('<buffer>', id), { ...error, subject: id, cause: error.cause });
+/** A sample, and its part of a batch. */
+class Place {
+  /** The sample's, once it is read. */
+  id: string;
+  sample: Sample | undefined;
+
+  constructor(
+    private readonly dataset: Dataset,
+    readonly index: number,
+    readonly into: Uint8Array,
+  ) {
+    this.id = `sample ${index}`;
+  }
+
+  readonly image = async (): Promise<ImageSource | RgbImage> => {
+    this.sample = await this.dataset.read(this.index);
+    this.id = this.sample.id;
+    return this.sample.image;
+  };
 }
 
 function checkLoader(options: LoaderOptions): Required<Omit<LoaderOptions, 'size' | 'signal'>> {

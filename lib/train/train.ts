@@ -16,7 +16,8 @@ import { openDataset, type Dataset } from '../sources/dataset.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
-import { picturesOf, type RgbImage } from '../images/decode.js';
+import { type RgbImage } from '../images/decode.js';
+import { toImages } from '../images/write.js';
 import { checkSize } from '../images/input.js';
 import { UniFlow } from '../uniflow.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
@@ -282,10 +283,10 @@ function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionE
 
 /** Pictures beside what is left of them after more and more Euler steps. */
 async function rowsOf(uniflow: UniFlow, pixels: NdArray<Uint8Array>): Promise<ReportRow[]> {
-  const rows: ReportRow[] = picturesOf(pixels).map((original) => ({ original, reconstructions: [] }));
+  const rows: ReportRow[] = toImages(pixels).map((original) => ({ original, reconstructions: [] }));
   for (const steps of SHOWN_STEPS) {
     const { images, perImage } = await uniflow.reconstruct({ pixels }, { steps });
-    picturesOf(images).forEach((image: RgbImage, i) => {
+    toImages(images).forEach((image: RgbImage, i) => {
       (rows[i] as ReportRow).reconstructions.push({ steps, image, psnr: perImage.psnr[i] as number });
     });
   }

@@ -5,7 +5,7 @@ import { aborted, throwIfAborted } from './errors.js';
  * Results of `work` in the order of `items`. While one is used, the work on up to `count` further ones is under way. Leaving the loop, or an
  * error, waits for all of it.
  */
-export async function* ahead<T, R>(
+export async function* prefetch<T, R>(
   items: Iterable<T> | AsyncIterable<T>,
   count: number,
   work: (item: T) => Promise<R>,
@@ -13,7 +13,7 @@ export async function* ahead<T, R>(
   const underWay: Promise<R>[] = [];
   try {
     for await (const item of items) {
-      underWay.push(handled(work(item)));
+      underWay.push(ignoreRejection(work(item)));
       if (underWay.length > count) yield await (underWay.shift() as Promise<R>);
     }
     for (let next = underWay.shift(); next; next = underWay.shift()) yield await next;
@@ -41,7 +41,7 @@ export async function* untilAborted<T>(
       yield next.value;
     }
   } finally {
-    const closing = ended ? undefined : handled(Promise.resolve(iterator.return?.()));
+    const closing = ended ? undefined : ignoreRejection(Promise.resolve(iterator.return?.()));
     if (!signal.aborted) await closing; // or it may wait for the item as well
   }
 }
@@ -62,7 +62,7 @@ async function unlessAborted<T>(value: T | PromiseLike<T>, signal: AbortSignal):
 }
 
 /** It is awaited, but maybe only after others have been. */
-export function handled<T>(promise: Promise<T>): Promise<T> {
+export function ignoreRejection<T>(promise: Promise<T>): Promise<T> {
   promise.catch(() => undefined);
   return promise;
 }
