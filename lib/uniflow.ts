@@ -1,6 +1,6 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
-import { Pipeline } from './batch/pipeline.js';
+import { Pipeline } from './shards/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import { isObject } from './encoder/config-fields.js';
 import {
@@ -13,7 +13,7 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
-import { openDataset } from './data/dataset.js';
+import { openDataset } from './sources/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -24,8 +24,8 @@ import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
 import { resolveModel } from './io/hub.js';
-import type { ImageSource } from './io/image.js';
-import { batchesOf, floats, type Batches, type ImageInput } from './io/input.js';
+import type { ImageSource } from './images/decode.js';
+import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';

@@ -7,9 +7,9 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import sharp, { type Sharp } from 'sharp';
 import { create } from 'tar';
-import { openDataset, subset, type Dataset } from '../lib/data/dataset.js';
-import { batches, type Batch, type LoaderOptions } from '../lib/data/loader.js';
-import { permutation } from '../lib/data/random.js';
+import { openDataset, subset, type Dataset } from '../lib/sources/dataset.js';
+import { batches, type Batch, type LoaderOptions } from '../lib/train/loader.js';
+import { permutation } from '../lib/train/random.js';
 import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 
@@ -108,7 +108,7 @@ describe('folder', () => {
     await failure(openDataset(join(dir, 'nothing')), 'NOT_FOUND', /nothing: expected a file or folder, but got nothing of that name/);
     await mkdir(join(dir, 'empty'));
     await failure(openDataset(join(dir, 'empty')), 'NOT_FOUND', /empty: expected pictures \(jpg, .*\), but got none/);
-    await failure(openDataset(await put('x.parquet', '')), 'UNSUPPORTED', /expected a folder, a list .* but got 'x\.parquet'/);
+    await failure(openDataset(await put('x.mp4', '')), 'UNSUPPORTED', /expected a folder, a list .* but got 'x\.mp4'/);
     await failure(openDataset(7 as never), 'BAD_INPUT', /path: expected the path of a dataset, but got 7/);
     await failure(openDataset(dir, { signal: AbortSignal.abort() }), 'ABORTED', /aborted/);
     await failure(pictures.read(10), 'BAD_INPUT', /index: expected an integer from 0 to 9, but got 10/);
@@ -355,7 +355,7 @@ describe('loader', () => {
     const taken = await take(pictures, Infinity, { crop: 'center', epochs: 1, batchSize: 4, size: [16, 12] });
     expect(taken.map(({ pixels }) => pixels.shape)).toEqual([4, 4, 2].map((b) => [b, 16, 12, 3]));
     expect(taken.flatMap(({ ids }) => ids)).toEqual(files);
-    const paths = files.map((file) => join(dir, 'pictures', file));
+    const paths = files.map((file) => ({ id: file, image: join(dir, 'pictures', file) }));
     const expected = await loadPixels(paths, defaultPreprocessing('internvit', [16, 12]), [16, 12]);
     expect(Buffer.compare(Buffer.concat(taken.map(({ pixels }) => pixels.data)), expected)).toBe(0);
   });

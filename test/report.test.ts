@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import puppeteer, { type Browser, type Page } from 'puppeteer-core';
-import { decodeImage } from '../lib/io/image.js';
+import { decodeImage } from '../lib/images/decode.js';
 import { readLog, RunLog, type LogEntry, type LogEntryOf } from '../lib/train/log.js';
 import { writeReport, type Report } from '../lib/train/report.js';
 import { photos } from './support.js';

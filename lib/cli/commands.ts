@@ -3,9 +3,9 @@
  * when it runs: help appears at once, and also where the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
-import type { Fit } from '../batch/fit.js';
-import type { FormatName } from '../batch/formats/index.js';
-import type { StoreType } from '../batch/store.js';
+import type { Fit } from '../images/fit.js';
+import type { FormatName } from '../shards/formats/index.js';
+import type { StoreType } from '../shards/store.js';
 import type { Preset } from '../config.js';
 import type { BenchCommandOptions } from './bench.js';
 import type { DecodeCommandOptions } from './decode.js';

@@ -1,7 +1,7 @@
 /** `uniflow eval`: what a tokenizer is worth, in numbers that say what they were measured on. */
 import { join } from 'node:path';
-import { openDataset, subset, type Dataset } from '../data/dataset.js';
-import { evenlySpaced } from '../data/evenly-spaced.js';
+import { openDataset, subset, type Dataset } from '../sources/dataset.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import { evaluate } from '../eval/evaluate.js';

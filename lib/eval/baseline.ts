@@ -3,9 +3,9 @@
  * that size. A tokenizer below it has learnt less than one matrix product can do.
  */
 import type { NdArray } from 'ndarray';
-import { subset, type Dataset } from '../data/dataset.js';
-import { evenlySpaced } from '../data/evenly-spaced.js';
-import { batches, type Damaged } from '../data/loader.js';
+import { subset, type Dataset } from '../sources/dataset.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
+import { batches, type Damaged } from '../train/loader.js';
 import { defaultBatchSize } from '../gather.js';
 import { native, type QualityConvention } from '../native.js';
 import { imageQuality, linear, unfold, type Linear } from '../ops.js';

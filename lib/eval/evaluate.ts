@@ -9,13 +9,13 @@
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
-import { batches } from '../data/loader.js';
-import { subset, type Dataset } from '../data/dataset.js';
-import { evenlySpaced } from '../data/evenly-spaced.js';
+import { batches } from '../train/loader.js';
+import { subset, type Dataset } from '../sources/dataset.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
 import type { Schedule } from '../decoder/schedule.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
 import type { QualityConvention } from '../native.js';
 import { imageQuality, sliceTokens } from '../ops.js';
 import { cancellable, type Grid, gridOf, onDevice, type Tensor, tidy } from '../tensor.js';

@@ -1,5 +1,5 @@
 /** What an evaluation is asked for, and what it answers. */
-import type { Dataset } from '../data/dataset.js';
+import type { Dataset } from '../sources/dataset.js';
 import type { Schedule } from '../decoder/schedule.js';
 import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import type { FloatType, QualityConvention } from '../native.js';

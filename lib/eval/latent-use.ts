@@ -9,7 +9,7 @@
  *   channels makes the same tokenizer.
  */
 import ndarray, { type NdArray } from 'ndarray';
-import { evenlySpaced } from '../data/evenly-spaced.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
 import type { DecodeOptions } from '../decoder/options.js';
 import { imageQuality, linear } from '../ops.js';
 import { onDevice, Tensor, tidy } from '../tensor.js';

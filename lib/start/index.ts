@@ -1,10 +1,10 @@
 /** The linear start of a fresh model: see linear.ts for the codec that it becomes, regression.ts for pretrained encoders. */
-import { batches, type LoaderOptions } from '../data/loader.js';
-import type { Dataset } from '../data/dataset.js';
+import { batches, type LoaderOptions } from '../train/loader.js';
+import type { Dataset } from '../sources/dataset.js';
 import type { NdArray } from 'ndarray';
 import { patchStatistics, principalComponents } from '../eval/pca.js';
 import { checkBatchSize } from '../gather.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
 import type { UniFlow } from '../uniflow.js';
 import { capacity, startDecoder, startEncoder, type Kept } from './linear.js';
 

@@ -1,6 +1,6 @@
 /** The images of a run, of which some may be damaged: they are passed over, named in the log, and may be deleted while the run rests. */
-import type { Dataset } from '../data/dataset.js';
-import type { Damaged } from '../data/loader.js';
+import type { Dataset } from '../sources/dataset.js';
+import type { Damaged } from './loader.js';
 import { reasonOf, UniFlowError } from '../errors.js';
 import type { LogEntry, LogEntryOf } from './log.js';
 

@@ -4,7 +4,8 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import sharp from 'sharp';
 import { replaceFile } from '../io/files.js';
-import { picturesOf, type RgbImage } from '../io/image.js';
+import type { RgbImage } from '../images/decode.js';
+import { toImages } from '../images/write.js';
 import type { UniFlow } from '../uniflow.js';
 import type { LogEntry } from './log.js';
 import { baselineText, validationText } from './log-text.js';
@@ -31,10 +32,10 @@ const SHOWN_STEPS = [1, 2, 4, 10] as const;
 /** The first images of uint8 [n,H,W,3], beside their reconstructions in more and more Euler steps. */
 export async function reportRows(uniflow: UniFlow, images: NdArray<Uint8Array>): Promise<ReportRow[]> {
   const pixels = images.hi(Math.min(SHOWN, images.shape[0] as number));
-  const rows: ReportRow[] = picturesOf(pixels).map((original) => ({ original, reconstructions: [] }));
+  const rows: ReportRow[] = toImages(pixels).map((original) => ({ original, reconstructions: [] }));
   for (const steps of SHOWN_STEPS) {
     const { images: made, perImage } = await uniflow.reconstruct({ pixels }, { steps });
-    picturesOf(made).forEach((image: RgbImage, i) => {
+    toImages(made).forEach((image: RgbImage, i) => {
       (rows[i] as ReportRow).reconstructions.push({ steps, image, psnr: perImage.psnr[i] as number });
     });
   }

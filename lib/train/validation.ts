@@ -1,7 +1,7 @@
 /** What a run is measured on, and what it has to beat. */
 import ndarray, { type NdArray } from 'ndarray';
-import { openDataset, type Dataset } from '../data/dataset.js';
-import { batches, type Damaged } from '../data/loader.js';
+import { openDataset, type Dataset } from '../sources/dataset.js';
+import { batches, type Damaged } from './loader.js';
 import { UniFlowError } from '../errors.js';
 import { fitBaseline, type FitOptions } from '../eval/baseline.js';
 import { LatentMeter } from '../eval/latent-use.js';
