@@ -3,7 +3,6 @@
 #include "bindings/ops.h"
 #include "native/core/device.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -67,8 +66,7 @@ Napi::Value use_device(const Info& info) {
 Napi::Value cpu_info(const Info& info) {
   auto out = Napi::Object::New(info.Env());
   out["kernels"] = Napi::String::New(info.Env(), cpu::kernels().name);
-  out["linear"] = Napi::String::New(info.Env(), cpu::linear_backend());
-  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::native_bfloat16());
+  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::kernels().native_bfloat16);
   out["threads"] = Napi::Number::New(info.Env(), Device::cpu().stream().threads());
   out["defaultThreads"] = Napi::Number::New(info.Env(), default_threads());
   return out;

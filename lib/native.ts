@@ -92,6 +92,9 @@ export interface NativeNormOptions {
   rms?: boolean | undefined;
 }
 
+/** How SSIM is computed, see native/ops/quality.h: 'standard', Wang et al.'s; 'paper', that of the notebook published with UniFlow. */
+export type QualityConvention = 'standard' | 'paper';
+
 /** How the distillation loss weights its layers; 'adaptive' is the paper's. */
 export type LayerWeights = 'adaptive' | 'uniform' | 'last';
 
@@ -119,10 +122,8 @@ export interface NativeAdamWOptions {
 }
 
 export interface CpuInfo {
-  /** Instruction set of our own kernels. */
+  /** Instruction set of the kernels. */
   kernels: string;
-  /** oneDNN's version and the implementation that it chose. */
-  linear: string;
   nativeBfloat16: boolean;
   threads: number;
   defaultThreads: number;
@@ -156,7 +157,7 @@ export interface Native {
     normalisation: NativeNormalisation,
     dtype: 'uint8' | 'float32',
   ): TensorHandle;
-  imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
+  imageQuality(a: TensorHandle, b: TensorHandle, convention: QualityConvention): TensorHandle;
   /**
    * A path or the bytes of a file, which stay untouched until decodeJpeg resolves. Undefined: it cannot be read, or is no JPEG that decodeJpeg
    * decodes, or has more pixels. The size is that of the upright picture.
@@ -195,7 +196,7 @@ export interface Native {
   /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */
   uniform(seed: number, ids: Uint32Array, patches: number): TensorHandle;
   /** sigmoid(mean + std * normal), [ids.length, patches], a function of (seed, id, patch). */
-  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number): TensorHandle;
+  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number, zero: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
   linearBackward(
@@ -302,10 +303,10 @@ function load(): Native {
   } catch (cause) {
     const why = existsSync(path)
       ? `The native addon cannot be loaded: ${(cause as Error).message}
-If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl-dev libjpeg-dev, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
+If a shared library is missing, install it (Debian/Ubuntu: apt install libjpeg-dev, Fedora: dnf install libjpeg-turbo, macOS: brew install jpeg-turbo).
 If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
       : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
-That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
+That needs CMake, a C++20 compiler, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
     throw new UniFlowError('UNSUPPORTED', why, { subject: path, cause });
   }
 }

@@ -1,6 +1,6 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
-import { Pipeline } from './batch/pipeline.js';
+import { Pipeline } from './shards/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import { isObject } from './encoder/config-fields.js';
 import {
@@ -13,6 +13,7 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
+import { openDataset } from './sources/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -23,12 +24,13 @@ import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
 import { resolveModel } from './io/hub.js';
-import type { ImageSource } from './io/image.js';
-import { batchesOf, floats, type Batches, type ImageInput } from './io/input.js';
+import type { ImageSource } from './images/decode.js';
+import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
-import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { linearStart } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
@@ -72,6 +74,16 @@ export interface FreshOptions {
   seed?: number;
 }
 
+/** Of {@link UniFlow.random}. */
+export interface RandomOptions extends DeviceOptions {
+  /** Of the random weights. Default 0. */
+  seed?: number;
+  /** Images to start from, as openDataset takes them. */
+  photos?: string;
+  /** Ends the reading of `photos`. */
+  signal?: AbortSignal;
+}
+
 /** A picture with the name that comes back with its latents. */
 export type StreamItem = ImageSource | { id: string; image: ImageSource };
 
@@ -104,7 +116,7 @@ export class UniFlow {
     this.encoderParameters = [...encoderSource.parameters];
     this.down = [
       decoderSource.linear('chal_proj.c_fc', width, width),
-      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width),
+      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
     ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
@@ -153,14 +165,23 @@ export class UniFlow {
     return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
   }
 
-  /** A randomly initialised model, of a preset's size or as a config.json says. */
-  static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
+  /**
+   * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
+   * ({@link linearStart}).
+   */
+  static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
+  static random(config: Preset | Record<string, unknown>, options: RandomOptions): Promise<UniFlow>;
+  static random(
+    config: Preset | Record<string, unknown>,
+    { seed = 0, photos, signal, ...device }: RandomOptions = {},
+  ): UniFlow | Promise<UniFlow> {
     const json = typeof config !== 'string' ? config : Object.hasOwn(presets, config) ? presets[config] : undefined;
     if (!isObject(json)) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), describe(config));
     const placement = checkDevice(device);
     const source = new RandomSource(placement, seed);
     const parsed = parseUniFlowConfig(json);
-    return source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    const uniflow = source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    return photos === undefined ? uniflow : startedOn(uniflow, photos, { seed, signal });
   }
 
   // ----- encode -------------------------------------------------------------------------------------------------
@@ -303,6 +324,21 @@ export class UniFlow {
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
+}
+
+async function startedOn(uniflow: UniFlow, photos: string, options: { seed: number; signal: AbortSignal | undefined }): Promise<UniFlow> {
+  try {
+    const data = await openDataset(photos, { signal: options.signal });
+    try {
+      await linearStart(uniflow, data, { ...options, encoder: 'random' });
+    } finally {
+      await data.close();
+    }
+    return uniflow;
+  } catch (error) {
+    await uniflow.dispose();
+    throw error;
+  }
 }
 
 /** Rows [begin, end) of a whole array, back on the device. */

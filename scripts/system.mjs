@@ -22,7 +22,6 @@ const needs = [
   { what: 'a C++20 compiler', apt: 'g++', dnf: 'gcc-c++', brew: 'gcc', there: () => ['c++', 'g++', 'clang++'].some(has) },
   { what: 'CMake', apt: 'cmake', dnf: 'cmake', brew: 'cmake', there: () => has('cmake') },
   { what: 'make or Ninja', apt: 'make', dnf: 'make', brew: 'make', there: () => has('make') || has('ninja') },
-  { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
   { what: 'libjpeg-turbo', apt: 'libjpeg-dev', dnf: 'libjpeg-turbo-devel', brew: 'jpeg-turbo', there: () => header('jpeglib.h') },
   { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
 ];

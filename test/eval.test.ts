@@ -42,7 +42,7 @@ const fixture = (name: string): Promise<NdArray<Float32Array | Uint8Array>> => r
 const rows = ({ data, shape }: NdArray, count: number): NdArray =>
   ndarray((data as unknown as Float32Array).subarray(0, count * shape[1]!), [count, shape[1]!]);
 let expected: Record<'fid' | 'fidOfFew' | 'knn' | 'probe', number> &
-  Record<'mean' | 'psnr' | 'ssim', number[]> & { covariance: number[][] };
+  Record<'mean' | 'psnr' | 'ssim' | 'ssimPaper', number[]> & { covariance: number[][] };
 let dir: string;
 
 beforeAll(async () => {
@@ -104,12 +104,12 @@ describe('against numpy, scipy and scikit-image', () => {
       });
   });
 
-  test('PSNR and SSIM', async () => {
+  test.each(['standard', 'paper'] as const)('PSNR and SSIM, %s convention', async (convention) => {
     const [a, b] = [Tensor.from(await fixture('images-a')), Tensor.from(await fixture('images-b'))];
-    const quality = await imageQuality(a, b).read();
+    const quality = await imageQuality(a, b, convention).read();
     for (const i of [0, 1]) {
       expect(quality.get(i, 0)).toBeCloseTo(expected.psnr[i]!, 4);
-      expect(quality.get(i, 1)).toBeCloseTo(expected.ssim[i]!, 5);
+      expect(quality.get(i, 1)).toBeCloseTo(expected[convention === 'paper' ? 'ssimPaper' : 'ssim'][i]!, 5);
     }
   });
 });

@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import sharp, { type JpegOptions, type Sharp } from 'sharp';
 import { UniFlowError } from '../lib/errors.js';
-import { decodeImage, type DecodeOptions, type ImageSource, openImage, type RgbImage } from '../lib/io/image.js';
+import { decodeImage, type DecodeOptions, type ImageSource, openImage, type RgbImage } from '../lib/images/decode.js';
 import { native, type Resampling } from '../lib/native.js';
 import { fixtures, photos } from './support.js';
 

@@ -3,9 +3,9 @@
  * when it runs: help appears at once, and also where the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
-import type { Fit } from '../batch/fit.js';
-import type { FormatName } from '../batch/formats/index.js';
-import type { StoreType } from '../batch/store.js';
+import type { Fit } from '../images/fit.js';
+import type { FormatName } from '../shards/formats/index.js';
+import type { StoreType } from '../shards/store.js';
 import type { Preset } from '../config.js';
 import type { BenchCommandOptions } from './bench.js';
 import type { DecodeCommandOptions } from './decode.js';
@@ -251,6 +251,8 @@ function addEval(program: Command, signal: AbortSignal): void {
     .addOption(sizeOption())
     .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
     .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
+    .option('--baseline <data>', 'images to fit the PCA baseline to (default: those of --train, else <data> itself)')
+    .addOption(new Option('--convention <name>', "how SSIM is computed: paper as UniFlow's notebook").choices(['standard', 'paper']))
     .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
     .addOption(new Option('--latent-pool <how>', 'latents as one vector (default: mean)').choices(['mean', 'concat']))
     .option('--features <model>', 'encoder to compute FID with, or an .npy with features of the reconstructions')
@@ -264,6 +266,7 @@ function addEval(program: Command, signal: AbortSignal): void {
       'after',
       examples(
         'uniflow eval held-out/',
+        'uniflow eval kodak/ -m run/model --baseline train/ --convention paper',
         'uniflow eval val/ -m run/model --teacher facebook/dinov2-base --train train/ --out result.json',
         'uniflow eval val/ -m run/model --features facebook/dinov2-base --save-features val.npy',
         'uniflow eval val/ -m run/model --steps 4 --features facebook/dinov2-base --reference val.npy',
@@ -276,10 +279,11 @@ function addEval(program: Command, signal: AbortSignal): void {
 function addInit(program: Command, signal: AbortSignal): void {
   const command = program
     .command('init')
-    .description('Make a model folder with random weights.')
+    .description('Make a model folder with random weights, or with the linear codec (PCA) of photographs, a better start for training.')
     .argument('<folder>', 'where the model goes');
   withJson(command)
     .addOption(new Option('--preset <name>', 'size of the model').choices(Object.keys(PRESETS)).makeOptionMandatory())
+    .option('--photos <data>', 'start as the PCA of these images: a folder, list, IDX file or tar')
     .option('--seed <n>', 'of the weights (default: 0)', integerFrom(0))
     .addOption(dtypeOption('numbers to store (default: float32)'))
     .option('--force', 'overwrite a model that is there')
@@ -288,6 +292,7 @@ function addInit(program: Command, signal: AbortSignal): void {
       examples(
         'uniflow init my-model --preset tiny',
         'uniflow init my-model --preset base --seed 7 --dtype bfloat16',
+        'uniflow init my-model --preset base --photos photos/',
         'uniflow init my-model --preset nano --force',
       ),
     )

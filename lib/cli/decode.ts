@@ -2,10 +2,10 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ahead } from '../ahead.js';
+import { prefetch } from '../prefetch.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { picturesOf, writeImage } from '../io/image.js';
+import { toImages, writeImage } from '../images/write.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';
@@ -34,8 +34,8 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
       begin,
       await uniflow.decode(rowsOf(latents, begin, end), { grid, steps, schedule, guidance, seed, batchSize, signal }),
     ];
-    for await (const [begin, images] of ahead(slices(count, batchSize), 1, work)) {
-      const pictures = picturesOf(images);
+    for await (const [begin, images] of prefetch(slices(count, batchSize), 1, work)) {
+      const pictures = toImages(images);
       await Promise.all(pictures.map((picture, i) => writeImage(files[begin + i] as string, picture)));
       progress.update(begin + pictures.length);
     }

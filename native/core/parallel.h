@@ -1,4 +1,4 @@
-/// The one OpenMP team of a compute thread: oneDNN's kernels and ours run on it by turns.
+/// The OpenMP team of a compute thread.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,6 @@
 
 #include "native/cpu/flow.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 #include "native/cpu/quality.h"
 
 namespace uniflow::cpu {
@@ -43,12 +42,6 @@ const Kernels& choose() {
 /// The chosen table, with what does not depend on the instruction set.
 Kernels complete() {
   Kernels k = choose();
-  k.linear_packing = linear_packing;
-  k.packed_bytes = packed_bytes;
-  k.pack = pack;
-  k.unpack = unpack;
-  k.linear = linear;
-  k.linear_backward = linear_backward;
   k.flow_integrate = flow_integrate;
   k.flow_velocity = flow_velocity;
   k.time_waves = time_waves;

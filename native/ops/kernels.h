@@ -11,6 +11,7 @@
 
 #include "native/core/activation.h"
 #include "native/core/dtype.h"
+#include "native/core/ssim.h"
 
 namespace uniflow {
 
@@ -155,8 +156,8 @@ struct NoiseArgs {
   const uint32_t* ids;  // host: one per image
 };
 
-/// One number for each patch, from the first word or words of the Philox block of (seed, ids[image], patch): uniform on (0, 1], or
-/// sigmoid(mean + std * n) with n standard normal.
+/// One number for each patch, from the Philox block of (seed, ids[image], patch): uniform on (0, 1], or sigmoid(mean + std * n) with n standard normal,
+/// from its first words; 0 for a share `zero` of the patches, from its third.
 struct DrawArgs {
   float* out;  // [images, patches]
   int64_t images, patches;
@@ -164,6 +165,7 @@ struct DrawArgs {
   const uint32_t* ids;  // host: one per image
   bool logit_normal;
   float mean, std;
+  float zero = 0;
 };
 
 /// out = residual + scale * gate * branch; scale [width] and gate [rows, width] where given.
@@ -260,6 +262,7 @@ struct AdamWArgs {
 
 struct Kernels {
   const char* name;
+  bool native_bfloat16;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
 
   // --- linear ---
   /// How a weight [out, in] is stored for products in `dtype`, and in how many bytes.
@@ -331,7 +334,7 @@ struct Kernels {
   /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
   void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
   /// a, b uint8 [images, height, width, 3] -> out [images, 2]: PSNR, SSIM.
-  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width);
+  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, SsimConvention convention);
   /// The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on
   /// a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait.
   double (*peak)(DType dtype);
