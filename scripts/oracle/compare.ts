@@ -29,7 +29,8 @@ async function problemsOf(folder: string): Promise<string[]> {
       const out = await encoder.encode({ pixels: await golden.read(`pixels.${size}`) }, { hiddenStates: true });
       await compare(`last.${size}`, out.lastHiddenState);
       const states = golden.names.filter((name) => name.startsWith(`h.${size}.`));
-      if (states.length !== out.hiddenStates!.length) problems.push(`${size}: ${out.hiddenStates!.length} hidden states, not ${states.length}`);
+      if (states.length !== out.hiddenStates!.length)
+        problems.push(`${size}: ${out.hiddenStates!.length} hidden states, not ${states.length}`);
       for (const name of states) await compare(name, out.hiddenStates![Number(name.split('.').at(-1))]);
     }
     if (golden.names.includes('photo')) await compare('photo', (await encoder.encode(photo)).lastHiddenState);
