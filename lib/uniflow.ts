@@ -13,7 +13,6 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
-import { openDataset } from './sources/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -30,7 +29,7 @@ import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
 import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
-import { linearStart } from './start/index.js';
+import { startedOn } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
@@ -167,7 +166,7 @@ export class UniFlow {
 
   /**
    * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
-   * ({@link linearStart}).
+   * (lib/start).
    */
   static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
   static random(config: Preset | Record<string, unknown>, options: RandomOptions): Promise<UniFlow>;
@@ -324,21 +323,6 @@ export class UniFlow {
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
-}
-
-async function startedOn(uniflow: UniFlow, photos: string, options: { seed: number; signal: AbortSignal | undefined }): Promise<UniFlow> {
-  try {
-    const data = await openDataset(photos, { signal: options.signal });
-    try {
-      await linearStart(uniflow, data, { ...options, encoder: 'random' });
-    } finally {
-      await data.close();
-    }
-    return uniflow;
-  } catch (error) {
-    await uniflow.dispose();
-    throw error;
-  }
 }
 
 /** Rows [begin, end) of a whole array, back on the device. */
