@@ -23,7 +23,6 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 const tokenizer = (patch: number, latentChannels: number): UniFlow =>
   ({
     config: { patch, latentChannels },
-    normalisation: { mean: Float32Array.of(0.5, 0.4, 0.3), std: Float32Array.of(0.25, 0.25, 0.25) },
     device: 'cpu',
   }) as unknown as UniFlow;
 
