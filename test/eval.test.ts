@@ -74,6 +74,36 @@ describe('against numpy, scipy and scikit-image', () => {
     });
   });
 
+  test.each<[string, unknown, RegExp]>([
+    ['NaN', ndarray(new Float32Array(32).fill(NaN), [4, 8]), /features of set [12]: expected finite/],
+    ['infinity', ndarray(new Float32Array(32).fill(Infinity), [4, 8]), /features of set [12]: expected finite/],
+    [
+      'values whose variance is none',
+      ndarray(
+        Float32Array.from({ length: 32 }, (_, i) => (i < 16 ? 3e38 : -3e38)),
+        [8, 4],
+      ),
+      /features of set [12]: expected finite/,
+    ],
+    ['undefined', undefined, /features: expected an ndarray, but got undefined/],
+    ['null', null, /features: expected an ndarray, but got null/],
+    ['a list', [1, 2], /expected/],
+  ])('FID refuses %s', async (_, wrong, about) => {
+    const good = ndarray(
+      Float32Array.from({ length: 32 }, (_, i) => Math.sin(i)),
+      (wrong as NdArray | undefined)?.shape ?? [4, 8],
+    );
+    for (const sets of [
+      [wrong, good],
+      [good, wrong],
+    ] as [NdArray, NdArray][])
+      await expect(fid(...sets)).rejects.toMatchObject({
+        name: 'UniFlowError',
+        code: 'BAD_INPUT',
+        message: expect.stringMatching(about),
+      });
+  });
+
   test.each(['standard', 'paper'] as const)('PSNR and SSIM, %s convention', async (convention) => {
     const [a, b] = [Tensor.from(await fixture('images-a')), Tensor.from(await fixture('images-b'))];
     const quality = await imageQuality(a, b, convention).read();

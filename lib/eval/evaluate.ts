@@ -17,7 +17,7 @@ import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { checkSize } from '../images/input.js';
 import type { QualityConvention } from '../native.js';
-import { imageQuality, sliceTokens } from '../ops.js';
+import { imageQuality, sliceTokens, toUint8 } from '../ops.js';
 import { cancellable, type Grid, gridOf, onDevice, type Tensor, tidy } from '../tensor.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
@@ -187,9 +187,21 @@ class Run {
     };
   }
 
-  private async decodeBatch(originals: NdArray<Uint8Array>, z: NdArray, { codec, meter }: Measured): Promise<Record<string, NdArray>> {
+  /** What the whole patches show of the pictures: as much as is decoded. */
+  private async shown(pixels: NdArray<Uint8Array>): Promise<NdArray<Uint8Array>> {
+    const { config, device, normalisation } = this.uniflow;
+    const [height, width] = [this.grid.rows * config.patch, this.grid.cols * config.patch];
+    if (pixels.shape[1] === height && pixels.shape[2] === width) return pixels;
+    const { cut } = await readAll(
+      onDevice(device, () => tidy(() => ({ cut: toUint8(imagesOf(pixels), this.grid, config.patch, normalisation) }))),
+    );
+    return cut as NdArray<Uint8Array>;
+  }
+
+  private async decodeBatch(pixels: NdArray<Uint8Array>, z: NdArray, { codec, meter }: Measured): Promise<Record<string, NdArray>> {
     const { signal, features, reference } = this.options;
     const { convention } = this;
+    const originals = await this.shown(pixels);
     const images = (await this.uniflow.decode(z, { ...this.sampling, grid: this.grid, signal })) as NdArray<Uint8Array>;
     const { quality } = await readAll(
       onDevice(this.uniflow.device, () => tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images), convention) }))),

@@ -2,7 +2,7 @@
 import type { NdArray } from 'ndarray';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { VisionEncoder } from '../../lib/index.js';
+import { setThreads, VisionEncoder } from '../../lib/index.js';
 import { ArrayFile } from '../../lib/io/arrays.js';
 
 const TOLERANCE = 2e-4; // relative L2
@@ -40,6 +40,7 @@ async function problemsOf(folder: string): Promise<string[]> {
   }
 }
 
+setThreads(1); // the models are tiny
 const report: Record<string, string[]> = {};
 for (const folder of process.argv.slice(2))
   report[folder] = await problemsOf(folder).catch((error: unknown) => [`refused: ${(error as Error).message}`]);
