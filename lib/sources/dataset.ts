@@ -84,7 +84,7 @@ export interface OpenOptions {
  */
 export async function openDataset(path: string, options: OpenOptions = {}): Promise<Dataset> {
   if (typeof path !== 'string' || path === '') throw UniFlowError.expected('BAD_INPUT', 'path', 'the path of a dataset', describe(path));
-  checkOptions(options);
+  checkOptions(options, ['signal']);
   throwIfAborted(options.signal);
   return datasetOf(await samplesOf(path, options.signal));
 }
@@ -234,7 +234,7 @@ function datasetOf(source: Samples): Dataset {
 }
 
 async function hashOf(samples: Samples, options: HashOptions = {}): Promise<string> {
-  checkOptions(options);
+  checkOptions(options, ['signal', 'onProgress']);
   const { signal, onProgress } = options;
   const hash = createHash('sha256');
   for (let i = 0; i < samples.length; i++) {
