@@ -17,7 +17,8 @@ import { UniFlow } from '../uniflow.js';
 import type { ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
-import { downloading, loadModel } from './shared.js';
+import { Skips } from '../sources/skips.js';
+import { downloading, loadModel, reportSkips } from './shared.js';
 
 export interface EvalCommandOptions extends ModelOptions, PictureOptions, SamplingOptions {
   limit?: number;
@@ -37,6 +38,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
   const { saveFeatures, out, json, teacher: teacherName, latentPool, size, steps, schedule, guidance, seed, batch } = options;
   const data = await open(path, options.limit, signal);
   const train = options.train === undefined ? undefined : await open(options.train, options.limit, signal);
+  for (const { dataset } of [data, ...(train ? [train] : [])]) reportSkips(Skips.of(dataset.skipped ?? []), undefined, json === true);
   const features = await featuresOf(options, signal);
   if (saveFeatures !== undefined && !(features && 'extract' in features))
     throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');

@@ -7,6 +7,8 @@ import type { LogEntryOf } from '../train/log.js';
 import type { ReportOptions } from './options.js';
 import { printJson } from './output.js';
 import { Progress } from './progress.js';
+import { Skips } from '../sources/skips.js';
+import { reportSkips } from './shared.js';
 
 /** What the command line says of the run itself; everything else is a setting, and wins over the config file's. */
 export interface TrainCommandOptions extends ReportOptions, Partial<TrainConfig> {
@@ -49,6 +51,7 @@ async function shown(
         if (entry.skipped && !quiet) progress.line(`step ${entry.step}: the gradient is not finite; the step is skipped`);
         progress.update(entry.step * batch, recent.with(entry));
       },
+      onSkipped: (skipped) => reportSkips(Skips.of(skipped), progress, quiet),
       onValidation: ({ step, psnr, ssim }) => {
         if (!quiet) progress.line(`step ${step}: validation PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)}`);
       },

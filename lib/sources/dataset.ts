@@ -215,7 +215,12 @@ export function subset(dataset: Dataset, indices: readonly number[]): Dataset {
     checkInteger(`indices[${i}]`, index, 0, dataset.length - 1);
     return index;
   });
-  return datasetOf({ length: kept.length, classes: dataset.classes, read: (i) => dataset.read(kept[i] as number) });
+  return datasetOf({
+    length: kept.length,
+    classes: dataset.classes,
+    skipped: dataset.skipped,
+    read: (i) => dataset.read(kept[i] as number),
+  });
 }
 
 function datasetOf(source: Samples): Dataset {

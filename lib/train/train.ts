@@ -13,10 +13,11 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
+import type { Skipped } from '../sources/item.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
-import { type RgbImage } from '../images/decode.js';
+import type { RgbImage } from '../images/decode.js';
 import { toImages } from '../images/write.js';
 import { checkSize } from '../images/input.js';
 import { UniFlow } from '../uniflow.js';
@@ -36,6 +37,8 @@ export interface TrainOptions {
   /** After every step, with the number of steps done so far. */
   onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
   onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
+  /** Told once of the files that the data set's source passed over, where there are some. */
+  onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
 }
 
 export interface TrainResult {
@@ -92,6 +95,7 @@ class Run {
 
   async run(resumed: boolean): Promise<TrainResult> {
     const data = await openDataset(this.settings.data);
+    if (data.skipped && data.skipped.length > 0) this.options.onSkipped?.(data.skipped);
     try {
       const { uniflow, teacher } = await startOf(this.settings, this.options.device);
       try {
