@@ -2,6 +2,7 @@
 #include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/core/device.h"
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/cpu/linear.h"
 
@@ -115,7 +116,7 @@ void define_device(Napi::Object exports) {
   });
   define(exports, "setThreads", [](const Info& i) {
     const int64_t n = integer(i[0], "threads");
-    if (n < 1 || n > 1024) throw Error(ErrorCode::BadInput, "threads", "1 to 1024", std::to_string(n));
+    if (n < 1 || n > kMostThreads) throw Error(ErrorCode::BadInput, "threads", "1 to " + std::to_string(kMostThreads), std::to_string(n));
     Device::cpu().stream().set_threads(static_cast<int>(n));
   });
   define(exports, "memoryStats", memory_stats);

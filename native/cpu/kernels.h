@@ -1,4 +1,4 @@
-/// The CPU's kernels. Those of one instruction set are compiled once for each, and split their work over the OpenMP team.
+/// The CPU's kernels. Those of one instruction set are compiled once for each, and split their work over the team of threads.
 #pragma once
 
 #include "native/ops/kernels.h"
