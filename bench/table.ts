@@ -38,7 +38,7 @@ export function tableRow(r: Result): string {
 
 export function machineLines(m: Machine): string {
   return `${m.device === 'cpu' ? '' : `${m.device}: ${m.description}; `}${m.cpu}, ${m.threads} threads of ${m.cores} cores, ${m.memoryGiB} GiB; ${m.platform}, Node.js ${m.node}
-Kernels ${m.kernels}; ${m.linear}
+Kernels ${m.kernels}
 ${m.date}, commit ${m.commit ?? 'unknown'}`;
 }
 

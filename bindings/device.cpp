@@ -4,7 +4,6 @@
 #include "native/core/device.h"
 #include "native/core/team.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -68,8 +67,11 @@ Napi::Value use_device(const Info& info) {
 Napi::Value cpu_info(const Info& info) {
   auto out = Napi::Object::New(info.Env());
   out["kernels"] = Napi::String::New(info.Env(), cpu::kernels().name);
-  out["linear"] = Napi::String::New(info.Env(), cpu::linear_backend());
-  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::native_bfloat16());
+  const auto sets = cpu::instruction_sets();
+  auto names = Napi::Array::New(info.Env(), sets.size());
+  for (uint32_t i = 0; i < sets.size(); ++i) names[i] = Napi::String::New(info.Env(), sets[i]);
+  out["instructionSets"] = names;
+  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::kernels().native_bfloat16);
   out["threads"] = Napi::Number::New(info.Env(), Device::cpu().stream().threads());
   out["defaultThreads"] = Napi::Number::New(info.Env(), default_threads());
   return out;

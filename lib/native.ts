@@ -116,10 +116,10 @@ export interface NativeAdamWOptions {
 }
 
 export interface CpuInfo {
-  /** Instruction set of our own kernels. */
+  /** Instruction set of the kernels. */
   kernels: string;
-  /** oneDNN's version and the implementation that it chose. */
-  linear: string;
+  /** Those that this machine has, the best first; UNIFLOW_ISA chooses another than the best. */
+  instructionSets: string[];
   nativeBfloat16: boolean;
   threads: number;
   defaultThreads: number;

@@ -24,7 +24,6 @@ const needs = [
   { what: 'a C++20 compiler', apt: 'g++', dnf: 'gcc-c++', brew: 'gcc', there: () => ['c++', 'g++', 'clang++'].some(has) },
   { what: 'CMake', apt: 'cmake', dnf: 'cmake', brew: 'cmake', there: () => has('cmake') },
   { what: 'make or Ninja', apt: 'make', dnf: 'make', brew: 'make', there: () => has('make') || has('ninja') },
-  { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
 ];
 /** What some commands need besides. */
 const needsOf = {

@@ -14,11 +14,10 @@ const [, percent, failedNative, totalNative] = /(\d+)% tests passed, (\d+) tests
 /** Runs jest; what it prints goes through, its results come back. */
 function jest(args, env = {}) {
   const report = join(tmpdir(), `uniflow-jest-${process.pid}.json`);
-  // GOMP_SPINCOUNT as lib/native.ts sets it: what tests see as process.env is a copy
   const { status } = spawnSync(
     process.execPath,
     ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...args],
-    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { GOMP_SPINCOUNT: '100000', ...process.env, ...env } },
+    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } },
   );
   const { numPassedTests, numFailedTests, numRuntimeErrorTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
   rmSync(report);
@@ -27,7 +26,7 @@ function jest(args, env = {}) {
 
 // The suites that hold for every device, once more with the GPU's kernels, which the emulator runs on the processor.
 const onEveryDevice = ['cuda', 'distillation', 'families', 'gradients', 'trainer', 'uniflow'].map((name) => `test/${name}.test.ts`);
-const emulated = { UNIFLOW_CUDA_LIBRARY: join(root, 'build', 'Release', 'libuniflow_cuda_emulated.so'), OMP_WAIT_POLICY: 'passive' };
+const emulated = { UNIFLOW_CUDA_LIBRARY: join(root, 'build', 'Release', 'libuniflow_cuda_emulated.so') };
 const args = process.argv.slice(2);
 const runs = [jest(args), ...(args.length === 0 ? [jest(onEveryDevice, emulated)] : [])];
 const total = (key) => runs.reduce((sum, run) => sum + run[key], 0);

@@ -89,8 +89,8 @@ async function addon(): Promise<Omit<Finding, 'name'>> {
 
 async function kernels(): Promise<Omit<Finding, 'name'>> {
   const { cpuInfo } = await import('../device.js');
-  const { kernels: own, linear, nativeBfloat16 } = cpuInfo();
-  return { ok: true, detail: `${own}; ${linear}; bfloat16 products ${nativeBfloat16 ? 'in hardware' : 'emulated: use float32'}` };
+  const { kernels: level, nativeBfloat16 } = cpuInfo();
+  return { ok: true, detail: `${level}; bfloat16 products ${nativeBfloat16 ? 'in hardware' : 'as float32, at its speed'}` };
 }
 
 async function threads(): Promise<Omit<Finding, 'name'>> {

@@ -9,10 +9,6 @@
 #include "native/core/device.h"
 #include "native/core/parallel.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace uniflow {
 namespace {
 
@@ -223,9 +219,6 @@ void Stream::loop() {
     running_.push_back(&entry);
     lock.unlock();
     set_team_size(team_for(entry.command, threads()));
-#ifdef _OPENMP
-    omp_set_num_threads(team_size());  // oneDNN's
-#endif
     if (is_cpu) take_cores(team_size() > 1);
     finish(entry, execute(entry));
     lock.lock();

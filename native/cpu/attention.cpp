@@ -90,7 +90,7 @@ static void softmax(float* scores, int64_t stride, int64_t rows, int64_t keys, f
 
 /// One query block of one head, `q`, and all of the head's packed blocks; log_sum_exp, one per query, may be null.
 template <class Units>
-static void attend(const Plan<Units>& plan, const HeadRows<typename Units::Element>& q, const uint32_t* packed,
+static void attend(const Plan<Units>& plan, const Rows<typename Units::Element>& q, const uint32_t* packed,
                    typename Units::Element* out, int64_t out_stride, float* log_sum_exp) {
   const int64_t steps = plan.head_steps, columns = plan.head_vectors * kWidth;
   alignas(64) uint32_t query[kQueryFloats];
@@ -141,7 +141,7 @@ static void attention_of(const AttentionArgs& args) {
   const auto rows_of = [&](int64_t head, int64_t part, int64_t start, int64_t count) {
     const Element* q = static_cast<const Element*>(args.qkv) + head / plan.heads * plan.seq * plan.row_stride +
                        head % plan.heads * plan.head_dim;
-    return HeadRows<Element>{q + part * width + start * plan.row_stride, plan.row_stride, count, plan.head_dim};
+    return Rows<Element>{q + part * width + start * plan.row_stride, plan.row_stride, count, plan.head_dim};
   };
   const auto pack_block = [&](int64_t head, int64_t block, uint32_t* to) {
     const int64_t start = block * plan.key_block, keys = plan.keys_in(block);

@@ -123,8 +123,8 @@ static void pack_queries(const Plan<Units>& plan, const Rows& q, const Rows& out
 template <class Units, class Rows>
 static void pack_keys(const Plan<Units>& plan, const Rows& k, const Rows& v, const Workspace& to) {
   for (int64_t r = 0; r < k.count; ++r) {
-    k.prefetch(r + kAhead);
-    v.prefetch(r + kAhead);
+    k.prefetch(r + kPrefetchRows);
+    v.prefetch(r + kPrefetchRows);
     Units::load_row(k[r], k.width, to.k_rows + r * plan.steps);
     Units::load_row(v[r], v.width, to.v_rows + r * plan.steps);
   }
@@ -253,7 +253,7 @@ class Backward {
   int64_t offset(int64_t head, int64_t token, int64_t parts, int64_t part) const {
     return ((head / plan_.heads * plan_.seq + token) * parts + part) * plan_.width + head % plan_.heads * plan_.head_dim;
   }
-  HeadRows<Element> rows(const void* data, int64_t head, int64_t token, int64_t count, int64_t parts = 1,
+  Rows<Element> rows(const void* data, int64_t head, int64_t token, int64_t count, int64_t parts = 1,
                          int64_t part = 0) const {
     return {static_cast<const Element*>(data) + offset(head, token, parts, part), parts * plan_.width, count, plan_.head_dim};
   }

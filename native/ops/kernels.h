@@ -260,6 +260,7 @@ struct AdamWArgs {
 
 struct Kernels {
   const char* name;
+  bool native_bfloat16;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
 
   // --- linear ---
   /// How a weight [out, in] is stored for products in `dtype`, and in how many bytes.
