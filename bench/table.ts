@@ -1,5 +1,5 @@
 /** The report for people. */
-import type { Peaks, Result } from './harness.js';
+import type { Failure, Peaks, Result } from './harness.js';
 import type { Machine } from './machine.js';
 
 const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
@@ -34,6 +34,10 @@ export function tableRow(r: Result): string {
     ...[r.family, r.name, r.shape, r.dtype, milliseconds(r.medianMs), milliseconds(r.p99Ms)],
     ...[rate, milliseconds(r.floorMs), `${(100 * r.ofFloor).toFixed(0)} %`, figures.join(', ')],
   ]);
+}
+
+export function failedRow({ family, name, shape, dtype, failed }: Failure): string {
+  return `${line([family, name, shape, dtype])}  cannot run here: ${failed}`;
 }
 
 export function machineLines(m: Machine): string {
