@@ -28,7 +28,8 @@ const require = createRequire(import.meta.url);
 const includes = [dirname(require.resolve('node-addon-api/package.json')), require('node-api-headers').include_dir];
 const cache = join(folder, 'CMakeCache.txt');
 // CMake refuses a build folder that has served another copy of the sources
-if (existsSync(cache) && !readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`)) rmSync(folder, { recursive: true });
+if (existsSync(cache) && !readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`))
+  rmSync(folder, { recursive: true });
 console.log(`Building the native addon in ${folder} …`);
 run([
   ...['-S', root, '-B', folder, '-DCMAKE_BUILD_TYPE=Release', `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${join(folder, 'Release')}`],

@@ -27,6 +27,9 @@ export function prepare(wanted = {}) {
   if (age('node_modules/.package-lock.json') < age('package-lock.json'))
     run('npm', ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
   // the tests compile the GPU's kernels also where there is no GPU
-  run(process.execPath, ['scripts/build.mjs', ...(wanted.tests ? ['-DUNIFLOW_TESTS=ON', `-DUNIFLOW_CUDA=${has('nvcc') ? 'ON' : 'AUTO'}`] : [])]);
+  run(process.execPath, [
+    'scripts/build.mjs',
+    ...(wanted.tests ? ['-DUNIFLOW_TESTS=ON', `-DUNIFLOW_CUDA=${has('nvcc') ? 'ON' : 'AUTO'}`] : []),
+  ]);
   run('npx', ['tsc', '-p', 'tsconfig.json']);
 }

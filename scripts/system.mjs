@@ -29,7 +29,13 @@ const needs = [
 const needsOf = {
   tests: [
     { what: 'libjpeg-turbo', apt: 'libjpeg-dev', dnf: 'libjpeg-turbo-devel', brew: 'jpeg-turbo', there: () => header('jpeglib.h') },
-    { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
+    {
+      what: 'nlohmann/json',
+      apt: 'nlohmann-json3-dev',
+      dnf: 'json-devel',
+      brew: 'nlohmann-json',
+      there: () => header('nlohmann/json.hpp'),
+    },
     { what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') },
     { what: 'Redis', apt: 'redis-server', dnf: 'redis', brew: 'redis', there: () => has('redis-server') },
     { what: 'NumPy', apt: 'python3-numpy', dnf: 'python3-numpy', brew: 'numpy', there: () => pythonWithNumpy() !== undefined },
