@@ -3,7 +3,7 @@
  * prints what is missing for the build.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, realpathSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 const includeDirs = [
@@ -72,7 +72,7 @@ export function installMissing(options) {
   return missing(options);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const absent = missing();
   if (absent.length > 0) console.log(advice(absent));
 }
