@@ -147,7 +147,7 @@ void define_ops(Napi::Object exports) {
   });
   define(exports, "logitNormal", [](const auto& s, const Info& i) {
     return ops::logit_normal(s, seed(i[0], "seed"), uint32s(i[1], "ids"), integer(i[2], "patches"),
-                             static_cast<float>(number(i[3], "mean")), static_cast<float>(number(i[4], "std")));
+                             static_cast<float>(number(i[3], "mean")), static_cast<float>(number(i[4], "std")), static_cast<float>(number(i[5], "zero")));
   });
   define(exports, "flowIntegrate", [](const auto& s, const Info& i) {
     return ops::flow_integrate(s, flow_head(i[0]), tensor(i[1], "condition"), flow_options(i[2]));

@@ -192,7 +192,7 @@ export interface Native {
   /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */
   uniform(seed: number, ids: Uint32Array, patches: number): TensorHandle;
   /** sigmoid(mean + std * normal), [ids.length, patches], a function of (seed, id, patch). */
-  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number): TensorHandle;
+  logitNormal(seed: number, ids: Uint32Array, patches: number, mean: number, std: number, zero: number): TensorHandle;
   flowIntegrate(head: NativeFlowHead, condition: TensorHandle, options: NativeFlowOptions): TensorHandle;
   flowVelocity(head: NativeFlowHead, x: TensorHandle, t: TensorHandle, condition: TensorHandle): TensorHandle;
   linearBackward(
@@ -263,6 +263,8 @@ export interface Native {
     metadata: Record<string, string>;
     tensors: Record<string, { dtype: string; shape: number[] }>;
   };
+  /** A copy of the bytes of one tensor of a file, as they are there. */
+  tensorBytes(file: FileHandle, name: string): Uint8Array;
   loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: WeightType, packed: boolean): TensorHandle;
   randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
   constantParameter(shape: readonly number[], value: number): TensorHandle;

@@ -187,8 +187,10 @@ export function add(a: Tensor, b: Tensor): Tensor {
   return differentiable(tensorOf(native.add(a.handle, b.handle, undefined, 0, 1)), [a, b], (d) => [d, d]);
 }
 
-/** Pixels [B,H,W,3] uint8 from normalised ones [B,3,H,W]: denormalised, rounded, clamped. */
+/** The pixels of whole patches, uint8 [B,h,w,3]: normalised ones [B,3,H,W] are denormalised, rounded, clamped. */
 export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation: NativeNormalisation): Tensor {
+  const [height, width] = [grid.rows * patch, grid.cols * patch];
+  if (pixels.dtype === 'uint8' && pixels.dim(1) === height && pixels.dim(2) === width) return pixels.slice(0, pixels.dim(0));
   return tidy(() => {
     const patches = unfold(pixels, patch, normalisation, 'float32');
     return tensorOf(native.fold(patches.handle, grid.rows, grid.cols, patch, normalisation, 'uint8'));

@@ -1,11 +1,31 @@
 /** A model's parameters: where they come from (a checkpoint, or random numbers) and under which names they are saved. */
 import { type Placement } from './device.js';
-import { native, type FloatType, type WeightType } from './native.js';
+import { native, type Activation, type FloatType, type TensorHandle, type WeightType } from './native.js';
 import { type Linear, type Norm } from './ops.js';
 import { onDevice, tensorOf, type Tensor } from './tensor.js';
 
-/** How a parameter starts when it is not loaded. */
+/** How a parameter starts when it is not loaded: normal, cut off at two deviations, or constant. */
 export type Init = { std: number } | { value: number };
+
+/** 1 / E[f(n)²] of an activation f, n standard normal: the {@link LinearParameters.gain} of a matrix that multiplies its output. */
+export const GAIN: Readonly<Record<Activation | 'swiglu', number>> = {
+  ...{ gelu: 2.3517, gelu_tanh: 2.3519, quick_gelu: 2.3699, silu: 2.8108, swiglu: 2.8108 },
+};
+
+/** Of {@link ParameterSource.linear}. */
+export interface LinearParameters {
+  /** Which of the stacked layers have a bias in the checkpoint. Default true. */
+  bias?: boolean | readonly boolean[];
+  /** The stored shape where it is not [out, in]. */
+  weightShape?: readonly number[];
+  /** float8 where the model is to have it. */
+  compact?: boolean;
+  /**
+   * Random weights start by fan-in, with variance gain / in: an input of mean square 1 / gain gives outputs of variance 1 (He et al. 2015,
+   * "Delving Deep into Rectifiers"). 0: they start at zero. Default 1.
+   */
+  gain?: number;
+}
 
 /** One tensor of the checkpoint layout. A parameter may be several, one under the other (q, k, v). */
 export interface Part {
@@ -20,6 +40,11 @@ export interface Parameter {
   parts: readonly Part[];
   /** Weight of a linear layer: stored and computed with in the model's dtype, and what weight decay shrinks. */
   matrix: boolean;
+}
+
+/** Gives a parameter another value, packed for products in `dtype` where it is a matrix: how a model without a trainer takes it. */
+export function assignParameter({ tensor, matrix }: Parameter, value: TensorHandle, dtype: FloatType): void {
+  tensor.assign(matrix ? native.packLinear(value, dtype) : native.copyParameter(value, 'float32'));
 }
 
 /** Makes parameters by name and remembers them. */
@@ -82,19 +107,13 @@ export abstract class ParameterSource {
   }
 
   /**
-   * `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, each with an equal share of the rows;
-   * `bias` says for which of them the checkpoint has one. `weightShape` is the stored shape where it is not [out, in]. `compact`: float8
-   * where the model is to have it.
+   * `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, each with an equal share of the rows.
    */
   linear(
     name: string | readonly string[],
     out: number,
     inputs: number,
-    {
-      bias = true,
-      weightShape,
-      compact = false,
-    }: { bias?: boolean | readonly boolean[]; weightShape?: readonly number[]; compact?: boolean } = {},
+    { bias = true, weightShape, compact = false, gain = 1 }: LinearParameters = {},
   ): Linear {
     const names = typeof name === 'string' ? [name] : name;
     const rows = out / names.length;
@@ -102,7 +121,9 @@ export abstract class ParameterSource {
     const weights = names.map((n) => ({ name: `${n}.weight`, shape: weightShape ?? [rows, inputs] }));
     const biases = names.map((n, i) => ({ name: `${n}.bias`, shape: [rows], absent: !has[i] }));
     return {
-      weight: this.add(weights, [out, inputs], compact && this.placement.float8 ? 'float8' : this.dtype, true, { std: 0.02 }),
+      weight: this.add(weights, [out, inputs], compact && this.placement.float8 ? 'float8' : this.dtype, true, {
+        std: Math.sqrt(gain / inputs),
+      }),
       bias: has.includes(true) ? this.add(biases, [out], 'float32', false, { value: 0 }) : undefined,
     };
   }
@@ -127,6 +148,9 @@ export class SharedSource extends ParameterSource {
   }
 }
 
+/** Deviation of a standard normal distribution that is cut off at two deviations. */
+const CUT_OFF = 0.87962566;
+
 /** Parameters drawn at random: the same for the same seed, whatever the dtype, device or thread count. */
 export class RandomSource extends ParameterSource {
   private stream = 0;
@@ -140,6 +164,6 @@ export class RandomSource extends ParameterSource {
 
   protected make(_parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean, init: Init): Tensor {
     if ('value' in init) return tensorOf(native.constantParameter(shape, init.value));
-    return tensorOf(native.randomParameter(shape, dtype, packed, this.seed, this.stream++, init.std));
+    return tensorOf(native.randomParameter(shape, dtype, packed, this.seed, this.stream++, init.std / CUT_OFF));
   }
 }

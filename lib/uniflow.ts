@@ -2,6 +2,7 @@
 import type { NdArray } from 'ndarray';
 import { Pipeline } from './batch/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
+import { isObject } from './encoder/config-fields.js';
 import {
   parseUniFlowConfig,
   presets,
@@ -12,6 +13,7 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
+import { openDataset } from './data/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -19,16 +21,18 @@ import { Encoder } from './encoder/encoder.js';
 import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
 import { UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
-import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
+import { jsonText } from './io/json.js';
 import { resolveModel } from './io/hub.js';
 import type { ImageSource } from './io/image.js';
-import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './io/input.js';
+import { batchesOf, floats, type Batches, type ImageInput } from './io/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
-import { RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { linearStart } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
-import { onDevice, Tensor, type Grid } from './tensor.js';
+import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
 export type { DecodeOptions } from './decoder/options.js';
 
@@ -50,7 +54,7 @@ export interface Encoded {
 export interface Reconstruction extends Encoded {
   /** As `decode` gives them. */
   images: NdArray;
-  /** The preprocessed originals, uint8 [B,H,W,3]. */
+  /** The preprocessed originals, uint8 [B,H,W,3]: as much of them as the patches cover. */
   originals: NdArray<Uint8Array>;
   /** Means over the images, in dB and in [-1, 1]. */
   psnr: number;
@@ -68,6 +72,16 @@ export interface FreshOptions {
   flowBlocks?: number;
   /** Default 0. */
   seed?: number;
+}
+
+/** Of {@link UniFlow.random}. */
+export interface RandomOptions extends DeviceOptions {
+  /** Of the random weights. Default 0. */
+  seed?: number;
+  /** Images to start from, as openDataset takes them. */
+  photos?: string;
+  /** Ends the reading of `photos`. */
+  signal?: AbortSignal;
 }
 
 /** A picture with the name that comes back with its latents. */
@@ -102,7 +116,7 @@ export class UniFlow {
     this.encoderParameters = [...encoderSource.parameters];
     this.down = [
       decoderSource.linear('chal_proj.c_fc', width, width),
-      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width),
+      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
     ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
@@ -120,7 +134,7 @@ export class UniFlow {
     const placement = checkDevice(options);
     const checkpoint = await Checkpoint.open(await resolveModel(model, options));
     const config = parseUniFlowConfig(checkpoint.config);
-    const source = new CheckpointSource(checkpoint, placement);
+    const source = new CheckpointSource(checkpoint, placement, checkpoint.prefixOf('chal_proj.c_fc.weight'));
     return source.guard(async () => {
       const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
       await source.finish();
@@ -129,7 +143,8 @@ export class UniFlow {
   }
 
   /**
-   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
+   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random. Its size is that of the encoder's
+   * processor. What the encoder's checkpoint has besides (a pooling head, a mask token) is not part of a tokenizer, nor saved with it.
    * @throws UniFlowError `BAD_INPUT`.
    */
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
@@ -140,8 +155,8 @@ export class UniFlow {
     checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
     checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
-    const { mean, std } = encoder.preprocessing;
-    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, mean, std });
+    const { mean, std, size } = encoder.preprocessing;
+    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
@@ -150,14 +165,23 @@ export class UniFlow {
     return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
   }
 
-  /** A randomly initialised model, of a preset's size or as a config.json says. */
-  static random(config: Preset | Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): UniFlow {
-    const json = typeof config === 'string' ? presets[config] : config;
-    if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
+  /**
+   * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
+   * ({@link linearStart}).
+   */
+  static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
+  static random(config: Preset | Record<string, unknown>, options: RandomOptions): Promise<UniFlow>;
+  static random(
+    config: Preset | Record<string, unknown>,
+    { seed = 0, photos, signal, ...device }: RandomOptions = {},
+  ): UniFlow | Promise<UniFlow> {
+    const json = typeof config !== 'string' ? config : Object.hasOwn(presets, config) ? presets[config] : undefined;
+    if (!isObject(json)) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), describe(config));
     const placement = checkDevice(device);
     const source = new RandomSource(placement, seed);
     const parsed = parseUniFlowConfig(json);
-    return source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    const uniflow = source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));
+    return photos === undefined ? uniflow : startedOn(uniflow, photos, { seed, signal });
   }
 
   // ----- encode -------------------------------------------------------------------------------------------------
@@ -173,7 +197,7 @@ export class UniFlow {
   }
 
   private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
-    const grid = this.gridOf(batches.size);
+    const grid = gridOf(batches.size, this.config.patch);
     const [latents, ...rest] = await this.encoder.running({
       device: this.device,
       count: batches.count,
@@ -268,8 +292,7 @@ export class UniFlow {
         signal: options.signal,
         load: async (begin, end) => [await batches.load(begin, end), onDevice(this.device, () => rowsOf(decoded, begin, end))],
         forward: ([before, after]) => {
-          const bytes = (pixels: Tensor): Tensor =>
-            pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation);
+          const bytes = (pixels: Tensor): Tensor => toUint8(pixels, grid, this.config.patch, this.normalisation);
           const original = bytes(before!);
           return [original, imageQuality(original, bytes(after!))];
         },
@@ -280,16 +303,11 @@ export class UniFlow {
     }
   }
 
-  private gridOf([height, width]: readonly [number, number]): Grid {
-    checkSize([height, width], this.config.patch);
-    return { rows: height / this.config.patch, cols: width / this.config.patch };
-  }
-
   /** Writes config.json and model.safetensors in the published layout. */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
-    const json = { 'config.json': { ...this.configJson, torch_dtype: checked.dtype } };
-    await saveCheckpoint(dir, json, this.parameters, checked);
+    const config = jsonText(withDtype(this.configJson, checked.dtype, 'torch_dtype'));
+    await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
   }
 
   /** Frees the weights; resolves when they are gone. */
@@ -306,6 +324,21 @@ export class UniFlow {
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
+}
+
+async function startedOn(uniflow: UniFlow, photos: string, options: { seed: number; signal: AbortSignal | undefined }): Promise<UniFlow> {
+  try {
+    const data = await openDataset(photos, { signal: options.signal });
+    try {
+      await linearStart(uniflow, data, { ...options, encoder: 'random' });
+    } finally {
+      await data.close();
+    }
+    return uniflow;
+  } catch (error) {
+    await uniflow.dispose();
+    throw error;
+  }
 }
 
 /** Rows [begin, end) of a whole array, back on the device. */

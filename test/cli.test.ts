@@ -264,9 +264,9 @@ describe('usage', () => {
       "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'",
     ],
     [
-      'a size between patches',
-      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '50'],
-      'uniflow: size: expected positive multiples of the patch size 14',
+      'a size below one patch',
+      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '13'],
+      'uniflow: size: expected whole numbers from the patch size 14',
     ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
     ['an empty name', ['encode', 'x', '-m', model, '-o', ''], 'It must not be empty.'],

@@ -298,7 +298,7 @@ describe('memory', () => {
     const aborted = uniflow.encode(pixels(32), { batchSize: 1, signal: gone.signal });
     setImmediate(() => gone.abort());
     await rejection(aborted);
-    await rejection(uniflow.encode(pixels(1, 57)));
+    await rejection(uniflow.encode(pixels(1, 13)));
     await rejection(uniflow.encode({ pixels: ndarray(new Float32Array(3 * 56 * 56).fill(NaN), [1, 3, 56, 56]) }));
     await rejection(uniflow.decode(latents(), { seed: -1 }));
     await rejection(uniflow.decode(latents(), { noise: latents() }));

@@ -500,7 +500,7 @@ describe('what is refused', () => {
     ['data that is not there', { data: '/nowhere' }, /\/nowhere: expected a file or folder, but got nothing of that name/],
     ['validation data that is not there', { validation: '/nowhere' }, /\/nowhere: expected a file or folder/],
     ['an encoder that is not there', { init: undefined, encoder: '/nowhere', regime: 'adaptive' }, /\/nowhere/],
-    ['a size between patches', { size: 50 }, /size: expected positive multiples of the patch size 14.*but got 50/],
+    ['a size below one patch', { size: 13 }, /size: expected whole numbers from the patch size 14.*but got 13/],
     ['a batch larger than the data', { batch: 64 }, /dataset: expected at least 64 samples \(a batch\), but got 6/],
     ['crops of nothing', { scale: [0, 1] }, /scale: expected a range within \(0, 1\]/],
   ])('%s, before the folder is touched', async (_, changes, message) => {

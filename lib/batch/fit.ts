@@ -3,7 +3,7 @@ import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { OpenImage } from '../io/image.js';
 import type { Resampling } from '../native.js';
-import type { Grid } from '../tensor.js';
+import { gridOf, type Grid } from '../tensor.js';
 
 /**
  * - crop: fills the model's size and cuts off what is over, as {@link UniFlow.encode} does.
@@ -39,10 +39,11 @@ export interface Target {
 
 type Extent = Pick<OpenImage, 'width' | 'height'>;
 
-export function placementOf(picture: Extent, { fit, size: [height, width], patch }: Target): Placement {
-  const grid = { rows: height / patch, cols: width / patch };
+export function placementOf(picture: Extent, { fit, size, patch }: Target): Placement {
+  const grid = gridOf(size, patch);
+  const [width, height] = [grid.cols * patch, grid.rows * patch];
   if (fit === 'native') return { grid: nativeGrid(picture, grid.rows * grid.cols) };
-  if (fit === 'crop') return { grid, crop: visible(picture, width, height) };
+  if (fit === 'crop') return { grid, crop: visible(picture, size, { width, height }) };
   const scaled = inside(picture, width, height);
   return { grid, padding: { right: width - scaled.width, bottom: height - scaled.height } };
 }
@@ -53,8 +54,13 @@ function nativeGrid({ width, height }: Extent, patches: number): Grid {
   return { rows: side(height / width), cols: side(width / height) };
 }
 
-/** The part of the picture that is left when it covers width x height: native/image/resample.cpp, center_crop. */
-function visible(picture: Extent, width: number, height: number): NonNullable<Placement['crop']> {
+/** The size of the pixels that are computed with. Those of a crop may have more than whole patches, which the encoder cuts off. */
+export function pixelSize({ grid }: Placement, { fit, size, patch }: Target): readonly [height: number, width: number] {
+  return fit === 'crop' ? size : [grid.rows * patch, grid.cols * patch];
+}
+
+/** What the `patches` show of a picture that covers height x width: native/image/resample.cpp, center_crop. */
+function visible(picture: Extent, [height, width]: Target['size'], patches: Extent): NonNullable<Placement['crop']> {
   let [w, h] = [picture.width, picture.height];
   while (w >= 2 * width && h >= 2 * height) [w, h] = [w >> 1, h >> 1];
   const scale = Math.max(width / w, height / h);
@@ -63,8 +69,8 @@ function visible(picture: Extent, width: number, height: number): NonNullable<Pl
   const exact = {
     left: ((whole.width - width) >> 1) * x,
     top: ((whole.height - height) >> 1) * y,
-    width: width * x,
-    height: height * y,
+    width: patches.width * x,
+    height: patches.height * y,
   };
   return Object.fromEntries(Object.entries(exact).map(([name, n]) => [name, Math.round(n * 1000) / 1000])) as typeof exact;
 }
@@ -81,14 +87,11 @@ function inside(picture: Extent, width: number, height: number): Extent {
   return { width: side(picture.width, width), height: side(picture.height, height) };
 }
 
-/** Writes the picture as it is placed `into` packed RGB, `rows * cols * patch²` pixels. */
-export async function place(
-  picture: OpenImage,
-  { grid, padding }: Placement,
-  { fit, patch, mean }: Target,
-  into: Uint8Array,
-): Promise<void> {
-  const [width, height] = [grid.cols * patch, grid.rows * patch];
+/** Writes the picture as it is placed `into` packed RGB of {@link pixelSize}. */
+export async function place(picture: OpenImage, placement: Placement, target: Target, into: Uint8Array): Promise<void> {
+  const [height, width] = pixelSize(placement, target);
+  const { fit, mean } = target;
+  const { padding } = placement;
   if (!padding) return picture.resample(into, to(width, height, fit === 'crop' ? 'cover' : 'stretch'));
   const inner = { width: width - padding.right, height: height - padding.bottom };
   if (padding.right === 0) {

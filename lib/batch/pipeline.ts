@@ -6,10 +6,11 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { DECODERS, openImage } from '../io/image.js';
 import { checkSize } from '../io/input.js';
+import { gridOf } from '../tensor.js';
 import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
 import { Buffers } from './buffers.js';
 import type { DownloadOptions } from './download.js';
-import { checkFit, place, placementOf, type Fit, type Placement, type Target } from './fit.js';
+import { checkFit, pixelSize, place, placementOf, type Fit, type Placement, type Target } from './fit.js';
 import { Meter } from './meter.js';
 import { readPicture, type Item } from './picture.js';
 
@@ -85,8 +86,8 @@ export class Pipeline {
     const { fit = 'crop', size = imageSize, batchSize } = options;
     checkFit(fit);
     this.target = { fit, size: checkSize(size, patch), patch, mean };
-    const [height, width] = this.target.size;
-    this.batchSize = checkBatchSize(batchSize, (height * width) / patch ** 2);
+    const grid = gridOf(this.target.size, patch);
+    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols);
     this.decoding = pLimit(DECODERS);
     this.meter = new Meter(DECODERS);
   }
@@ -131,8 +132,8 @@ export class Pipeline {
     const picture = await openImage(source, signal ? { signal } : {});
     const { width, height } = picture;
     const placement = placementOf(picture, this.target);
-    const { rows, cols } = placement.grid;
-    const pixels = this.singles.take(3 * rows * cols * this.target.patch ** 2);
+    const [rows, columns] = pixelSize(placement, this.target);
+    const pixels = this.singles.take(3 * rows * columns);
     try {
       await place(picture, placement, this.target, pixels);
     } catch (error) {
@@ -144,12 +145,10 @@ export class Pipeline {
 
   private encode(pictures: Placed[], signal: AbortSignal | undefined): Promise<PictureBatch> {
     const { pixels, record } = pictures[0] as Placed;
-    const { rows, cols } = record.grid;
     const batch = this.batches.take(pictures.length * pixels.length);
     pictures.forEach((picture, i) => batch.set(picture.pixels, i * pixels.length));
     for (const picture of pictures) this.singles.give(picture.pixels);
-    const { patch } = this.target;
-    const shape = [pictures.length, rows * patch, cols * patch, 3];
+    const shape = [pictures.length, ...pixelSize(record, this.target), 3];
     const { tokens, hiddenStates } = this.options;
     return this.meter.compute.during(async () => {
       const encoded = this.uniflow.encode({ pixels: ndarray(batch, shape) }, { tokens, hiddenStates, batchSize: pictures.length, signal });

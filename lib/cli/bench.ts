@@ -78,7 +78,7 @@ class Measurements {
     const { encoder, decoder, steps } = uniflow.config;
     this.steps = options.steps ?? steps;
     this.seconds = options.seconds ?? SECONDS;
-    this.encodeFlops = encoderFlops(encoder) + projectionFlops(decoder);
+    this.encodeFlops = encoderFlops(encoder, uniflow.config.imageSize) + projectionFlops(decoder);
     this.decodeFlops = decoderFlops(decoder, this.steps);
     this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols)])];
   }

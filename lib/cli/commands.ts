@@ -277,10 +277,11 @@ function addEval(program: Command, signal: AbortSignal): void {
 function addInit(program: Command, signal: AbortSignal): void {
   const command = program
     .command('init')
-    .description('Make a model folder with random weights.')
+    .description('Make a model folder with random weights, or with the linear codec (PCA) of photographs, a better start for training.')
     .argument('<folder>', 'where the model goes');
   withJson(command)
     .addOption(new Option('--preset <name>', 'size of the model').choices(Object.keys(PRESETS)).makeOptionMandatory())
+    .option('--photos <data>', 'start as the PCA of these images: a folder, list, IDX file or tar')
     .option('--seed <n>', 'of the weights (default: 0)', integerFrom(0))
     .addOption(dtypeOption('numbers to store (default: float32)'))
     .option('--force', 'overwrite a model that is there')
@@ -289,6 +290,7 @@ function addInit(program: Command, signal: AbortSignal): void {
       examples(
         'uniflow init my-model --preset tiny',
         'uniflow init my-model --preset base --seed 7 --dtype bfloat16',
+        'uniflow init my-model --preset base --photos photos/',
         'uniflow init my-model --preset nano --force',
       ),
     )

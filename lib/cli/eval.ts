@@ -9,7 +9,7 @@ import { loadFeatureSet, saveFeatureSet } from '../eval/feature-set.js';
 import { encoderFeatures } from '../eval/features.js';
 import { inceptionFeatures } from '../eval/inception.js';
 import { weightsOf, type WeightsPin } from '../eval/pins.js';
-import { readJson } from '../io/checkpoint.js';
+import { readJson } from '../io/json.js';
 import { replaceFile } from '../io/files.js';
 import { resolveModel } from '../io/hub.js';
 import { embeddedModel } from '../package.js';

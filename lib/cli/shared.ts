@@ -6,6 +6,7 @@ import { checkBatchSize } from '../gather.js';
 import type { HubProgress } from '../io/hub.js';
 import { decodeImage } from '../io/image.js';
 import { checkSize } from '../io/input.js';
+import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
 import { expandInputs, type Failure } from './inputs.js';
 import type { ModelOptions, PictureOptions } from './options.js';
@@ -63,8 +64,8 @@ export async function overPictures<R>(run: PictureRun<R>): Promise<Outcome> {
   const { files, failed } = await expandInputs(run.inputs);
   const uniflow = await loadModel(options, signal);
   const { imageSize, patch } = uniflow.config;
-  const [height, width] = checkSize(options.size ?? imageSize, patch);
-  const batchSize = checkBatchSize(options.batch, (height * width) / patch ** 2);
+  const { rows, cols } = gridOf(checkSize(options.size ?? imageSize, patch), patch);
+  const batchSize = checkBatchSize(options.batch, rows * cols);
   await run.begin?.(files);
 
   const started = performance.now();

@@ -49,6 +49,9 @@ async function shown(
         if (entry.skipped && !quiet) progress.line(`step ${entry.step}: the gradient is not finite; the step is skipped`);
         progress.update(entry.step * batch, recent.with(entry));
       },
+      onWarning: (message) => {
+        if (!quiet) progress.line(`warning: ${message}`);
+      },
       onValidation: ({ step, psnr, ssim }) => {
         if (!quiet) progress.line(`step ${step}: validation PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)}`);
       },

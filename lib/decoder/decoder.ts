@@ -3,7 +3,7 @@ import { UniFlowError } from '../errors.js';
 import { transformerBlock, type Block } from '../encoder/transformer.js';
 import { native, type NativeNormalisation } from '../native.js';
 import { makeFlowHead, nativeFlowHead, type FlowHead } from './flow.js';
-import type { ParameterSource } from '../parameters.js';
+import { GAIN, type ParameterSource } from '../parameters.js';
 import { assemble, linear, resizeTable, type Linear } from '../ops.js';
 import { tensorOf, type Grid, type Tensor } from '../tensor.js';
 import type { timeGrid } from './schedule.js';
@@ -50,20 +50,21 @@ export class Decoder {
     const d = config.width;
     if (d % HEADS !== 0) throw UniFlowError.expected('UNSUPPORTED', 'hidden_size', `a multiple of the decoder's ${HEADS} heads`, String(d));
     this.up1 = source.linear('chal_unproj.c_fc', d, config.latentChannels);
-    this.up2 = source.linear('chal_unproj.c_proj', d, d);
+    this.up2 = source.linear('chal_unproj.c_proj', d, d, { gain: GAIN.gelu });
     const patches = config.grid.rows * config.grid.cols;
     const table = (name: string): Tensor => source.plain(name, [1, patches, d], { std: 0.02 }, [patches, d]);
     this.globalPositions = table('global_block_pos_embed');
     this.flowPositions = table('decoder_pos_embed');
+    const share = 1 / (2 * config.globalBlocks); // as in the encoder
     this.blocks = Array.from({ length: config.globalBlocks }, (_, i) => {
       const n = `global_blocks.${i}`;
       return {
         norm1: source.norm(`${n}.norm1`, d, true),
         qkv: source.linear(`${n}.attn.qkv`, 3 * d, d),
-        proj: source.linear(`${n}.attn.proj`, d, d),
+        proj: source.linear(`${n}.attn.proj`, d, d, { gain: share }),
         norm2: source.norm(`${n}.norm2`, d, true),
         fc1: source.linear(`${n}.mlp.fc1`, config.hidden, d),
-        fc2: source.linear(`${n}.mlp.fc2`, d, config.hidden),
+        fc2: source.linear(`${n}.mlp.fc2`, d, config.hidden, { gain: share * GAIN.gelu }),
       };
     });
     this.head = makeFlowHead(source, d, 3 * config.patch ** 2, config.flowBlocks);

@@ -1,7 +1,7 @@
 /** The pixel flow head: its parameters, and its velocity field as single operations, which training differentiates. */
 import { native, type FloatType, type NativeFlowHead, type NativeLayer } from '../native.js';
 import { activate, add, cast, linear, norm, scaleAdd, split, type Linear, type Norm } from '../ops.js';
-import type { ParameterSource } from '../parameters.js';
+import { GAIN, type ParameterSource } from '../parameters.js';
 import { recompute } from '../tape.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 
@@ -25,21 +25,25 @@ export interface FlowHead {
   output: Linear; // [P, D]
 }
 
-/** Checkpoint names `flow_head.net.*`. D is the width, P = 3 * patch². */
+/**
+ * Checkpoint names `flow_head.net.*`. D is the width, P = 3 * patch². A random head's modulations and last layer are zero (Peebles and Xie 2023, "Scalable
+ * Diffusion Models with Transformers"): its blocks pass their input on, and its velocity is zero.
+ */
 export function makeFlowHead(source: ParameterSource, d: number, p: number, blocks: number): FlowHead {
   return source.within('flow_head.net.', () => ({
-    time1: source.linear('time_embed.mlp.0', d, TIME_CHANNELS),
-    time2: source.linear('time_embed.mlp.2', d, d),
+    // sines and cosines have a mean square of a half
+    time1: source.linear('time_embed.mlp.0', d, TIME_CHANNELS, { gain: 2 }),
+    time2: source.linear('time_embed.mlp.2', d, d, { gain: GAIN.silu }),
     condition: source.linear('cond_embed', d, d),
     input: source.linear('input_proj', d, p),
     blocks: Array.from({ length: blocks }, (_, i) => ({
       norm: source.norm(`res_blocks.${i}.in_ln`, d, true),
       fc1: source.linear(`res_blocks.${i}.mlp.0`, d, d),
-      fc2: source.linear(`res_blocks.${i}.mlp.2`, d, d),
-      modulation: source.linear(`res_blocks.${i}.adaLN_modulation.1`, 3 * d, d),
+      fc2: source.linear(`res_blocks.${i}.mlp.2`, d, d, { gain: GAIN.silu }),
+      modulation: source.linear(`res_blocks.${i}.adaLN_modulation.1`, 3 * d, d, { gain: 0 }),
     })),
-    finalModulation: source.linear('final_layer.adaLN_modulation.1', 2 * d, d),
-    output: source.linear('final_layer.linear', p, d),
+    finalModulation: source.linear('final_layer.adaLN_modulation.1', 2 * d, d, { gain: 0 }),
+    output: source.linear('final_layer.linear', p, d, { gain: 0 }),
   }));
 }
 
@@ -71,6 +75,7 @@ export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype:
 export function nativeFlowHead(head: FlowHead): NativeFlowHead {
   const layer = ({ weight, bias }: Linear): NativeLayer => ({ weight: weight.handle, bias: bias?.handle });
   return {
+    // sines and cosines have a mean square of a half
     time1: layer(head.time1),
     time2: layer(head.time2),
     condition: layer(head.condition),

@@ -2,10 +2,10 @@
 import { UniFlowError } from '../errors.js';
 import { runBatches, type BatchRun } from '../gather.js';
 import type { FloatType, NativeNormalisation } from '../native.js';
-import type { ParameterSource } from '../parameters.js';
+import { GAIN, type ParameterSource } from '../parameters.js';
 import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
 import { recording } from '../tape.js';
-import { keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
+import { gridOf, keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
 import type { EncoderConfig } from './config.js';
 import { families } from './families.js';
 import { transformerBlock, type Block } from './transformer.js';
@@ -55,7 +55,7 @@ export class Encoder {
     }
     this.preNorm = names.preNorm ? source.norm(names.preNorm, d, true) : undefined;
     this.blocks = Array.from({ length: config.layers }, (_, i) => this.makeBlock(source, i));
-    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, config.norm === 'layer') : undefined;
+    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, true) : undefined; // LayerNorm, whatever the layers have
   }
 
   private makeBlock(source: ParameterSource, i: number): Block {
@@ -67,24 +67,24 @@ export class Encoder {
       c.layerScale && name ? source.plain(name, [d], { value: 1 }) : undefined;
     const qkNorm = (name: string | undefined): Tensor | undefined =>
       c.qkNorm && name ? source.plain(`${name}.weight`, [d], { value: 1 }) : undefined;
+    const share = 1 / (2 * c.layers); // of each of the 2L branches: the residual stream's variance at most doubles
     return {
       norm1: source.norm(n.norm1, d, withBias),
       qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v], compact: true }),
       qNorm: qkNorm(n.qNorm),
       kNorm: qkNorm(n.kNorm),
-      proj: source.linear(n.proj, d, d, { bias: c.bias.proj, compact: true }),
+      proj: source.linear(n.proj, d, d, { bias: c.bias.proj, compact: true, gain: share }),
       scale1: scale(n.scale1),
       norm2: source.norm(n.norm2, d, withBias),
       fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp, compact: true }),
-      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp, compact: true }),
+      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp, compact: true, gain: share * GAIN[c.gated ? 'swiglu' : c.activation] }),
       scale2: scale(n.scale2),
     };
   }
 
   /** Patches of the trained image size. */
   get trainedGrid(): Grid {
-    const [height, width] = this.config.imageSize;
-    return { rows: height / this.config.patch, cols: width / this.config.patch };
+    return gridOf(this.config.imageSize, this.config.patch);
   }
 
   /** Tokens in front of the patches: class token and registers. */
@@ -94,11 +94,10 @@ export class Encoder {
 
   /** The patch grid of pixels [B,H,W,3] or [B,3,H,W]. */
   gridOf(pixels: Tensor): Grid {
-    const [height, width] = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
-    const p = this.config.patch;
-    if (!(height > 0 && width > 0) || height % p !== 0 || width % p !== 0)
-      throw UniFlowError.expected('BAD_INPUT', 'image size', `multiples of the patch size ${p}`, `${height}x${width}`);
-    return { rows: height / p, cols: width / p };
+    const size = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
+    const grid = gridOf(size, this.config.patch);
+    if (grid.rows > 0 && grid.cols > 0) return grid;
+    throw UniFlowError.expected('BAD_INPUT', 'image size', `at least one patch of ${this.config.patch} pixels`, size.join('x'));
   }
 
   /**
@@ -121,6 +120,7 @@ export class Encoder {
     const options = {
       heads: c.heads,
       eps: c.eps,
+      qkEps: c.qkEps,
       rms: c.norm === 'rms',
       activation: c.activation,
       gated: c.gated,
@@ -131,7 +131,7 @@ export class Encoder {
       h = transformerBlock(h, block, options);
       if (wanted) states.push(h);
     }
-    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps, rms: c.norm === 'rms' }) : h, states };
+    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps }) : h, states };
   }
 
   /** Class token with its position, then the registers: [T, D]. */

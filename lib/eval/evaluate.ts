@@ -15,7 +15,7 @@ import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { checkSize } from '../io/input.js';
 import { imageQuality, sliceTokens } from '../ops.js';
-import { cancellable, type Grid, onDevice, type Tensor, tidy } from '../tensor.js';
+import { cancellable, type Grid, gridOf, onDevice, type Tensor, tidy } from '../tensor.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
@@ -51,7 +51,7 @@ class Run {
     const { imageSize, patch, steps } = uniflow.config;
     const { teacher, features, reference, latentPool = 'mean' } = options;
     this.size = [...checkSize(options.size ?? imageSize, patch)];
-    this.grid = { rows: this.size[0] / patch, cols: this.size[1] / patch };
+    this.grid = gridOf(this.size, patch);
     this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols);
     this.sampling = {
       ...{ steps: options.steps ?? steps, schedule: options.schedule ?? 'linear' },

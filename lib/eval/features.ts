@@ -6,7 +6,7 @@ import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { native, type ResampleFilter } from '../native.js';
 import { cast, sliceTokens } from '../ops.js';
-import { onDevice, Tensor, tensorOf } from '../tensor.js';
+import { gridOf, onDevice, Tensor, tensorOf } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
 
@@ -37,7 +37,7 @@ export async function encoderFeatures(
   if (pool === 'class' && encoder.prefix === 0)
     throw UniFlowError.expected('UNSUPPORTED', 'pool', "'mean', as the encoder has no class token", "'class'");
   const { size, filter } = model instanceof VisionEncoder ? model.preprocessing : uniFlowPreprocessing(model.config);
-  const { rows, cols } = encoder.trainedGrid;
+  const { rows, cols } = gridOf(size, encoder.config.patch);
   const { name, sha256 } = weights ?? (await parametersPin(model.parameters));
   return {
     pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.dtype },

@@ -52,7 +52,8 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
 function owned(source: ImageSource, i: number): ImageSource {
   if (typeof source !== 'string' && !(source instanceof URL) && !(source instanceof Uint8Array))
     throw UniFlowError.expected('BAD_INPUT', `images[${i}]`, 'a path, a file: URL, or bytes', describe(source));
-  return source instanceof Uint8Array ? Uint8Array.prototype.slice.call(source) : source;
+  if (!(source instanceof Uint8Array)) return source;
+  return source.length > 0 ? Uint8Array.prototype.slice.call(source) : new Uint8Array(); // none: or those of a transferred buffer
 }
 
 function isPixels(images: unknown): images is PixelInput {
@@ -93,14 +94,10 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
 
 const MAX_EDGE = 16384;
 
+/** Height and width to compute with; what is over the last whole patch is cut off. */
 export function checkSize(size: number | readonly [number, number], patch: number): readonly [number, number] {
   const both = typeof size === 'number' ? ([size, size] as const) : size;
-  if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n <= 0 || n % patch !== 0 || n > MAX_EDGE))
-    throw UniFlowError.expected(
-      'BAD_INPUT',
-      'size',
-      `positive multiples of the patch size ${patch}, up to ${MAX_EDGE}`,
-      JSON.stringify(size),
-    );
+  if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n < patch || n > MAX_EDGE))
+    throw UniFlowError.expected('BAD_INPUT', 'size', `whole numbers from the patch size ${patch} to ${MAX_EDGE}`, JSON.stringify(size));
   return both;
 }

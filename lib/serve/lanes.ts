@@ -5,7 +5,7 @@ import type { DecodeOptions, UniFlow } from '../uniflow.js';
 import { defaultBatchSize } from '../gather.js';
 import { picturesOf, type RgbImage } from '../io/image.js';
 import type { PixelInput } from '../io/input.js';
-import type { Grid } from '../tensor.js';
+import { gridOf, type Grid } from '../tensor.js';
 import type { Lane } from './batcher.js';
 
 export type Size = readonly [height: number, width: number];
@@ -67,8 +67,9 @@ export class Lanes {
     });
   }
 
-  patches([height, width]: Size): number {
-    return (height * width) / this.uniflow.config.patch ** 2;
+  patches(size: Size): number {
+    const { rows, cols } = gridOf(size, this.uniflow.config.patch);
+    return rows * cols;
   }
 
   /** For a picture's pixels; {@link encode} and {@link reconstruct} take it back. */

@@ -8,6 +8,7 @@ import { aborted, UniFlowError } from '../errors.js';
 import { checkSize } from '../io/input.js';
 import { DECODERS } from '../io/image.js';
 import { loadInto } from '../io/preprocess.js';
+import { gridOf } from '../tensor.js';
 import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
 import { bytesOf, each, readLatents, readPictures, told, type Picture } from './body.js';
@@ -101,7 +102,7 @@ class Routes {
     const size = this.sizeOf(options.size);
     const rows = await this.overPictures(pictures, size, this.lanes.encode(size, options.tokens), signal);
     const { encoder, latentChannels: channels, patch } = this.uniflow.config;
-    const grid = { rows: size[0] / patch, cols: size[1] / patch };
+    const grid = gridOf(size, patch);
     return answerEncoded(reply, type, { ids: pictures.map(({ id }) => id), grid, rows, channels, width: encoder.width });
   };
 
@@ -118,7 +119,7 @@ class Routes {
       images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
       psnr: meanOf(results.map(({ psnr }) => psnr)),
       ssim: meanOf(results.map(({ ssim }) => ssim)),
-      grid: { rows: size[0] / patch, cols: size[1] / patch },
+      grid: gridOf(size, patch),
     }));
   };
 

@@ -3,7 +3,7 @@ import { access } from 'node:fs/promises';
 import { z } from 'zod';
 import { presets } from '../config.js';
 import { UniFlowError } from '../errors.js';
-import { readJson } from '../io/checkpoint.js';
+import { readJson } from '../io/json.js';
 import { DEFAULT_BETA } from '../losses/distillation.js';
 import { regimes, type Regime } from './regimes.js';
 
@@ -20,6 +20,12 @@ export const trainSchema = z.strictObject({
   model: z.string().optional(),
   /** A new model with random weights: a preset, or a config.json's content. There is no teacher then: regime `finetune` or `frozen`. */
   init: z.union([z.enum(keys(presets)), z.record(z.string(), z.unknown())]).optional(),
+
+  /**
+   * How projection and decoder begin, and a new encoder: as the linear codec of the data's patches (docs/training.md), or at random. Default: linear.
+   * A `model` begins as it is.
+   */
+  start: z.enum(['linear', 'random']).optional(),
 
   /** Data to train on, as openDataset takes it. */
   data: z.string(),
@@ -43,7 +49,9 @@ export const trainSchema = z.strictObject({
   lambdaFlow: atLeast0.default(1),
   lambdaDistillation: atLeast0.default(1),
   /** How times are drawn: uniformly, or logit-normal with this mean and deviation. */
-  time: z.union([z.literal('uniform'), z.strictObject({ mean: z.number(), std: z.number().positive() })]).default('uniform'),
+  time: z
+    .union([z.literal('uniform'), z.strictObject({ zero: share.default(0), mean: z.number(), std: z.number().positive() })])
+    .default('uniform'),
 
   steps: positive,
   batch: positive.default(16),
@@ -103,6 +111,8 @@ export function parseTrainConfig(config: unknown): FullTrainConfig {
     );
   if (init !== undefined && !WITHOUT_TEACHER.includes(regime))
     throw UniFlowError.expected('BAD_INPUT', 'regime', "'finetune' or 'frozen', as a new model has no teacher", `'${regime}'`);
+  if (model !== undefined && parsed.data.start !== undefined)
+    throw UniFlowError.expected('BAD_INPUT', 'start', 'none, as a model begins as it is', `'${parsed.data.start}'`);
   if (batch % accumulate !== 0)
     throw UniFlowError.expected('BAD_INPUT', 'batch', `a multiple of ${accumulate} (accumulate)`, String(batch));
   return parsed.data;

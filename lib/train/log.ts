@@ -4,6 +4,7 @@ import { open, writeFile, type FileHandle } from 'node:fs/promises';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { replaceFile, unwritable } from '../io/files.js';
+import type { Kept } from '../start/index.js';
 import type { StepResult } from './trainer.js';
 
 /** What happened in a run. `loss`, `flow`, `distillation`, `gradNorm` and the rest may be NaN or infinite. */
@@ -14,6 +15,8 @@ export type LogEntry =
       config: Record<string, unknown>;
       model: { parameters: number; trained: number };
       data: { path: string; images: number; hash?: string };
+      /** What the linear start could keep, where there was one. */
+      start?: Kept;
       machine: { cpu: string; threads: number; kernels: string; node: string };
     }
   | { event: 'resume'; time: string; step: number }

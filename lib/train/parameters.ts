@@ -2,7 +2,7 @@
 import type { NdArray } from 'ndarray';
 import ndarray from 'ndarray';
 import { native, type FloatType, type NativeOptimizedParameter, type TensorHandle } from '../native.js';
-import type { Parameter, Part } from '../parameters.js';
+import { assignParameter, type Parameter, type Part } from '../parameters.js';
 import { Tensor } from '../tensor.js';
 
 /** Learning rate and decay of a parameter. */
@@ -85,8 +85,7 @@ export class TrainedParameter {
   /** Gives the model its parameter back, as inference reads it fastest. */
   finish(averaged: boolean): void {
     const value = averaged && this.average ? this.average : this.master;
-    const { tensor, matrix } = this.parameter;
-    tensor.assign(matrix ? native.packLinear(value.handle, this.dtype) : native.copyParameter(value.handle, 'float32'));
+    assignParameter(this.parameter, value.handle, this.dtype);
   }
 
   dispose(): void {

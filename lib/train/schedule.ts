@@ -11,11 +11,14 @@ export function learningRate(step: number, { steps, warmup, floor = 0 }: { steps
   return floor + (1 - floor) * 0.5 * (1 + Math.cos(Math.PI * done));
 }
 
-/** Uniform on (0, 1], or sigmoid(mean + std n) with n normal (Esser et al. 2024, "Scaling Rectified Flow Transformers"). */
-export type TimeSampling = 'uniform' | { mean: number; std: number };
+/**
+ * Uniform on (0, 1], or sigmoid(mean + std n) with n normal (Esser et al. 2024, "Scaling Rectified Flow Transformers"); of a share `zero` of the patches the time
+ * is 0, which is all that decoding in one step uses. Default of `zero`: 0.
+ */
+export type TimeSampling = 'uniform' | { zero?: number; mean: number; std: number };
 
 /** Times for each patch of each image, [ids.length, patches] float32: a function of (seed, id, patch). */
 export function drawTimes(sampling: TimeSampling, seed: number, ids: Uint32Array, patches: number): TensorHandle {
   if (sampling === 'uniform') return native.uniform(seed, ids, patches);
-  return native.logitNormal(seed, ids, patches, sampling.mean, sampling.std);
+  return native.logitNormal(seed, ids, patches, sampling.mean, sampling.std, sampling.zero ?? 0);
 }

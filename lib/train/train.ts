@@ -19,6 +19,7 @@ import { removeTemporaries, replaceFile } from '../io/files.js';
 import { picturesOf, type RgbImage } from '../io/image.js';
 import { checkSize } from '../io/input.js';
 import { UniFlow } from '../uniflow.js';
+import { linearStart, shortfalls, type Kept } from '../start/index.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
 import { readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
 import { regimes } from './regimes.js';
@@ -35,6 +36,8 @@ export interface TrainOptions {
   /** After every step, with the number of steps done so far. */
   onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
   onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
+  /** What the model's shape keeps the linear start from. */
+  onWarning?: ((message: string) => void) | undefined;
 }
 
 export interface TrainResult {
@@ -112,10 +115,11 @@ class Run {
   ): Promise<TrainResult> {
     const { settings } = this;
     const held = await this.validationPixels(uniflow);
+    const begun = resumed && (await this.begun());
+    const kept = begun ? undefined : await this.start(data, uniflow);
     using trainer = trainerOf(settings, uniflow, teacher);
     // Data that has changed would not be met in the order in which the run began.
     const pins = { images: data.length };
-    const begun = resumed && (await this.begun());
     const begin = begun ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
     const loader = this.loader(data, uniflow, begin);
     const log = resumed ? await this.reopen(begun ? begin : undefined) : await this.open();
@@ -135,7 +139,7 @@ class Run {
       this.options.onValidation?.(validation);
     };
     try {
-      log.write(begun ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data));
+      log.write(begun ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data, kept));
       if (!begun) await checkpoint(); // from here on, a kill leaves something to go on from
       for await (const entry of this.steps(trainer, loader, begin)) {
         step = entry.step;
@@ -157,6 +161,18 @@ class Run {
     } finally {
       await log.close();
     }
+  }
+
+  /** Makes a fresh model the linear codec of the data, as it is cropped. */
+  private async start(data: Dataset, uniflow: UniFlow): Promise<Kept | undefined> {
+    const { start = 'linear', model, encoder, size, seed, scale, flip } = this.settings;
+    if (model !== undefined || start === 'random') return undefined;
+    const { signal } = this.options;
+    const kept = await linearStart(uniflow, data, {
+      ...{ encoder: encoder === undefined ? 'random' : 'pretrained', crop: 'random', size, seed, scale, flip, signal },
+    });
+    for (const message of shortfalls(kept)) this.options.onWarning?.(message);
+    return kept;
   }
 
   /** Makes the folder a run's. */
@@ -225,7 +241,7 @@ class Run {
     }
   }
 
-  private startEntry(uniflow: UniFlow, data: Dataset): LogEntry {
+  private startEntry(uniflow: UniFlow, data: Dataset, kept: Kept | undefined): LogEntry {
     const { settings } = this;
     const count = (parameters: UniFlow['parameters']): number =>
       parameters.reduce((sum, { tensor }) => sum + tensor.shape.reduce((a, b) => a * b, 1), 0);
@@ -238,6 +254,7 @@ class Run {
       config: settings,
       model: { parameters, trained: parameters - frozen },
       data: { path: settings.data, images: data.length },
+      ...(kept ? { start: kept } : {}),
       machine: { cpu: cpus()[0]?.model ?? 'unknown', threads, kernels, node: process.version },
     };
   }

@@ -22,7 +22,8 @@ void noise(const NoiseArgs& a) {
 void draw(const DrawArgs& a) {
   parallel_for(a.images * a.patches, [&](int64_t i) {
     const PhiloxBlock block = philox({0, static_cast<uint32_t>(i % a.patches), a.ids[i / a.patches], 2}, a.seed);
-    a.out[i] = a.logit_normal ? 1.0f / (1.0f + std::exp(-(a.mean + a.std * philox_normal(block)[0]))) : philox_uniform(block[0]);
+    if (philox_uniform(block[2]) <= a.zero) a.out[i] = 0;
+    else a.out[i] = a.logit_normal ? 1.0f / (1.0f + std::exp(-(a.mean + a.std * philox_normal(block)[0]))) : philox_uniform(block[0]);
   });
 }
 

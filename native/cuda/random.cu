@@ -33,7 +33,8 @@ __global__ void draw_kernel(DrawArgs a, const uint32_t* ids) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= a.images * a.patches) return;
   const PhiloxBlock block = philox({0, static_cast<uint32_t>(i % a.patches), ids[i / a.patches], 2}, a.seed);
-  a.out[i] = a.logit_normal ? 1.0f / (1.0f + expf(-(a.mean + a.std * philox_normal(block)[0]))) : philox_uniform(block[0]);
+  if (philox_uniform(block[2]) <= a.zero) a.out[i] = 0;
+  else a.out[i] = a.logit_normal ? 1.0f / (1.0f + expf(-(a.mean + a.std * philox_normal(block)[0]))) : philox_uniform(block[0]);
 }
 
 Tensor ids_to_device(const uint32_t* ids, int64_t count) { return to_device(ids, count * static_cast<int64_t>(sizeof(uint32_t))); }

@@ -122,9 +122,10 @@ Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint3
                                          .ids = nullptr, .logit_normal = false, .mean = 0, .std = 1});
 }
 
-Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std) {
+Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std, float zero) {
+  if (!(zero >= 0 && zero <= 1)) reject("zero", "a share from 0 to 1", std::to_string(zero));
   return drawn(session, "logitNormal", ids, {.out = nullptr, .images = static_cast<int64_t>(ids.size()), .patches = patches, .seed = seed,
-                                             .ids = nullptr, .logit_normal = true, .mean = mean, .std = std});
+                                             .ids = nullptr, .logit_normal = true, .mean = mean, .std = std, .zero = zero});
 }
 
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width) {

@@ -67,8 +67,8 @@ Tensor time_waves(const SessionRef& session, const Tensor& t);
 /// Uniform on (0, 1] [B, N] float32, a function of (seed, ids[image], patch).
 Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches);
 
-/// sigmoid(mean + std * n), n standard normal: [B, N] float32, a function of (seed, ids[image], patch).
-Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std);
+/// sigmoid(mean + std * n), n standard normal, or exactly 0 with probability `zero`: [B, N] float32, a function of (seed, ids[image], patch).
+Tensor logit_normal(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, float mean, float std, float zero);
 
 /// Standard normal [B, N, P] float32, a function of (seed, ids[image], patch) alone.
 Tensor noise(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches, int64_t width);

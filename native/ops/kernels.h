@@ -99,7 +99,7 @@ struct NormArgs {
 struct UnfoldArgs {
   const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
   DType pixel_dtype;
-  void* out;  // [B * (H/p) * (W/p), 3*p*p]
+  void* out;  // [B * floor(H/p) * floor(W/p), 3*p*p]
   DType dtype;
   int64_t batch, height, width, patch;
   float mean[3], std[3];
@@ -155,8 +155,8 @@ struct NoiseArgs {
   const uint32_t* ids;  // host: one per image
 };
 
-/// One number for each patch, from the first word or words of the Philox block of (seed, ids[image], patch): uniform on (0, 1], or
-/// sigmoid(mean + std * n) with n standard normal.
+/// One number for each patch, from the Philox block of (seed, ids[image], patch): uniform on (0, 1], or sigmoid(mean + std * n) with n standard normal,
+/// from its first words; 0 for a share `zero` of the patches, from its third.
 struct DrawArgs {
   float* out;  // [images, patches]
   int64_t images, patches;
@@ -164,6 +164,7 @@ struct DrawArgs {
   const uint32_t* ids;  // host: one per image
   bool logit_normal;
   float mean, std;
+  float zero = 0;
 };
 
 /// out = residual + scale * gate * branch; scale [width] and gate [rows, width] where given.

@@ -25,7 +25,7 @@ void check_noise(const Noise& n, bool misaligned = false) {
   const std::vector<uint32_t> ids = ids_of((n.first + n.rows) / n.patches + 1, n.first);
   const Array want(DType::Float32, n.rows * n.width);
   const DeviceArray out(DType::Float32, want.size() + misaligned);
-  auto args = [&](float* to) { return NoiseArgs{to, n.first, n.rows, n.width, n.patches, kSeed, ids.data()}; };
+  auto args = [&, logit_normal = logit_normal, zero = zero](float* to) { return NoiseArgs{to, n.first, n.rows, n.width, n.patches, kSeed, ids.data()}; };
   cpu::kernels().noise(args(want.floats()));
   gpu().noise(args(out.as<float>() + misaligned));
   Array got = out.host();
@@ -35,10 +35,10 @@ void check_noise(const Noise& n, bool misaligned = false) {
 
 void check_draw(int64_t images, int64_t patches) {
   const std::vector<uint32_t> ids = ids_of(images);
-  for (const bool logit_normal : {false, true}) {
+  for (const auto& [logit_normal, zero] : {std::pair{false, 0.0f}, {true, 0.0f}, {true, 0.5f}}) {
     const Array want(DType::Float32, images * patches);
     const DeviceArray out(DType::Float32, want.size());
-    auto args = [&](float* to) { return DrawArgs{to, images, patches, kSeed, ids.data(), logit_normal, -0.5f, 1.25f}; };
+    auto args = [&, logit_normal = logit_normal, zero = zero](float* to) { return DrawArgs{to, images, patches, kSeed, ids.data(), logit_normal, -0.5f, 1.25f, zero}; };
     cpu::kernels().draw(args(want.floats()));
     gpu().draw(args(out.as<float>()));
     check_close(out.host(), want, logit_normal ? 1e-5 : 0, std::string(logit_normal ? "logit-normal" : "uniform") + " numbers for " + std::to_string(images) +

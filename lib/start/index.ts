@@ -1,0 +1,54 @@
+/** The linear start of a fresh model: see linear.ts for the codec that it becomes, regression.ts for pretrained encoders. */
+import { batches, type LoaderOptions } from '../data/loader.js';
+import type { Dataset } from '../data/dataset.js';
+import type { NdArray } from 'ndarray';
+import { patchStatistics, principalComponents } from '../eval/pca.js';
+import { checkBatchSize } from '../gather.js';
+import { checkSize } from '../io/input.js';
+import type { UniFlow } from '../uniflow.js';
+import { capacity, startDecoder, startEncoder, type Kept } from './linear.js';
+
+import { regressLatents } from './regression.js';
+
+export { capacity, shortfalls, type Kept } from './linear.js';
+
+/** Patches that the statistics are taken of, at most. */
+const PATCHES = 2 ** 18;
+
+/** How images become pixels: of {@link LoaderOptions}. Default: whole, as `encode` takes them, at the model's size. */
+export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal'>;
+
+/**
+ * Turns a fresh model into the linear codec of `data`'s patches: the PCA with as many coefficients as there are latent channels, or as near to it as
+ * the encoder and the flow head's width allow.
+ * @param encoder `'random'`: the encoder is changed to carry the components, where it is an InternViT. `'pretrained'`: it is kept, and latents are
+ * regressed from its tokens.
+ */
+export async function linearStart(
+  uniflow: UniFlow,
+  data: Dataset,
+  { encoder, ...options }: Partial<StartOptions> & { encoder: 'random' | 'pretrained' },
+): Promise<Kept> {
+  const pixels = (): AsyncGenerator<NdArray> => sample(uniflow, data, options);
+  const { normalisation, device } = uniflow;
+  const components = principalComponents(await patchStatistics(pixels(), { patch: uniflow.config.patch, normalisation, device }));
+  const own = encoder === 'random' && uniflow.config.encoder.family === 'internvit';
+  const latents = own ? await startEncoder(uniflow, components) : await regressLatents(uniflow, components, pixels());
+  await startDecoder(uniflow, components, latents);
+  uniflow.encoder.invalidate();
+  return capacity(uniflow.config);
+}
+
+/** Images in a random order, once each, up to {@link PATCHES}. */
+async function* sample(uniflow: UniFlow, data: Dataset, options: Partial<StartOptions>): AsyncGenerator<NdArray> {
+  const { patch, imageSize } = uniflow.config;
+  const size = checkSize(options.size ?? imageSize, patch);
+  const tokens = (size[0] * size[1]) / patch ** 2;
+  const batchSize = Math.min(data.length, checkBatchSize(undefined, tokens));
+  const loader = batches(data, { crop: 'center', ...options, size, batchSize, shuffle: true, dropLast: false, epochs: 1 });
+  let left = PATCHES;
+  for await (const { pixels } of loader) {
+    yield pixels;
+    if ((left -= (pixels.shape[0] as number) * tokens) <= 0) return;
+  }
+}

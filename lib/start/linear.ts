@@ -1,0 +1,117 @@
+/**
+ * The linear start: a model that begins as the PCA of its patches, within the published architecture.
+ *
+ * Paired units pass a linear map through an activation exactly (units.ts), and residual branches end in zeros, so that every block passes its input on. With r_k
+ * the patches' principal directions, λ_k their variances and μ the mean:
+ *
+ *   patch embedding   h_k = s_k r_kᵀ (x − μ), as many as fit; positions in the channels that are left
+ *   chal_proj         z_k = h_k / (s_k √λ_k): latents of variance 1
+ *   chal_unproj       c_k = z_k
+ *   flow head         velocity (x̂ − x) / (1 − t), x̂ = μ + Σ_k √λ_k z_k r_k (flow.ts)
+ */
+import { Matrix } from 'ml-matrix';
+import type { PrincipalComponents } from '../eval/pca.js';
+import type { UniFlow } from '../uniflow.js';
+import { startFlow } from './flow.js';
+import { Units, type LinearMap } from './units.js';
+import { Weights } from './weights.js';
+
+/** Power of √λ_k that the residual stream is divided by: 0 leaves the patches' own scale, 1 makes all channels equally large. */
+const WHITENING = 0.5;
+
+/** A direction with so small a part of the first one's variance carries nothing. */
+const NEGLIGIBLE = 1e-9;
+
+/** What {@link startDecoder} could keep. */
+export interface Kept {
+  /** Latent channels that carry a principal component, of `of` channels. */
+  channels: number;
+  of: number;
+  /** Directions of a patch's noise that one step takes away, of `values`. */
+  noise: number;
+  values: number;
+}
+
+/** What a model loses against the PCA of its patches, for people to read. */
+export function shortfalls({ channels, of, noise, values }: Kept): string[] {
+  return [
+    ...(noise < values
+      ? [
+          `the flow head is too narrow: ${values - noise} of the ${values} directions of a patch's noise stay in the image; ` +
+            `a hidden_size of at least ${values + 3} takes all of it away`,
+        ]
+      : []),
+    ...(channels < of
+      ? [`${of - channels} of the ${of} latent channels carry nothing: a patch has no more to carry, or the model is too narrow`]
+      : []),
+  ];
+}
+
+/** How much of a linear codec a model of this shape can be. */
+export function capacity({ latentChannels, patch, encoder }: UniFlow['config']): Kept {
+  const values = 3 * patch ** 2;
+  const noise = Math.min(values, encoder.width - 3); // besides: a channel for the reflection, two for the constants
+  return { channels: Math.min(latentChannels, noise), of: latentChannels, noise, values };
+}
+
+/** Makes an InternViT encoder with random weights carry the patches' principal components. @returns latents as a function of its tokens. */
+export async function startEncoder(uniflow: UniFlow, components: PrincipalComponents): Promise<LinearMap> {
+  const weights = new Weights(uniflow);
+  const { width, layers } = uniflow.config.encoder;
+  const { channels } = capacity(uniflow.config);
+  const carried = Math.min(width, components.variances.length);
+  const scales = embeddingScales(components.variances.subarray(0, carried));
+  await weights.edit('embeddings.patch_embedding', ({ weight, bias }) => {
+    for (let k = 0; k < carried; k++) {
+      const row = components.directions.getColumn(k).map((v) => v * (scales[k] as number));
+      weight.setRow(k, row);
+      bias.set(0, k, -row.reduce((sum, w, i) => sum + w * (components.mean[i] as number), 0));
+    }
+  });
+  await weights.editTable('embeddings.position_embedding', (table) => clearColumns(table, carried));
+  for (let i = 0; i < layers; i++) zeroBranches(weights, `encoder.layers.${i}`);
+  const map = { weight: Matrix.zeros(channels, width), bias: new Float64Array(channels) };
+  for (let k = 0; k < channels; k++) map.weight.set(k, k, inverseDeviation(components.variances, k) / (scales[k] as number));
+  return map;
+}
+
+/** Makes projection and decoder the linear codec whose latents are `latents` of the encoder's tokens, of variance at most 1. */
+export async function startDecoder(uniflow: UniFlow, components: PrincipalComponents, latents: LinearMap): Promise<void> {
+  const weights = new Weights(uniflow);
+  const { width } = uniflow.config.encoder;
+  const { channels } = capacity(uniflow.config);
+  const units = new Units(width, channels);
+  const same = (inputs: number): LinearMap => ({ weight: Matrix.eye(channels, inputs), bias: new Float64Array(channels) });
+
+  await weights.edit('chal_proj.c_fc', (layer) => units.enter(layer, latents));
+  await weights.edit('chal_proj.c_proj', (layer) => units.leave(layer, Matrix.eye(uniflow.config.latentChannels, channels)));
+  await weights.edit('chal_unproj.c_fc', (layer) => units.enter(layer, same(uniflow.config.latentChannels)));
+  await weights.edit('chal_unproj.c_proj', (layer) => units.leave(layer, Matrix.eye(channels)));
+  for (let i = 0; i < uniflow.config.decoder.globalBlocks; i++) zeroBranches(weights, `global_blocks.${i}`);
+  for (const table of ['global_block_pos_embed', 'decoder_pos_embed']) await weights.editTable(table, (t) => clearColumns(t, channels));
+
+  await startFlow(weights, uniflow.config, components, capacity(uniflow.config));
+}
+
+/** Attention and MLP add nothing at first: h + 0. Their last layers learn at once, the others as soon as those have moved. */
+function zeroBranches(weights: Weights, block: string): void {
+  for (const layer of ['attn.proj', 'mlp.fc2']) weights.zero(`${block}.${layer}`);
+}
+
+function clearColumns(table: Matrix, count: number): void {
+  for (let k = 0; k < count; k++) table.setColumn(k, new Array<number>(table.rows).fill(0));
+}
+
+/** s_k ∝ λ_k^(−WHITENING / 2), so that the mean square of all s_k h_k is 1. */
+function embeddingScales(variances: Float64Array): Float64Array {
+  const floor = NEGLIGIBLE * (variances[0] as number);
+  const scales = variances.map((v) => Math.max(v, floor) ** (-WHITENING / 2));
+  const mean = variances.reduce((sum, v, k) => sum + v * (scales[k] as number) ** 2, 0) / variances.length;
+  return scales.map((s) => s / Math.sqrt(mean));
+}
+
+/** 1 / √λ_k; 0 for a direction in which there is nothing. */
+export function inverseDeviation(variances: Float64Array, k: number): number {
+  const variance = variances[k] as number;
+  return variance > NEGLIGIBLE * (variances[0] as number) ? 1 / Math.sqrt(variance) : 0;
+}

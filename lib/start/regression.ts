@@ -1,0 +1,76 @@
+/**
+ * Latents of a pretrained encoder: the linear map from its tokens t to the patches' principal coefficients y, each over its deviation, that is best in
+ * the mean square, by ridge regression in closed form. With C the covariances, S the tokens' deviations and ρ the ridge:
+ *
+ *   A = C_yt S⁻¹ (S⁻¹ C_tt S⁻¹ + ρ I)⁻¹ S⁻¹,   latents = A (t − mean t)
+ *
+ * Tokens are taken each at its own scale, as a few channels of pretrained encoders are thousands of times larger than the others.
+ */
+import { CholeskyDecomposition, Matrix } from 'ml-matrix';
+import type { NdArray } from 'ndarray';
+import { Moments, type PrincipalComponents } from '../eval/pca.js';
+import { native } from '../native.js';
+import { cast, linear, sliceTokens, unfold } from '../ops.js';
+import { onDevice, Tensor, tensorOf, tidy } from '../tensor.js';
+import type { UniFlow } from '../uniflow.js';
+import { capacity, inverseDeviation } from './linear.js';
+import type { LinearMap } from './units.js';
+
+const RIDGE = 1e-4;
+
+/** @param pixels batches uint8 [B,H,W,3]. @returns latents as a function of the encoder's tokens. */
+export async function regressLatents(
+  uniflow: UniFlow,
+  components: PrincipalComponents,
+  pixels: AsyncIterable<NdArray>,
+): Promise<LinearMap> {
+  const { channels } = capacity(uniflow.config);
+  const { width } = uniflow.config.encoder;
+  const coefficients = coefficientsOf(components, channels);
+  const { device } = uniflow;
+  const moments = new Moments();
+  for await (const batch of pixels) {
+    const rows = onDevice(device, () => tidy(() => tokensAndCoefficients(uniflow, Tensor.from(batch, 'pixels'), coefficients)));
+    try {
+      await onDevice(device, () => moments.add(rows));
+    } finally {
+      rows.dispose();
+    }
+  }
+  const { mean, covariance } = moments.statistics();
+  const all = Matrix.from1DArray(width + channels, width + channels, covariance);
+  const inverse = Array.from({ length: width }, (_, i) => 1 / Math.sqrt(Math.max(all.get(i, i), Number.MIN_VALUE)));
+  const scaled = (m: Matrix): Matrix => m.mulColumnVector(inverse);
+  const tokens = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
+  for (let i = 0; i < width; i++) tokens.set(i, i, 1 + RIDGE);
+  const cross = scaled(all.subMatrix(0, width - 1, width, width + channels - 1));
+  const weight = scaled(new CholeskyDecomposition(tokens).solve(cross)).transpose(); // [K,D]
+  const centre = Matrix.columnVector(mean.subarray(0, width));
+  return { weight, bias: Float64Array.from(weight.mmul(centre).mul(-1).to1DArray()) };
+}
+
+/** Patch vectors to principal coefficients over their deviations, as a float32 layer: weight [K,P], bias [K]. */
+function coefficientsOf(
+  { directions, variances, mean }: PrincipalComponents,
+  channels: number,
+): { weight: Float32Array; bias: Float32Array } {
+  const weight = directions.subMatrix(0, mean.length - 1, 0, channels - 1).transpose();
+  weight.mulColumnVector(Array.from({ length: channels }, (_, k) => inverseDeviation(variances, k)));
+  const bias = weight.mmul(Matrix.columnVector(mean)).mul(-1);
+  return { weight: Float32Array.from(weight.to1DArray()), bias: Float32Array.from(bias.to1DArray()) };
+}
+
+/** [B·N, D + K] float32. */
+function tokensAndCoefficients(uniflow: UniFlow, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
+  const { encoder, normalisation, config } = uniflow;
+  const { last } = encoder.forward(pixels);
+  const tokens = cast(sliceTokens(last, encoder.prefix, last.dim(1)), 'float32');
+  const patches = unfold(pixels, config.patch, normalisation, 'float32');
+  const channels = bias.length;
+  const layer = {
+    weight: Tensor.from({ data: weight, shape: [channels, weight.length / channels] }),
+    bias: Tensor.from({ data: bias, shape: [channels] }),
+  };
+  const both = tensorOf(native.concat([tokens.handle, linear(patches, layer).handle]));
+  return both.reshape([both.dim(0) * both.dim(1), both.dim(2)]);
+}
