@@ -10,7 +10,15 @@ const quiet = { stdio: ['ignore', 'ignore', 'inherit'] };
 run(
   'cmake',
   [
-    ...['-S', '.', '-B', folder, '-DCMAKE_SYSTEM_NAME=Linux', '-DCMAKE_SYSTEM_PROCESSOR=aarch64', '-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++'],
+    ...[
+      '-S',
+      '.',
+      '-B',
+      folder,
+      '-DCMAKE_SYSTEM_NAME=Linux',
+      '-DCMAKE_SYSTEM_PROCESSOR=aarch64',
+      '-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++',
+    ],
     '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64-static;-L;/usr/aarch64-linux-gnu',
     ...['-DUNIFLOW_TESTS=ON', '-DUNIFLOW_GPU_CHECKS=OFF', '-DUNIFLOW_CUDA=OFF', '-DUNIFLOW_JPEG=OFF'],
   ],
