@@ -29,20 +29,24 @@ const includes = [dirname(require.resolve('node-addon-api/package.json')), requi
 const cache = join(folder, 'CMakeCache.txt');
 // CMake refuses a build folder that has served another copy of the sources
 if (existsSync(cache) && !readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`))
-  rmSync(folder, { recursive: true });
+  for (const name of ['CMakeCache.txt', 'CMakeFiles']) rmSync(join(folder, name), { recursive: true, force: true });
 console.log(`Building the native addon in ${folder} …`);
 run([
   ...['-S', root, '-B', folder, '-DCMAKE_BUILD_TYPE=Release', `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${join(folder, 'Release')}`],
   ...[`-DUNIFLOW_NODE_INCLUDE=${includes.join(';')}`, ...args.slice(split)],
   ...(!existsSync(cache) && has('ninja') ? ['-G', 'Ninja'] : []),
 ]);
-run(['--build', folder, '--target', values.target, '--parallel', String(availableParallelism())]);
+// on a terminal, the build tool shows how far it is; elsewhere only what fails is of interest
+run(
+  ['--build', folder, '--target', values.target, '--parallel', String(availableParallelism())],
+  process.stdout.isTTY ? 'inherit' : 'pipe',
+);
 
-function run(options) {
-  const { status, stdout, stderr } = spawnSync('cmake', options, { encoding: 'utf8', maxBuffer: 1 << 28 });
-  for (const line of stdout.matchAll(/^-- ((JPEG files|GPU backend): .*)$/gm)) console.log(line[1]);
+function run(options, stdio = 'pipe') {
+  const { status, stdout, stderr } = spawnSync('cmake', options, { stdio, encoding: 'utf8', maxBuffer: 1 << 28 });
+  for (const line of (stdout ?? '').matchAll(/^-- ((JPEG files|GPU backend): .*)$/gm)) console.log(line[1]);
   if (status === 0) return;
-  fail(`${stdout}${stderr}\nThe native addon of uniflow-tokenizer could not be built; the first error above says why.`);
+  fail(`${stdout ?? ''}${stderr ?? ''}\nThe native addon of uniflow-tokenizer could not be built; the first error above says why.`);
 }
 
 function fail(message) {
