@@ -104,8 +104,9 @@ class HeaderReader final : public JsonEvents {
 
   void number(std::string_view text) override {
     int64_t value = 0;
-    const auto [end, error] = std::from_chars(text.begin(), text.end(), value);
-    if (where_ != Where::Array || error != std::errc() || end != text.end() || text.starts_with('-'))
+    const char* const last = text.data() + text.size();
+    const auto [end, error] = std::from_chars(text.data(), last, value);
+    if (where_ != Where::Array || error != std::errc() || end != last || text.starts_with('-'))
       reject("the number " + printable(text));
     numbers_.push_back(value);
   }

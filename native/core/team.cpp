@@ -38,8 +38,9 @@ int read_default_threads() {
     std::string_view text = value;
     text = text.substr(0, text.find(','));  // OpenMP's may be a list, one number for each level of nesting
     int threads = 0;
-    const auto [end, error] = std::from_chars(text.begin(), text.end(), threads);
-    if (error != std::errc() || end != text.end() || threads < 1 || threads > kMostThreads)
+    const char* const last = text.data() + text.size();
+    const auto [end, error] = std::from_chars(text.data(), last, threads);
+    if (error != std::errc() || end != last || threads < 1 || threads > kMostThreads)
       throw Error(ErrorCode::BadInput, name, "a number of threads from 1 to " + std::to_string(kMostThreads), value);
     return threads;
   }
