@@ -295,7 +295,7 @@ test('doctor: encode works here', async () => {
 });
 
 describe('usage', () => {
-  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'doctor'])('help of %s has examples', async (command) => {
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])('help of %s has examples', async (command) => {
     const run = await cli(command, '--help');
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);

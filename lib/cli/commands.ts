@@ -60,6 +60,7 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addInfo(program, signal);
   addBench(program, signal);
   addDoctor(program);
+  addBuild(program);
 }
 
 function collected(value: string, before: string[] = []): string[] {
@@ -110,7 +111,7 @@ function addWorker(program: Command, signal: AbortSignal): void {
     .requiredOption('--queue <url>', 'Redis to take work from, as redis://host:6379')
     .option('-m, --model <model>', 'where the model is, if not where the run says; its weights have to be the same')
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
     .option('--concurrency <n>', 'shards under way at once (default: 2)', integerFrom(1))
     .option('--stall <s>', 'give a shard to another worker when its own has not been heard of for so long (default: 30)', number)
     .option('--metrics-port <n>', 'serve /metrics for Prometheus, and /healthz; 0 takes a free port', integerFrom(0))
@@ -229,7 +230,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--validate-every <n>', 'steps between two validations (default: 500)', integerFrom(1))
     .option('--checkpoint-every <n>', 'steps between two checkpoints (default: 500)', integerFrom(1))
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
     .addHelpText(
       'after',
       examples(
@@ -333,4 +334,17 @@ function addDoctor(program: Command): void {
   withJson(program.command('doctor').description('Check this installation, and say what is missing and what to do about it.'))
     .addHelpText('after', examples('uniflow doctor', 'uniflow doctor --json'))
     .action(async (options: ReportOptions) => (await import('./doctor.js')).doctor(options));
+}
+
+function addBuild(program: Command): void {
+  program
+    .command('build')
+    .description('Compile the native addon for this machine, where there is no prebuilt one or to add the GPU backend.')
+    .argument('[cmake-options...]', 'after --: options for CMake')
+    .addHelpText(
+      'after',
+      examples('uniflow build', 'uniflow build -- -DUNIFLOW_CUDA=ON') +
+        "\nThe addon goes into the package's folder, or to ~/.cache/uniflow-tokenizer where that cannot be written.\n",
+    )
+    .action(async (options: string[]) => (await import('./build.js')).build(options));
 }
