@@ -80,7 +80,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
     if (out !== undefined) await replaceFile(out, (file) => file.writeFile(`${JSON.stringify(result, null, 2)}\n`));
   } finally {
     stages.stop();
-    await Promise.all([data, train, baseline].map((opened) => opened?.dataset.close()));
+    await Promise.all([data, train, baseline].map(async (opened) => opened?.dataset.close()));
   }
 }
 
