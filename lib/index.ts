@@ -14,6 +14,7 @@ export type { EncoderConfig, Family } from './encoder/config.js';
 export type { DecoderConfig } from './decoder/decoder.js';
 export { timeGrid, type Schedule } from './decoder/schedule.js';
 export type { ImageInput, PixelInput } from './images/input.js';
+export type { ImageLike } from './images/like.js';
 export { decodeImage, type ImageSource, type RgbImage } from './images/decode.js';
 export { sideBySide, toImages, writeImage } from './images/write.js';
 export type { Preprocessing } from './io/preprocess.js';

@@ -515,7 +515,7 @@ describe('loader', () => {
       const all = subset(broken, [2, 2, 2]);
       await failure(
         take(all, 1, { batchSize: 2, size: 8, onDamaged }),
-        'UNSUPPORTED',
+        'BAD_INPUT',
         /none of 3 samples in a row can be read; the last: .*2\.jpg/,
       );
     });

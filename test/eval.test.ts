@@ -408,7 +408,7 @@ describe('uniflow eval', () => {
     );
     expect(run.status).toBe(0);
     expect(run.stdout).toMatch(
-      /^model .*nano|model .*\ndata +33 images of .*val \(all; sha256 [0-9a-f]{12}\.\.\.\), centre crop 56x56\nPSNR +\d+\.\d\d dB\nSSIM +-?\d\.\d{4}\nFID +\S+ \(.*dinov2 .* 33 against 33 images\)\ntokens +linear probe \d+\.\d\d %, k-NN .*\nlatents .*\nteacher .*\nlayer cosine +1: 1\.0000 {2}2: 1\.0000\n$/,
+      /^model .*nano|model .*\ndata +33 images of .*val \(all; sha256 [0-9a-f]{12}\.\.\.\), centre crop 56x56\nPSNR +\d+\.\d\d dB\nSSIM +-?\d\.\d{4}\nchannels +effective rank \d+\.\d, \d+\.\d\d % in use\nbaseline +PSNR \d+\.\d\d dB, SSIM \d\.\d{4} \(PCA of 16 coefficients a patch, fitted to 24 images of .*train\)\nFID +\S+ \(.*dinov2 .* 33 against 33 images\)\ntokens +linear probe \d+\.\d\d %, k-NN .*\nlatents .*\nteacher .*\nlayer cosine +1: 1\.0000 {2}2: 1\.0000\n$/,
     );
     const result = JSON.parse(await readFile(out, 'utf8')) as Evaluation;
     const sha256 = createHash('sha256')

@@ -12,6 +12,7 @@ import { readLatents } from './latents.js';
 import type { FolderOptions, ModelOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
+import { refuseBeside } from './outputs.js';
 import { loadModel, slices } from './shared.js';
 
 export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, FolderOptions {
@@ -22,6 +23,7 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
   const { latents, ...labels } = await readLatents(path);
   const [count, patches] = checkShape(path, latents);
   const files = namesFor(path, labels.ids, count, options.format).map((name) => join(options.out, name));
+  await refuseBeside(options.out, labels.ids ?? []);
   const uniflow = await loadModel(options, signal);
   const { steps, schedule, guidance, seed, grid = labels.grid } = options;
   const batchSize = checkBatchSize(options.batch, patches);

@@ -83,8 +83,8 @@ function memory(): Omit<Finding, 'name'> {
 }
 
 async function addon(): Promise<Omit<Finding, 'name'>> {
-  await import('../native.js');
-  return { ok: true, detail: 'loaded' };
+  const { addonPath } = await import('../native.js');
+  return { ok: true, detail: addonPath };
 }
 
 async function kernels(): Promise<Omit<Finding, 'name'>> {
@@ -101,7 +101,7 @@ async function threads(): Promise<Omit<Finding, 'name'>> {
   return {
     ok: false,
     detail,
-    advice: `More threads than cores wait for each other: set OMP_NUM_THREADS=${cores}, or pass --threads ${cores}.`,
+    advice: `More threads than cores wait for each other: set UNIFLOW_THREADS=${cores}, or pass --threads ${cores}.`,
   };
 }
 

@@ -11,6 +11,7 @@ import { UniFlowError } from '../errors.js';
 import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';
 import { plural, printJson } from './output.js';
+import { refuseInside } from './outputs.js';
 import { Progress } from './progress.js';
 import { loadModel, reportSkips } from './shared.js';
 
@@ -49,6 +50,7 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
 export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   if (!options.latents && !options.tokens)
     throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
+  if (!isS3(options.out)) await refuseInside(options.out, inputs);
   if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
   refuseQueueOptions(options);
   const { out, json = false } = options;

@@ -19,7 +19,8 @@ import { UniFlow } from '../uniflow.js';
 import type { ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Stages } from './progress.js';
-import { downloading, loadModel } from './shared.js';
+import { Skips } from '../sources/skips.js';
+import { downloading, loadModel, reportSkips } from './shared.js';
 
 export interface EvalCommandOptions extends ModelOptions, PictureOptions, SamplingOptions {
   limit?: number;
@@ -42,6 +43,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
   const data = await open(path, options.limit, signal);
   const train = options.train === undefined ? undefined : await open(options.train, options.limit, signal);
   const baseline = options.baseline === undefined ? undefined : await open(options.baseline, undefined, signal);
+  for (const { dataset } of [data, ...(train ? [train] : []), ...(baseline ? [baseline] : [])]) reportSkips(Skips.of(dataset.skipped ?? []), undefined, json === true);
   const features = await featuresOf(options, signal);
   if (saveFeatures !== undefined && !(features && 'extract' in features))
     throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');
@@ -78,7 +80,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
     if (out !== undefined) await replaceFile(out, (file) => file.writeFile(`${JSON.stringify(result, null, 2)}\n`));
   } finally {
     stages.stop();
-    await Promise.all([data, train, baseline].map((opened) => opened?.dataset.close()));
+    await Promise.all([data, train, baseline].map(async (opened) => opened?.dataset.close()));
   }
 }
 

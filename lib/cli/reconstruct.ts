@@ -5,6 +5,8 @@ import { UniFlowError } from '../errors.js';
 import { type RgbImage } from '../images/decode.js';
 import { toImages, sideBySide, writeImage } from '../images/write.js';
 import { fileNames } from './inputs.js';
+import { refuseBeside, refuseInside } from './outputs.js';
+import { fileOf } from '../sources/item.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
 import { overImages } from './shared.js';
@@ -21,6 +23,7 @@ interface Quality {
 }
 
 export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
+  await refuseInside(options.out, inputs);
   const { steps, schedule, guidance, seed } = options;
   const names = new Map<string, string>();
   const pictures: Quality[] = [];
@@ -30,6 +33,10 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
     options,
     signal,
     begin: async (items) => {
+      await refuseBeside(
+        options.out,
+        items.flatMap(({ image }) => fileOf(image) ?? []),
+      );
       await mkdir(options.out, { recursive: true });
       const ids = items.map(({ id }) => id);
       fileNames(ids, options.format).forEach((name, i) => names.set(ids[i] as string, name));

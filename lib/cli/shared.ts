@@ -107,11 +107,12 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
 }
 
 /** Says which files were passed over; where images may be among them, the exit code is 1. */
-export function reportSkips(skips: Skips, progress: Progress, json: boolean): void {
+export function reportSkips(skips: Skips, progress: Progress | undefined, json: boolean): void {
   if (skips.lost > 0) process.exitCode = 1;
   if (json || skips.summary === undefined) return;
-  for (const { path, reason } of skips.losses) progress.line(`uniflow: ${path}: ${reason}`);
-  progress.line(`uniflow: ${skips.summary}`);
+  const say = (text: string): unknown => (progress ? progress.line(`uniflow: ${text}`) : process.stderr.write(`uniflow: ${text}\n`));
+  for (const { path, reason } of skips.losses) say(`${path}: ${reason}`);
+  say(skips.summary);
 }
 
 interface Decoded {

@@ -8,6 +8,8 @@ import { baselineText, validationText } from '../train/log-text.js';
 import type { ReportOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress, Stages } from './progress.js';
+import { Skips } from '../sources/skips.js';
+import { reportSkips } from './shared.js';
 
 /** What the command line says of the run itself; everything else is a setting, and wins over the config file's. */
 export interface TrainCommandOptions extends ReportOptions, Partial<TrainConfig> {
@@ -57,6 +59,7 @@ async function shown(
         if (entry.skipped) say(`step ${entry.step}: the gradient is not finite; the step is skipped`);
         progress.update(entry.step * batch, recent.with(entry));
       },
+      onSkipped: (skipped) => reportSkips(Skips.of(skipped), progress, quiet),
       onValidation: (entry) => say(`step ${entry.step}: validation ${validationText(entry)}`),
     });
   } finally {

@@ -18,6 +18,9 @@ import { projection } from './projection.js';
 /** A baseline is fitted to at most this many images, evenly spaced: more patches hardly move the components. */
 export const FIT_IMAGES = 512;
 
+/** Pixels from 0 to 1, all channels alike: least squares are then PSNR's. */
+const normalisation = { mean: Float32Array.of(0, 0, 0), std: Float32Array.of(1, 1, 1) };
+
 /** What the baseline reaches: means over the images, in dB and in [-1, 1]. */
 export interface Baseline {
   psnr: number;
@@ -39,7 +42,7 @@ export interface FitOptions {
 export async function fitBaseline(uniflow: UniFlow, data: Dataset, options: FitOptions): Promise<PatchCodec | undefined> {
   const { patch, latentChannels } = uniflow.config;
   if (latentChannels >= 3 * patch ** 2) return undefined;
-  const { normalisation, device } = uniflow;
+  const { device } = uniflow;
   let images = 0;
   const onProgress = (done: number, total: number): void => {
     images = done;
@@ -75,7 +78,7 @@ export class PatchCodec {
   readonly channels: number;
 
   constructor(
-    private readonly uniflow: Pick<UniFlow, 'config' | 'normalisation' | 'device'>,
+    private readonly uniflow: Pick<UniFlow, 'config' | 'device'>,
     components: PrincipalComponents,
     /** How many it is fitted to. */
     readonly images: number,
@@ -89,7 +92,7 @@ export class PatchCodec {
     pixels: NdArray<Uint8Array>,
     { convention, begin, end }: { convention?: QualityConvention | undefined; begin?: number; end?: number } = {},
   ): Promise<NdArray<Float32Array>> {
-    const { config, normalisation, device } = this.uniflow;
+    const { config, device } = this.uniflow;
     const [, height, width] = pixels.shape as [number, number, number];
     const { patch } = config;
     const grid = gridOf([height, width], patch);

@@ -111,6 +111,6 @@ export class LatentMeter {
 function stacked<A extends Uint8Array | Float32Array>(arrays: readonly A[], shape: readonly number[]): NdArray {
   const size = (arrays[0] as A).length;
   const data = new ((arrays[0] as A).constructor as new (n: number) => A)(arrays.length * size);
-  arrays.forEach((array, i) => data.set(array as ArrayLike<number> as A, i * size));
-  return ndarray(data, [arrays.length, ...shape]) as NdArray;
+  arrays.forEach((array, i) => data.set(array, i * size));
+  return ndarray(data, [arrays.length, ...shape]);
 }

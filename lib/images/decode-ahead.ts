@@ -16,7 +16,7 @@ export interface DecodeAhead<T extends Item, R> {
   /** Further items under way while one is used. */
   count: number;
   /** Decodes an image that is read, as for openImage. */
-  prepare(image: ImageSource | RgbImage, item: T): Promise<R>;
+  prepare: (image: ImageSource | RgbImage, item: T) => Promise<R>;
   download?: Omit<DownloadOptions, 'signal'> | undefined;
   signal?: AbortSignal | undefined;
 }

@@ -8,7 +8,8 @@ import { native, type Resampling } from '../native.js';
 import { isPixels, type ImageSource, type RgbImage } from '../sources/item.js';
 import { beginsAsImage } from '../sources/names.js';
 import { decodeBmp, isBmp, readBmpHeader } from './bmp.js';
-import { tiffHasAlpha } from './tiff.js';
+import { readerOf, type ImageLike } from './like.js';
+import { isTiff, tiffHasAlpha } from './tiff.js';
 
 export type { ImageSource, RgbImage };
 
@@ -52,7 +53,9 @@ const WHITE = '#ffffff';
  * @throws {UniFlowError} `NOT_FOUND`, `BAD_INPUT`, `UNSUPPORTED` or `ABORTED`; the message starts with the path,
  * or with `<buffer>`.
  */
-export async function decodeImage(source: ImageSource, options: DecodeOptions = {}): Promise<RgbImage> {
+export async function decodeImage(image: ImageLike, options: DecodeOptions = {}): Promise<RgbImage> {
+  const source = image instanceof Uint8Array ? image : await readerOf(image, 'image')();
+  if (isPixels(source)) return source;
   const jpeg = await plainJpeg(source, options);
   if (!jpeg) return decodeAny(source, options);
   const { width, height } = jpeg;
@@ -113,9 +116,9 @@ async function decodeAny(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, 
     checkPixels(name, header, maxPixels);
     return decodeBmp(name, bytes, header);
   }
+  const hasAlpha = isTiff(bytes) ? tiffHasAlpha(name, bytes) : true;
   const metadata = await readMetadata(name, bytes);
   checkPixels(name, metadata, maxPixels);
-  const hasAlpha = metadata.format === 'tiff' ? tiffHasAlpha(name, bytes) : true;
   throwIfAborted(signal);
   try {
     const image = sharp(bytes, {
@@ -218,7 +221,7 @@ function checkPixels(name: string, { width, height }: Pick<Metadata, 'width' | '
 function undecodable(name: string, cause: unknown): UniFlowError {
   // libvips repeats itself over several lines; the first says it.
   const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
-  const precision = /data precision (\d+)/.exec(reason ?? '')?.[1];
+  const precision = /data precision (12|16)$/.exec(reason ?? '')?.[1];
   if (precision !== undefined) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', `${precision} bits`, cause);
   const message = `${name}: the picture is damaged or incomplete: ${reason}`;
   return new UniFlowError('BAD_INPUT', message, { subject: name, cause });

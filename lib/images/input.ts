@@ -1,11 +1,10 @@
 /** What users pass as images, as batches of pixels on the device. */
 import type { NdArray } from 'ndarray';
-import { checkOptions, describe } from '../check.js';
+import { checkOptions, DECODE_OPTIONS, ENCODE_OPTIONS } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
 import { onDevice, Tensor } from '../tensor.js';
-import type { Item } from '../sources/item.js';
-import type { ImageSource } from './decode.js';
+import { readerOf, type ImageLike } from './like.js';
 import { loadPixels, type Preprocessing } from '../io/preprocess.js';
 
 /** Pixels at the size to compute with: normalised float32 [B,3,H,W], or uint8 [B,H,W,3]. */
@@ -14,7 +13,7 @@ export interface PixelInput {
 }
 
 /** A picture, several, or pixels that are ready. */
-export type ImageInput = ImageSource | readonly ImageSource[] | PixelInput;
+export type ImageInput = ImageLike | readonly ImageLike[] | PixelInput;
 
 /** Images as a sequence of batches; a batch's pixels are made when it is asked for. */
 export interface Batches {
@@ -33,10 +32,11 @@ export interface InputOptions {
 
 /** Pixels are copied before this returns; pictures are read batch by batch. */
 export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, device: string, options: InputOptions): Batches {
-  checkOptions(options);
+  checkOptions(options, [...ENCODE_OPTIONS, ...DECODE_OPTIONS]);
   if (isPixels(images)) return onDevice(device, () => pixelBatches(images.pixels, options));
   if (Array.isArray(images) && images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one', 'an empty array');
-  const items = (Array.isArray(images) ? (images as readonly ImageSource[]) : [images as ImageSource]).map(itemOf);
+  const all = Array.isArray(images) ? (images as readonly ImageLike[]) : [images as ImageLike];
+  const items = all.map((image, i) => ({ id: `images[${i}]`, image: readerOf(image, `images[${i}]`) }));
   const size = checkSize(options.size ?? preprocessing.size, patch);
   return {
     count: items.length,
@@ -47,19 +47,6 @@ export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patc
     },
     dispose: () => undefined,
   };
-}
-
-/** Bytes are copied: they are the caller's again when the call has returned. A path is opened whatever it is. */
-function itemOf(source: ImageSource, i: number): Item {
-  if (typeof source !== 'string' && !(source instanceof URL) && !(source instanceof Uint8Array))
-    throw UniFlowError.expected('BAD_INPUT', `images[${i}]`, 'a path, a file: URL, or bytes', describe(source));
-  const own = source instanceof Uint8Array ? copyOf(source) : source;
-  return { id: `images[${i}]`, image: () => Promise.resolve(own) };
-}
-
-/** Empty for the bytes of a buffer that was transferred. */
-function copyOf(bytes: Uint8Array): Uint8Array {
-  return bytes.length > 0 ? Uint8Array.prototype.slice.call(bytes) : new Uint8Array();
 }
 
 function isPixels(images: unknown): images is PixelInput {

@@ -20,6 +20,11 @@ const ALPHA = [1, 2];
 /** Bytes of a value of each type that these tags have. */
 const TYPE_BYTES: Record<number, number> = { 1: 1, 3: 2, 4: 4, 16: 8 };
 
+export function isTiff(bytes: Uint8Array): boolean {
+  const start = Buffer.from(bytes.subarray(0, 2)).toString('latin1');
+  return start === 'II' || start === 'MM';
+}
+
 /**
  * Whether the fourth band (of grey, the second) is transparency. Bands after the colours that are not are dropped, as Pillow does.
  * @throws {UniFlowError} `UNSUPPORTED` for float, signed and 12-bit samples, CIELAB, camera raws and grey of several bands.

@@ -293,7 +293,7 @@ function portableItem({ id, image }: Item): Item {
   }
   throw new UniFlowError(
     'UNSUPPORTED',
-    `${id} has no path or URL by which a worker could read it: a queue takes files, archives (.tar, .parquet) and URLs, but neither standard input nor IDX`,
+    `${id} has no path or URL by which a worker could read it: a queue takes files, archives (.tar, .parquet) and URLs, but neither standard input nor .tar.gz nor IDX`,
     { subject: id },
   );
 }

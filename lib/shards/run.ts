@@ -49,6 +49,10 @@ export interface RunResult {
 /** Shards that are computed or written at once: one may wait for the disk while another begins. */
 const SHARDS_AT_ONCE = 3;
 const MAX_SHARD = 2 ** 20;
+const OPTIONS: readonly (keyof RunOptions)[] = [
+  ...(['shardSize', 'maxFailures', 'signal', 'onFailure', 'onProgress', 'latents', 'tokens', 'store', 'format', 'model'] as const),
+  ...(['fit', 'size', 'batchSize', 'download'] as const),
+];
 
 /**
  * Encodes the pictures of a source into shards in `folder`, with a manifest when it is complete. A run that was stopped, in whatever way, is
@@ -64,7 +68,7 @@ export async function encodeToShards(
   folder: string,
   options: RunOptions = {},
 ): Promise<RunResult> {
-  checkOptions(options);
+  checkOptions(options, OPTIONS);
   if (typeof folder !== 'string' || folder === '') throw UniFlowError.expected('BAD_INPUT', 'folder', 'a path', describe(folder));
   const { shardSize = 1024, maxFailures = Infinity } = options;
   checkInteger('shardSize', shardSize, 1, MAX_SHARD);

@@ -84,7 +84,7 @@ export interface OpenOptions {
  */
 export async function openDataset(path: string, options: OpenOptions = {}): Promise<Dataset> {
   if (typeof path !== 'string' || path === '') throw UniFlowError.expected('BAD_INPUT', 'path', 'the path of a dataset', describe(path));
-  checkOptions(options);
+  checkOptions(options, ['signal']);
   throwIfAborted(options.signal);
   return datasetOf(await samplesOf(path, options.signal));
 }
@@ -215,7 +215,12 @@ export function subset(dataset: Dataset, indices: readonly number[]): Dataset {
     checkInteger(`indices[${i}]`, index, 0, dataset.length - 1);
     return index;
   });
-  return datasetOf({ length: kept.length, classes: dataset.classes, read: (i) => dataset.read(kept[i] as number) });
+  return datasetOf({
+    length: kept.length,
+    classes: dataset.classes,
+    skipped: dataset.skipped,
+    read: (i) => dataset.read(kept[i] as number),
+  });
 }
 
 function datasetOf(source: Samples): Dataset {
@@ -234,7 +239,7 @@ function datasetOf(source: Samples): Dataset {
 }
 
 async function hashOf(samples: Samples, options: HashOptions = {}): Promise<string> {
-  checkOptions(options);
+  checkOptions(options, ['signal', 'onProgress']);
   const { signal, onProgress } = options;
   const hash = createHash('sha256');
   for (let i = 0; i < samples.length; i++) {

@@ -78,14 +78,13 @@ async function isMetadata({ siblings }: Found, path: string): Promise<boolean> {
   return !(await (await import('./parquet.js')).hasImages(path));
 }
 
-/** Whether a file belongs to another: `a.txt` to `a.jpg`, `0_stats.json` to `0.tar`. Masks are images: nobody can tell what else they are. */
+/** Whether a file belongs to another: `a.txt` to `a.jpg`, `0_stats.json` and `0.parquet` to `0.tar` or the folder `0`. */
 function describesAnother({ id, siblings }: Found): boolean {
-  const stem = stemOf(id);
-  const shard = /^(.+)_stats\.json$/.exec(basename(id))?.[1];
-  return (
-    stemsOf(siblings).has(stem) ||
-    (shard !== undefined && [shard, `${shard}.tar`, `${shard}.parquet`].some((name) => siblings.includes(name)))
-  );
+  if (stemsOf(siblings).has(stemOf(id))) return true;
+  const shard = /^(.+?)(?:_stats\.json|\.parquet)$/.exec(basename(id))?.[1];
+  if (shard === undefined) return false;
+  const tables = id.endsWith('.json') ? [`${shard}.parquet`] : [];
+  return [shard, `${shard}.tar`, ...tables].some((name) => siblings.includes(name));
 }
 
 const stems = new WeakMap<readonly string[], ReadonlySet<string>>();

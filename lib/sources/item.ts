@@ -65,7 +65,7 @@ export interface Reading {
   strict?: boolean | undefined;
   /** Named pipes are images as well, for a command that reads each once. */
   pipes?: boolean | undefined;
-  skip(skipped: Skipped): void;
+  skip: (skipped: Skipped) => void;
 }
 
 /** The path of the file that has the image; undefined where there is none, or the image is not named by it. */

@@ -13,8 +13,8 @@ export interface Labels {
 export interface Stated {
   subject: string;
   length: number;
-  label(i: number): string | undefined;
-  id(i: number): string;
+  label: (i: number) => string | undefined;
+  id: (i: number) => string;
 }
 
 /** Names numbered in their sorted order; no labels where one sample has none. */

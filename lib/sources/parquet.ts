@@ -164,12 +164,12 @@ export class ParquetImages {
   async labels(signal: AbortSignal | undefined): Promise<(row: number) => string | undefined> {
     const column = this.labelColumn;
     if (column === undefined) return () => undefined;
-    const values: unknown[] = [];
+    const values: (number | string | undefined)[] = [];
     for (const group of this.begins.keys()) {
       throwIfAborted(signal);
       for (const value of await this.readColumn(column, group)) values.push(labelOf(value));
     }
-    return (row) => (values[row] === undefined ? undefined : String(values[row]));
+    return (row) => values[row]?.toString();
   }
 
   /** label → name, where the file says so. */

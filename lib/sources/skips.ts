@@ -12,6 +12,12 @@ export class Skips {
   /** Those that are, or may be, images. */
   lost = 0;
 
+  static of(skipped: readonly Skipped[]): Skips {
+    const skips = new Skips();
+    skipped.forEach(skips.add);
+    return skips;
+  }
+
   readonly add = (skipped: Skipped): void => {
     this.count++;
     if (skipped.lost) this.lost++;

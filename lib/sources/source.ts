@@ -1,7 +1,7 @@
 /** Images one after the other, from wherever they are. Nothing else opens a path. Nothing is listed as a whole, and the order never changes. */
 import { stat } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
-import { describe } from '../check.js';
+import { checkOptions, describe } from '../check.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { refuseEndless } from './files.js';
 import { partsIn, type Failed, type Part } from './folder.js';
@@ -20,7 +20,7 @@ export interface Source extends AsyncIterable<Item> {
   /** Whether it can be gone through again: standard input cannot. */
   readonly repeatable: boolean;
   /** The same images; `onSkip` is told of each file that is passed over. */
-  items(onSkip: (skipped: Skipped) => void): AsyncGenerator<Item, void, undefined>;
+  items: (onSkip: (skipped: Skipped) => void) => AsyncGenerator<Item, void, undefined>;
 }
 
 /** Of {@link openSource}. */
@@ -54,6 +54,7 @@ export function openSource(inputs: string | readonly string[], options: SourceOp
   const all = typeof inputs === 'string' ? [inputs] : inputs;
   if (!Array.isArray(all) || all.length === 0 || !all.every((input) => typeof input === 'string' && input !== ''))
     throw UniFlowError.expected('BAD_INPUT', 'inputs', 'paths of pictures', describe(all));
+  checkOptions(options, ['signal']);
   const items = (skip: Reading['skip']): Items => unique(itemsOf(all as string[], { signal: options.signal, skip }));
   return {
     repeatable: !all.includes(STDIN),

@@ -28,8 +28,8 @@ interface Archive {
   name: string;
   entries: AsyncIterable<TarEntry>;
   /** The image of an entry. */
-  open(entry: TarEntry): Picture | Promise<Picture>;
-  text(entry: TarEntry): Promise<string>;
+  open: (entry: TarEntry) => Picture | Promise<Picture>;
+  text: (entry: TarEntry) => Promise<string>;
 }
 
 /** The images of a `.tar`, at their places in it. */
@@ -67,7 +67,11 @@ export async function* inTarStream(name: string, stream: Readable, reading: Read
   const archive = new StreamBytes(name, signal ? addAbortSignal(signal, stream) : stream);
   const read = ({ offset, size }: TarEntry): Promise<Buffer> => archive.read(offset, size);
   const text = async (entry: TarEntry): Promise<string> => (await read(entry)).toString();
-  yield* imagesOf({ name, entries: entriesIn(archive, signal), open: read, text }, basename(name), reading);
+  try {
+    yield* imagesOf({ name, entries: entriesIn(archive, signal), open: read, text }, basename(name), reading);
+  } finally {
+    await archive.close();
+  }
 }
 
 /** Entries with one key. */

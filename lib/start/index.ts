@@ -1,6 +1,6 @@
 /** The linear start of a fresh model: see linear.ts for the codec that it becomes, regression.ts for pretrained encoders. */
 import { batches, type LoaderOptions } from '../train/loader.js';
-import type { Dataset } from '../sources/dataset.js';
+import { openDataset, type Dataset } from '../sources/dataset.js';
 import type { NdArray } from 'ndarray';
 import { patchStatistics, principalComponents } from '../eval/pca.js';
 import { checkBatchSize } from '../gather.js';
@@ -38,6 +38,22 @@ export async function linearStart(
   await startDecoder(uniflow, components, latents);
   uniflow.encoder.invalidate();
   return capacity(uniflow.config);
+}
+
+/** A fresh model, started on the images of a path; disposed of where that fails. */
+export async function startedOn(uniflow: UniFlow, photos: string, options: Pick<StartOptions, 'seed' | 'signal'>): Promise<UniFlow> {
+  try {
+    const data = await openDataset(photos, options.signal ? { signal: options.signal } : {});
+    try {
+      await linearStart(uniflow, data, { ...options, encoder: 'random' });
+    } finally {
+      await data.close();
+    }
+    return uniflow;
+  } catch (error) {
+    await uniflow.dispose();
+    throw error;
+  }
 }
 
 /** Images in a random order, once each, up to {@link PATCHES}. */

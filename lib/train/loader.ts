@@ -64,6 +64,7 @@ export interface Batch {
 }
 
 const DEFAULTS = { seed: 0, crop: 'random', scale: [0.08, 1], prefetch: 2, from: 0, epochs: Infinity } as const;
+const OPTIONS = [...Object.keys(DEFAULTS), 'batchSize', 'size', 'flip', 'shuffle', 'dropLast', 'signal', 'onDamaged'];
 const MAX_BATCH = 65536;
 const MAX_PREFETCH = 64;
 /** After so many damaged samples in a row, the data is not there rather than damaged. */
@@ -237,7 +238,7 @@ class Place {
 type CheckedOptions = Required<Omit<LoaderOptions, 'size' | 'signal' | 'onDamaged'>> & Pick<LoaderOptions, 'onDamaged'>;
 
 function checkLoader(options: LoaderOptions): CheckedOptions {
-  checkOptions(options);
+  checkOptions(options, OPTIONS);
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as unknown as LoaderOptions;
   const training = (given.crop ?? DEFAULTS.crop) === 'random';
   const all = { ...DEFAULTS, shuffle: training, flip: training, dropLast: training, ...given };

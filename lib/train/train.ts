@@ -13,6 +13,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
+import type { Skipped } from '../sources/item.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
@@ -44,6 +45,8 @@ export interface TrainOptions {
   /** For each image that is passed over, once. */
   onDamaged?: ((damaged: LogEntryOf<'damaged'>) => void) | undefined;
   onWarning?: ((warning: LogEntryOf<'warning'>) => void) | undefined;
+  /** Told once of the files that the data set's source passed over, where there are some. */
+  onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
 }
 
 export interface TrainResult {
@@ -102,6 +105,7 @@ class Run {
 
   async run(resumed: boolean): Promise<TrainResult> {
     const data = await openDataset(this.settings.data);
+    if (data.skipped && data.skipped.length > 0) this.options.onSkipped?.(data.skipped);
     try {
       const { uniflow, teacher } = await startOf(this.settings, this.options.device);
       try {

@@ -11,8 +11,6 @@
 /// other number enters it, whatever the tile, the block or the thread. FLOPs: 2 M N K.
 #pragma once
 
-#include <omp.h>
-
 #include <type_traits>
 
 #include "native/core/parallel.h"
@@ -116,7 +114,7 @@ class Gemm {
   Gemm(const Left& left, const Panels<Units>& right, const Epilogue& epilogue) : left_(left), right_(right), epilogue_(epilogue) {}
 
   void run() const {
-    const int64_t panels = right_.count(), threads = omp_get_max_threads(), units = ceil_div(left_.rows(), kRows);
+    const int64_t panels = right_.count(), threads = team_size(), units = ceil_div(left_.rows(), kRows);
     const int64_t blocks = std::min(units, std::max(ceil_div(left_.rows(), kRowBlock), ceil_div(threads, panels)));
     const int64_t count = std::min(threads, blocks * panels);
     parallel_for(count, [&](int64_t thread) {

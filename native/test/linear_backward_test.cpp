@@ -1,6 +1,5 @@
 /// Gradients of linear layers, and layers whose weight is left plain, against double precision.
-#include <omp.h>
-
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/ops/linear.h"
 #include "native/test/check.h"
@@ -113,14 +112,14 @@ void test_bits(DType dtype) {
   const Gradients all = gradients(0, s.rows);
   bool same = true, alone = true;
   for (int threads : {1, 2, 3, 7}) {
-    omp_set_num_threads(threads);
+    set_team_size(threads);
     same &= gradients(0, s.rows) == all;
     for (int64_t rows : {1, 7, 17}) {
       const Gradients part = gradients(5, rows);
       alone &= std::memcmp(part.x.data(), all.x.bytes() + 5 * s.in * size_of(dtype), static_cast<size_t>(rows * s.in * size_of(dtype))) == 0;
     }
   }
-  omp_set_num_threads(2);
+  set_team_size(2);
   check(same, std::string("the same gradients with 1, 2, 3 and 7 threads, ") + name_of(dtype));
   check(alone, std::string("the same gradient of a row alone and among others, ") + name_of(dtype));
 }

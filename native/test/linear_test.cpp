@@ -1,8 +1,6 @@
 /// Linear layers against double precision: out = residual + scale * act(x W^T + bias), and how weights are packed.
-#include <omp.h>
-
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
-
 #include "native/ops/linear.h"
 #include "native/test/check.h"
 
@@ -125,13 +123,13 @@ void test_rows_are_independent(DType dtype) {
     const Array all = layer.run(Activation::Gelu, true, true, true);
     bool same = true;
     for (int threads : {1, 2, 3, 7}) {
-      omp_set_num_threads(threads);
+      set_team_size(threads);
       for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 1}, {3, 1}, {5, 7}, {1, 17}, {11, 29}, {0, s.rows}}) {
         const Array part = run_rows(layer, first, count, Activation::Gelu);
         same &= std::memcmp(part.data(), all.bytes() + first * s.out * size_of(dtype), static_cast<size_t>(count * s.out * size_of(dtype))) == 0;
       }
     }
-    omp_set_num_threads(2);
+    set_team_size(2);
     check(same, std::string("the same bits for a row alone and among others, with 1, 2, 3 and 7 threads, ") + name_of(dtype) + " " + std::to_string(s.in) + " -> " + std::to_string(s.out));
   }
 }
