@@ -251,7 +251,7 @@ describe('a damaged image', () => {
   });
 
   test('may stay or be deleted while the run rests: it comes to the same bits', async () => {
-    expectTwins(await resumed('still-damaged', async () => undefined), straight);
+    expectTwins(await resumed('still-damaged', () => Promise.resolve()), straight);
     expectTwins(await resumed('damage-deleted', (photos) => rm(join(photos, 'dz-broken.jpg'))), straight);
   });
 
