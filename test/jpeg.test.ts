@@ -255,12 +255,14 @@ describe('what encoders write', () => {
     await expectAsSharp(await cmyk.keepIccProfile().jpeg().toBuffer());
   });
 
-  test('12 and 16 bits are UNSUPPORTED, which is not damaged', async () => {
+  test('12 bits are UNSUPPORTED, which is not damaged; 16 are none of JPEG', async () => {
     const plain = await jpeg(20, 10);
-    for (const bits of [12, 16]) {
-      const error = await failure(decodeImage(changed(plain, (copy) => (copy[find(copy, SOF0).at + 4] = bits))));
-      expect(error).toMatchObject({ code: 'UNSUPPORTED', message: `<buffer>: expected a JPEG of 8 bits, but got ${bits} bits` });
-    }
+    const of = (bits: number): Buffer => changed(plain, (copy) => (copy[find(copy, SOF0).at + 4] = bits));
+    expect(await failure(decodeImage(of(12)))).toMatchObject({
+      code: 'UNSUPPORTED',
+      message: '<buffer>: expected a JPEG of 8 bits, but got 12 bits',
+    });
+    await expectAsSharp(of(16));
   });
 
   test.each(['p3', 'srgb'])('an embedded profile %s', async (profile) => {

@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { create } from 'tar';
-import { batches, openDataset, openSource, type Item } from '../lib/index.js';
+import { batches, decodeImage, openDataset, openSource, type ImageLike, type Item } from '../lib/index.js';
 import { readPicture, type Skipped } from '../lib/sources/item.js';
 import { Skips } from '../lib/sources/skips.js';
 import { blockwisePermutation } from '../lib/train/random.js';
@@ -263,5 +263,34 @@ describe('Parquet as a data set', () => {
       new Uint8Array(parquetWriteBuffer({ columnData: [{ name: 'url', data: ['x'], type: 'STRING' }] })),
     );
     expect((await failure(openDataset(path))).message).toMatch(/expected a column 'image' or 'img' of bytes, .* but got the columns url/);
+  });
+});
+
+describe('what users have as an image', () => {
+  test('buffers, blobs, files, responses, streams, sharp pipelines and pixels are images', async () => {
+    const expected = await decodeImage(jpeg);
+    const buffer = new Uint8Array(jpeg).buffer;
+    const likes: ImageLike[] = [
+      ...[buffer, new Blob([buffer]), new File([buffer], 'a.jpg'), new Response(buffer), new Blob([buffer]).stream()],
+      ...[sharp(jpeg), expected],
+    ];
+    for (const like of likes) {
+      const { data, width, height } = await decodeImage(like);
+      expect([width, height]).toEqual([8, 8]);
+      expect(Buffer.compare(data, expected.data)).toBe(0);
+    }
+    expect((await failure(decodeImage(new Response('no', { status: 404 })))).message).toBe(
+      'image: expected a response with an image, but got HTTP 404',
+    );
+    expect((await failure(decodeImage(7 as never))).message).toMatch(/^image: expected a path, .* but got 7$/);
+  });
+
+  test('an option of another name is refused: it may be a misspelt one', async () => {
+    const path = await put('options/a.jpg');
+    const signals = { singal: AbortSignal.abort() } as object;
+    expect((await failure(openDataset(dirname(path), signals))).message).toBe("options: expected only signal, but got 'singal'");
+    expect(() => openSource(path, signals)).toThrow(/expected only signal, but got 'singal'/);
+    const dataset = await openDataset(dirname(path));
+    expect(() => batches(dataset, { batchSize: 1, size: 8, sufle: true } as never)).toThrow(/but got 'sufle'/);
   });
 });

@@ -221,8 +221,7 @@ function checkPixels(name: string, { width, height }: Pick<Metadata, 'width' | '
 function undecodable(name: string, cause: unknown): UniFlowError {
   // libvips repeats itself over several lines; the first says it.
   const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
-  const precision = /data precision (12|16)$/.exec(reason ?? '')?.[1];
-  if (precision !== undefined) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', `${precision} bits`, cause);
+  if (reason?.endsWith('JPEG data precision 12')) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', '12 bits', cause);
   const message = `${name}: the picture is damaged or incomplete: ${reason}`;
   return new UniFlowError('BAD_INPUT', message, { subject: name, cause });
 }
