@@ -180,7 +180,7 @@ describe('the linear start', () => {
     const variances = Array.from({ length: 8 }, (_, k) => meanSquare(ndarray(Float32Array.from({ length: after.latents.size / 8 }, (_, i) => (after.latents.data as unknown as Float32Array)[8 * i + k]!)))); // prettier-ignore
     expect(variances[0]).toBeGreaterThan(0.5);
     for (const variance of variances) expect(variance).toBeLessThan(1.1);
-  });
+  }, 240_000);
 
   test('is how training begins where there are data and no model, unless it is told otherwise', async () => {
     const settings: TrainConfig = {
@@ -195,7 +195,7 @@ describe('the linear start', () => {
     expect((await resume(join(folder, 'linear'), { device: 'cpu' })).validation).toBeUndefined();
     const refused = train(join(folder, 'other'), { model: 'x', data: photos, steps: 1, start: 'linear' });
     await expect(refused).rejects.toMatchObject({ code: 'BAD_INPUT', subject: 'start' });
-  });
+  }, 240_000);
 });
 
 describe('times', () => {
