@@ -199,7 +199,7 @@ void check_patch() {
       check_round_trip(g, pixels);
     }
   for (const DType dtype : {DType::UInt8, DType::Float32}) {
-    for (const int64_t right : {2, 16}) check_cut(dtype, 5, right);
+    for (const int64_t right : {2, 12}) check_cut(dtype, 5, right);
     check_fold({2, 3, 4, 5}, dtype, 7, 10);
     check_fold({2, 3, 4, 5}, dtype, 6, 1);
     check_fold({2, 3, 4, 5}, dtype, 24, 0);
