@@ -271,7 +271,7 @@ describe('what users have as an image', () => {
     const expected = await decodeImage(jpeg);
     const buffer = new Uint8Array(jpeg).buffer;
     const likes: ImageLike[] = [
-      ...[buffer, new Blob([buffer]), new File([buffer], 'a.jpg'), new Response(buffer), new Blob([buffer]).stream()],
+      ...[buffer, new Blob([buffer]), new File([new Blob([buffer])], 'a.jpg'), new Response(buffer), new Blob([buffer]).stream()],
       ...[sharp(jpeg), expected],
     ];
     for (const like of likes) {
