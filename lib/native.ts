@@ -89,6 +89,9 @@ export interface NativeNormOptions {
   rms?: boolean | undefined;
 }
 
+/** How SSIM is computed, see native/ops/quality.h: 'standard', Wang et al.'s; 'paper', that of the notebook published with UniFlow. */
+export type QualityConvention = 'standard' | 'paper';
+
 /** How the distillation loss weights its layers; 'adaptive' is the paper's. */
 export type LayerWeights = 'adaptive' | 'uniform' | 'last';
 
@@ -153,7 +156,7 @@ export interface Native {
     normalisation: NativeNormalisation,
     dtype: 'uint8' | 'float32',
   ): TensorHandle;
-  imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
+  imageQuality(a: TensorHandle, b: TensorHandle, convention: QualityConvention): TensorHandle;
   /**
    * A path or the bytes of a file, which stay untouched until decodeJpeg resolves. Undefined: it cannot be read, or is no JPEG that decodeJpeg
    * decodes, or has more pixels. The size is that of the upright picture.

@@ -4,7 +4,7 @@
  * In inference linear() is one fused kernel. Where a tape records, it is the same in pieces, because the backward pass
  * needs the values in between.
  */
-import { native, type Activation, type FloatType, type NativeNormalisation } from './native.js';
+import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention } from './native.js';
 import { differentiable, recording } from './tape.js';
 import { tensorOf, tidy, type Grid, type Tensor } from './tensor.js';
 
@@ -197,9 +197,9 @@ export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation
   });
 }
 
-/** PSNR (dB) and SSIM of each pair of uint8 pictures [B,H,W,3]: [B,2]. */
-export function imageQuality(a: Tensor, b: Tensor): Tensor {
-  return tensorOf(native.imageQuality(a.handle, b.handle));
+/** PSNR (dB) and SSIM of each pair of uint8 images [B,H,W,3]: float32 [B,2]. */
+export function imageQuality(a: Tensor, b: Tensor, convention: QualityConvention = 'standard'): Tensor {
+  return tensorOf(native.imageQuality(a.handle, b.handle, convention));
 }
 
 /** Fails `x`, and what depends on it, where a value is NaN or infinite. */

@@ -1,6 +1,6 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
-import { Pipeline } from './batch/pipeline.js';
+import { Pipeline } from './shards/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import { isObject } from './encoder/config-fields.js';
 import {
@@ -13,7 +13,6 @@ import {
   type UniFlowConfig,
 } from './config.js';
 import { checkInteger, checkOptions, describe } from './check.js';
-import { openDataset } from './data/dataset.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -24,14 +23,15 @@ import { checkBatchSize, runBatches } from './gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
 import { resolveModel } from './io/hub.js';
-import type { ImageSource } from './io/image.js';
-import { batchesOf, floats, type Batches, type ImageInput } from './io/input.js';
+import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
+import { readerOf, type ImageLike } from './images/like.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
 import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
-import { linearStart } from './start/index.js';
+import { startedOn } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
+import type { Item } from './sources/item.js';
 import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
 export type { DecodeOptions } from './decoder/options.js';
@@ -85,7 +85,7 @@ export interface RandomOptions extends DeviceOptions {
 }
 
 /** A picture with the name that comes back with its latents. */
-export type StreamItem = ImageSource | { id: string; image: ImageSource };
+export type StreamItem = ImageLike | { id: string; image: ImageLike };
 
 export interface EncodedBatch extends Encoded {
   ids: string[];
@@ -167,7 +167,7 @@ export class UniFlow {
 
   /**
    * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
-   * ({@link linearStart}).
+   * (lib/start).
    */
   static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
   static random(config: Preset | Record<string, unknown>, options: RandomOptions): Promise<UniFlow>;
@@ -326,21 +326,6 @@ function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
 }
 
-async function startedOn(uniflow: UniFlow, photos: string, options: { seed: number; signal: AbortSignal | undefined }): Promise<UniFlow> {
-  try {
-    const data = await openDataset(photos, { signal: options.signal });
-    try {
-      await linearStart(uniflow, data, { ...options, encoder: 'random' });
-    } finally {
-      await data.close();
-    }
-    return uniflow;
-  } catch (error) {
-    await uniflow.dispose();
-    throw error;
-  }
-}
-
 /** Rows [begin, end) of a whole array, back on the device. */
 function rowsOf(array: NdArray, begin: number, end: number): Tensor {
   const [, ...rest] = array.shape;
@@ -356,20 +341,18 @@ function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 
   return { psnr: mean(perImage.psnr), ssim: mean(perImage.ssim), perImage };
 }
 
-async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<{ id: string; image: ImageSource }> {
+async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<Item> {
   let number = 0;
   for await (const item of source) yield named(item, number++);
 }
 
 /** The id of a path is the path, of anything else its number. */
-function named(item: StreamItem, number: number): { id: string; image: ImageSource } {
+function named(item: StreamItem, number: number): Item {
+  const subject = `item ${number} of the source`;
   if (typeof item === 'string' || item instanceof URL) return { id: String(item), image: item };
-  if (item instanceof Uint8Array) return { id: String(number), image: item };
-  if (typeof item === 'object' && item !== null && typeof item.id === 'string' && item.image !== undefined) return item;
-  throw UniFlowError.expected(
-    'BAD_INPUT',
-    `item ${number} of the source`,
-    'an image, or { id, image } with a string as id',
-    describe(item),
-  );
+  if (typeof item !== 'object' || item === null || !('id' in item)) return { id: String(number), image: readerOf(item, subject) };
+  const { id, image } = item;
+  if (typeof id !== 'string' || image === undefined)
+    throw UniFlowError.expected('BAD_INPUT', subject, 'an image, or { id, image } with a string as id', describe(item));
+  return { id, image: typeof image === 'string' ? image : readerOf(image, subject) };
 }

@@ -19,6 +19,9 @@ const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`))
 /** A Python that has NumPy. The system's comes first: packages install for it, and another may hide it in the path. Undefined if there is none. */
 export const pythonWithNumpy = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import numpy'));
 
+/** A Python that has Pillow, the same way. */
+export const pythonWithPillow = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import PIL'));
+
 /** Package names by platform. */
 const needs = [
   { what: 'a C++20 compiler', apt: 'g++', dnf: 'gcc-c++', brew: 'gcc', there: () => ['c++', 'g++', 'clang++'].some(has) },
@@ -39,6 +42,7 @@ const needsOf = {
     { what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') },
     { what: 'Redis', apt: 'redis-server', dnf: 'redis', brew: 'redis', there: () => has('redis-server') },
     { what: 'NumPy', apt: 'python3-numpy', dnf: 'python3-numpy', brew: 'numpy', there: () => pythonWithNumpy() !== undefined },
+    { what: 'Pillow', apt: 'python3-pil', dnf: 'python3-pillow', brew: 'pillow', there: () => pythonWithPillow() !== undefined },
   ],
   // elsewhere the four files can be had from its makers: --data
   fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],

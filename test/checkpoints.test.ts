@@ -4,7 +4,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setThreads, UniFlow, UniFlowError, VisionEncoder } from '../lib/index.js';
+import { evaluate, openDataset, setThreads, Trainer, UniFlow, UniFlowError, VisionEncoder } from '../lib/index.js';
 import { defaultPreprocessing } from '../lib/io/preprocess.js';
 import { applyProcessor } from '../lib/io/processor.js';
 import { failure, fixtures, golden, photos, readTensors, relativeL2, tolerances } from './support.js';
@@ -126,7 +126,7 @@ describe('config.json', () => {
     const own = (await readJson(join(checkpoint(name), 'config.json')))['vision_config'] as Json | undefined;
     const merged = inner ? { ...fields, vision_config: { ...own, ...inner } } : fields;
     const error = await failure(VisionEncoder.load(await changed(checkpoint(name), merged)));
-    expect(error).toMatchObject({ code, message: expect.stringMatching(about) as string });
+    expect(error).toMatchObject({ code, message: expect.stringMatching(about) });
   });
 
   test('vision_config_dict decides, where an older CLIP has both', async () => {
@@ -162,6 +162,7 @@ describe('the processor', () => {
     ['a number: shortest edge with a crop', { size: 80, do_center_crop: true, crop_size: { height: 64, width: 64 } }, { edgeRatio: 1.25 }],
     ['a number without a crop: a square', { size: 80 }, { mode: 'stretch', size: [80, 80] }],
     ['a height and width', { size: { height: 32, width: 48 } }, { mode: 'stretch', size: [32, 48] }],
+    ['with nulls', { size: { height: 32, width: 48, shortest_edge: null } }, { mode: 'stretch', size: [32, 48] }],
     ['the same in a list', { size: [32, 48] }, { mode: 'stretch', size: [32, 48] }],
     ['a crop of everything', { size: { height: 80, width: 80 }, do_center_crop: true, crop_size: 80 }, { mode: 'stretch', size: [80, 80] }],
     ['a filter', { resample: 4 }, { filter: 'box' }],
@@ -186,6 +187,7 @@ describe('the processor', () => {
     ['size', { size: { shortest_edge: 64 } }],
     ['size', { size: { shortest_edge: 64, longest_edge: 128 } }],
     ['size', { size: { max_height: 64, max_width: 64 } }],
+    ['size', { size: { height: 64, width: 64, longest_edge: 64 } }],
     ['crop_size', { size: 64, do_center_crop: true, crop_size: 80 }],
     ['crop_size', { size: { height: 80, width: 80 }, do_center_crop: true, crop_size: 64 }],
     ['do_resize', { do_resize: false }],
@@ -271,6 +273,17 @@ describe('a size that patches do not fill', () => {
     expect((await uniflow.encode({ pixels: whole })).latents).toEqual((await uniflow.encode({ pixels: cut })).latents);
   });
 
+  test('is evaluated and trained at', async () => {
+    const data = await openDataset(photos);
+    const { images, psnr, pins } = await evaluate(uniflow, { data });
+    expect({ images, size: pins.size, finite: Number.isFinite(psnr) }).toEqual({ images: data.length, size: [60, 60], finite: true });
+    await data.close();
+    const trainer = new Trainer(uniflow, { lambdaDistillation: 0 });
+    const pixels = ndarray(new Uint8Array(60 * 60 * 3).fill(99), [1, 60, 60, 3]);
+    expect((await trainer.step({ pixels })).flow).toBeGreaterThan(0);
+    await trainer.finish();
+  });
+
   test('is the same in a stream', async () => {
     const { latents } = await uniflow.encode(photo);
     for await (const batch of uniflow.encodeStream([photo])) expect(batch.latents).toEqual(latents);
@@ -288,7 +301,7 @@ describe('weights that are none', () => {
     const folder = await changed(golden('dinov2'), {});
     await writeFile(join(folder, file), content);
     const error = await failure(VisionEncoder.load(folder));
-    expect(error).toMatchObject({ code: 'BAD_CHECKPOINT', message: expect.stringMatching(about) as string });
+    expect(error).toMatchObject({ code: 'BAD_CHECKPOINT', message: expect.stringMatching(about) });
   });
 
   test('a folder with pickled weights only', async () => {

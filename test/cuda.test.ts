@@ -20,7 +20,7 @@ import {
 import { native } from '../lib/native.js';
 import { onDevice, Tensor } from '../lib/tensor.js';
 import { Compiled, inWorker } from './fixtures/child.js';
-import { failure, golden, photos, readTensors, relativeL2, tolerances } from './support.js';
+import { awaken, failure, golden, photos, readTensors, relativeL2, tolerances } from './support.js';
 
 jest.setTimeout(60_000);
 
@@ -44,8 +44,8 @@ const latents = (batch = 1, patches = 16): NdArray<Float32Array> => wave([batch,
 
 /** The same model on the CPU and on the GPU. */
 const both = (options: Omit<DeviceOptions, 'device'> = {}): [cpu: UniFlow, cuda: UniFlow] => [
-  UniFlow.random('nano', { ...options, seed: 3, device: 'cpu' }),
-  UniFlow.random('nano', { ...options, seed: 3, device: 'cuda' }),
+  awaken(UniFlow.random('nano', { ...options, seed: 3, device: 'cpu' })),
+  awaken(UniFlow.random('nano', { ...options, seed: 3, device: 'cuda' })),
 ];
 
 /** Of the GPU; zeros before its first use. */

@@ -349,10 +349,9 @@ describe('a refusal', () => {
     hub.intercept = (_, response) => (json(response, status, { error: 'no' }), true);
     const warning = jest.spyOn(process, 'emitWarning').mockReturnValue();
     expect(await load()).toBe(dir);
-    expect(warning).toHaveBeenCalledWith(
-      expect.stringContaining(`org/model: ${hub.endpoint} refuses access (${status};`),
-      'UniFlowWarning',
-    );
+    expect(warning).toHaveBeenCalledWith(expect.stringContaining(`org/model: ${hub.endpoint} refuses access (${status};`), {
+      type: 'UniFlowWarning',
+    });
     warning.mockRestore();
   });
 

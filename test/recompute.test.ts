@@ -9,12 +9,13 @@ import { reshape } from '../lib/ops.js';
 import { Tape, unrecorded } from '../lib/tape.js';
 import { Tensor, tensorOf, tidy } from '../lib/tensor.js';
 import { UniFlow } from '../lib/uniflow.js';
+import { awaken } from './support.js';
 
 const [BATCH, SIZE, PATCHES, TOKENS, WIDTH, VALUES] = [32, 56, 16, 17, 64, 588];
 
 /** A random model whose parameters are plain, as training has them. */
 function trainable(layers: number, dtype: FloatType, seed = 0): UniFlow {
-  const uniflow = UniFlow.random({ ...presets.nano, num_hidden_layers: layers }, { dtype, seed });
+  const uniflow = awaken(UniFlow.random({ ...presets.nano, num_hidden_layers: layers }, { dtype, seed }));
   for (const { tensor } of uniflow.parameters) if (tensor.packed) tensor.assign(native.copyParameter(tensor.handle, dtype));
   return uniflow;
 }

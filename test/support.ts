@@ -7,7 +7,9 @@ import { fileURLToPath } from 'node:url';
 import { checkDevice } from '../lib/device.js';
 import { UniFlowError } from '../lib/errors.js';
 import { native } from '../lib/native.js';
+import { assignParameter } from '../lib/parameters.js';
 import { onDevice } from '../lib/tensor.js';
+import type { UniFlow } from '../lib/uniflow.js';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 export const fixtures = join(dirname(fileURLToPath(import.meta.url)), 'fixtures');
@@ -19,6 +21,20 @@ export const device = checkDevice({}).device;
 
 /** Makes tensors there. */
 export const here = <T>(fn: () => T): T => onDevice(device, fn);
+
+/** Gives the layers of a random model that begin at zero weights of deviation 0.02, so that its velocity depends on everything. */
+export function awaken(uniflow: UniFlow): UniFlow {
+  uniflow.parameters.forEach((parameter, i) => {
+    const { tensor, parts, matrix } = parameter;
+    if (!matrix || !/adaLN_modulation|final_layer\.linear/.test(parts[0]?.name ?? '')) return;
+    onDevice(uniflow.device, () => {
+      const value = native.randomParameter(tensor.shape, 'float32', false, 7, i, 0.02);
+      assignParameter(parameter, value, uniflow.dtype);
+      value.dispose();
+    });
+  });
+  return uniflow;
+}
 
 /** Relative L2 against the golden values. */
 export const tolerances = {

@@ -12,7 +12,7 @@ import { memoryStats, setThreads, Trainer, UniFlow, type StepResult, type Traine
 import { native } from '../lib/native.js';
 import { drawTimes, learningRate } from '../lib/train/schedule.js';
 import { Tensor } from '../lib/tensor.js';
-import { device, golden, readTensors, relativeL2 } from './support.js';
+import { awaken, device, golden, readTensors, relativeL2 } from './support.js';
 
 interface Golden {
   hyper: {
@@ -166,7 +166,7 @@ async function small<T>(
   work: (it: Small) => Promise<T>,
   { dtype = 'float32', ...options }: TrainerOptions & { dtype?: 'float32' | 'bfloat16' } = {},
 ): Promise<T> {
-  await using uniflow = UniFlow.random(micro, { dtype, seed: 3 });
+  await using uniflow = awaken(UniFlow.random(micro, { dtype, seed: 3 }));
   const trainer = new Trainer(uniflow, { lambdaDistillation: 0, ...options });
   const result = await work({ uniflow, trainer });
   await trainer.finish();

@@ -46,7 +46,6 @@ const positive = z
   .positive()
   .max(1 << 20);
 const layers = positive.max(MAX_LAYERS);
-/** A number means a square. */
 export const size = z.union([positive, z.tuple([positive, positive])]);
 const activations = {
   gelu: 'gelu',
@@ -55,7 +54,6 @@ const activations = {
   gelu_fast: 'gelu_tanh',
   gelu_new: 'gelu_tanh',
   gelu_pytorch_tanh: 'gelu_tanh',
-  gelu_python_tanh: 'gelu_tanh',
   quick_gelu: 'quick_gelu',
   silu: 'silu',
   swish: 'silu',
@@ -74,17 +72,8 @@ const common = {
 
 export const square = (s: number | [number, number]): readonly [number, number] => (typeof s === 'number' ? [s, s] : s);
 
-interface CommonFields {
-  hidden_size: number;
-  num_hidden_layers: number;
-  num_attention_heads: number;
-  image_size: number | [number, number];
-  patch_size: number | [number, number];
-  hidden_act: keyof typeof activations;
-}
-
 /** What most families are; each changes what differs. */
-function base(family: Family, c: CommonFields, hidden: number, eps: number): EncoderConfig {
+function base(family: Family, c: z.infer<z.ZodObject<typeof common>>, hidden: number, eps: number): EncoderConfig {
   const [patch, patchWidth] = square(c.patch_size);
   if (patch !== patchWidth) throw UniFlowError.expected('UNSUPPORTED', 'patch_size', 'square patches', `${patch}x${patchWidth}`);
   const imageSize = square(c.image_size);
@@ -161,7 +150,6 @@ function internVl(config: Record<string, unknown>): EncoderConfig {
     config,
     'internvl_vision',
   );
-  const bias = c.attention_bias;
   return {
     ...base('internvl', c, c.intermediate_size, c.layer_norm_eps),
     norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
@@ -169,7 +157,7 @@ function internVl(config: Record<string, unknown>): EncoderConfig {
     qkEps: 1e-6, // transformers passes layer_norm_eps to the other norms only
     layerScale: true,
     finalNorm: !c.use_mean_pooling,
-    bias: { q: bias, k: bias, v: bias, proj: true, mlp: true },
+    bias: { q: c.attention_bias, k: c.attention_bias, v: c.attention_bias, proj: true, mlp: true },
   };
 }
 

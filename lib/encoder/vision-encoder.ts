@@ -5,7 +5,7 @@ import { checkBatchSize } from '../gather.js';
 import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type Carried, type SaveOptions } from '../io/checkpoint.js';
 import { jsonText } from '../io/json.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
-import { batchesOf, type ImageInput } from '../io/input.js';
+import { batchesOf, type ImageInput } from '../images/input.js';
 import { defaultPreprocessing, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
 import { readProcessor } from '../io/processor.js';
 import { native, type FloatType } from '../native.js';

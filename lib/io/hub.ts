@@ -34,8 +34,7 @@ interface Repository extends HubOptions {
 }
 
 const CONFIG = 'config.json';
-/** What a model may have besides. */
-const OPTIONAL = [PREPROCESSOR, PROCESSOR];
+const OPTIONAL = [PREPROCESSOR, PROCESSOR]; // what a model may have besides
 const WEIGHTS = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
 const COMMIT = /^[0-9a-f]{40}$/;
@@ -117,8 +116,8 @@ async function locate(repository: Repository): Promise<string> {
     throw unavailable(repository, 'HF_HUB_OFFLINE is set');
   }
   // A commit never changes; but where the processor's files are missing, only the hub knows whether there are any.
-  const has = async (name: string): Promise<boolean> => cached !== undefined && isFile(join(cached, name));
-  if (cached && COMMIT.test(repository.revision) && (await Promise.all(OPTIONAL.map(has))).includes(true)) return cached;
+  const processors = cached ? await Promise.all(OPTIONAL.map((name) => isFile(join(cached, name)))) : [];
+  if (cached && COMMIT.test(repository.revision) && processors.includes(true)) return cached;
   let commit: string;
   try {
     commit = await currentCommit(repository);
@@ -135,7 +134,7 @@ function withoutAccess({ name, endpoint }: Repository, cached: string | undefine
   const cause = error instanceof UniFlowError ? error.cause : undefined;
   if (cached === undefined || !(cause instanceof HubApiError) || ![401, 403].includes(cause.statusCode)) throw error;
   const why = `${endpoint} refuses access (${cause.statusCode}; is HF_TOKEN missing or expired?)`;
-  process.emitWarning(`${name}: ${why}: the copy in ${cached} is used, which may not be the newest`, 'UniFlowWarning');
+  process.emitWarning(`${name}: ${why}: the copy in ${cached} is used, which may not be the newest`, { type: 'UniFlowWarning' });
   return cached;
 }
 
@@ -250,9 +249,8 @@ async function downloadFile(
   onBytes: (bytes: number) => void = () => undefined,
 ): Promise<void> {
   const checksum = file.lfs?.oid ?? file.oid ?? '';
-  if (!/^[0-9a-f]+$/.test(checksum))
-    // it names a file
-    throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
+  const named = /^[0-9a-f]+$/.test(checksum); // it is to be the name of a file
+  if (!named) throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
   const blob = join(repository.folder, 'blobs', checksum);
   const bytes = counted(bytesOf(repository, commit, file), onBytes);
   if (await isFile(blob))

@@ -1,8 +1,10 @@
 /** From pictures to the pixels that an encoder was trained on: which resize, which crop, which statistics. */
-import { aborted, throwIfAborted } from '../errors.js';
+import { throwIfAborted } from '../errors.js';
 import type { Family } from '../encoder/config.js';
 import type { NativeNormalisation, ResampleFilter } from '../native.js';
-import { openImage, type DecodeOptions, type ImageSource } from './image.js';
+import { decodeAhead } from '../images/decode-ahead.js';
+import { openImage, type DecodeOptions, type ImageSource, type RgbImage } from '../images/decode.js';
+import type { Item } from '../sources/item.js';
 
 /** How pictures become [height, width, 3] bytes. */
 export interface Preprocessing {
@@ -47,25 +49,29 @@ export function nativeNormalisation(p: { mean: Triple; std: Triple }): NativeNor
   return { mean: Float32Array.from(p.mean), std: Float32Array.from(p.std) };
 }
 
-/** Decodes `sources` into one batch, uint8 [B,H,W,3] in C order. */
+/** Decodes images into one batch, uint8 [B,H,W,3] in C order. @throws {UniFlowError} where one cannot be read. */
 export async function loadPixels(
-  sources: readonly ImageSource[],
+  items: readonly Item[],
   preprocessing: Preprocessing,
   size: readonly [number, number],
   options: DecodeOptions = {},
 ): Promise<Uint8Array> {
-  const { signal } = options;
   const bytes = 3 * size[0] * size[1];
-  const batch = new Uint8Array(sources.length * bytes);
-  await Promise.all(sources.map((source, i) => loadInto(batch.subarray(i * bytes, (i + 1) * bytes), source, preprocessing, size, options)));
-  if (signal?.aborted) throw aborted(signal);
+  const batch = new Uint8Array(items.length * bytes);
+  const places = items.map((item, i) => ({ ...item, into: batch.subarray(i * bytes, (i + 1) * bytes) }));
+  const prepare = async (image: ImageSource | RgbImage, { into }: (typeof places)[number]): Promise<object> => {
+    await loadInto(into, image, preprocessing, size, options);
+    return {};
+  };
+  for await (const loaded of decodeAhead(places, { count: items.length, prepare, signal: options.signal }))
+    if ('error' in loaded) throw loaded.error;
   return batch;
 }
 
 /** Decodes one picture `into` uint8 [H,W,3]. */
 export async function loadInto(
   into: Uint8Array,
-  source: ImageSource,
+  source: ImageSource | RgbImage,
   { mode, filter, edgeRatio }: Preprocessing,
   [height, width]: readonly [number, number],
   options: DecodeOptions = {},

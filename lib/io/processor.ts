@@ -2,7 +2,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { describe } from '../check.js';
 import { isObject, problemsOf, withoutNulls } from '../encoder/config-fields.js';
 import { UniFlowError } from '../errors.js';
 import { pathExists } from './files.js';
@@ -55,9 +54,10 @@ const CLASSES: Record<string, ProcessorJson> = {
 };
 
 const pixels = z.number().int().positive();
-const extent = z.union([pixels, z.tuple([pixels, pixels]), z.object({ height: pixels, width: pixels }), z.record(z.string(), pixels)]);
+const sides = z.record(z.string(), pixels.nullable()).transform((size) => withoutNulls(size) as Record<string, number>);
+const extent = z.union([pixels, z.tuple([pixels, pixels]), sides]);
 const channels = (value: z.ZodNumber): z.ZodType<Triple> =>
-  z.union([z.tuple([value, value, value]), value.transform((n): Triple => [n, n, n])]) as z.ZodType<Triple>;
+  z.union([z.tuple([value, value, value]), value.transform((n): Triple => [n, n, n])]);
 const fields = z.object({
   do_resize: z.boolean().default(true),
   size: extent.optional(),
@@ -114,11 +114,11 @@ export function applyProcessor(base: Preprocessing, json: ProcessorJson, subject
 function classDefaults(json: ProcessorJson, subject: string): ProcessorJson {
   const type = json['image_processor_type'] ?? json['feature_extractor_type'];
   if (type === undefined) return {};
-  const name = String(type).replace(/(ImageProcessor(Fast|Pil)?|FeatureExtractor)$/, '');
+  const name = shown(type).replace(/(ImageProcessor(Fast|Pil)?|FeatureExtractor)$/, '');
   const defaults = Object.hasOwn(CLASSES, name) ? CLASSES[name] : undefined;
   if (defaults) return defaults;
   const expected = `the image processor of ${Object.keys(CLASSES).join(', ')} (or no file: then the family's own preprocessing is used)`;
-  throw UniFlowError.expected('UNSUPPORTED', `${subject}: image_processor_type`, expected, describe(type));
+  throw UniFlowError.expected('UNSUPPORTED', `${subject}: image_processor_type`, expected, shown(type));
 }
 
 /** Resizing and cropping to one size for all pictures: a batch has one shape. */
@@ -146,20 +146,19 @@ function geometry(
 function shortestEdge({ size, default_to_square: square, do_center_crop: crop }: Fields): number | undefined {
   if (typeof size === 'number') return (square ?? !crop) ? undefined : size;
   if (typeof size !== 'object' || Array.isArray(size)) return undefined;
-  const only = Object.keys(size).join() === 'shortest_edge';
-  return only ? (size as Record<string, number>)['shortest_edge'] : undefined;
+  return Object.keys(size).join() === 'shortest_edge' ? size['shortest_edge'] : undefined;
 }
 
 function sizeOf(size: Fields['size']): readonly [height: number, width: number] | undefined {
   if (size === undefined) return undefined;
   if (typeof size === 'number') return [size, size];
-  if (Array.isArray(size)) return [size[0] as number, size[1] as number];
-  const { height, width, shortest_edge: edge, ...others } = size as Record<string, number>;
+  if (Array.isArray(size)) return [size[0], size[1]];
+  const { height, width, shortest_edge: edge, ...others } = size;
   if (Object.keys(others).length > 0) return undefined;
   if (height !== undefined && width !== undefined) return [height, width];
   return edge === undefined ? undefined : [edge, edge];
 }
 
 function shown(value: unknown): string {
-  return typeof value === 'object' ? JSON.stringify(value) : describe(value);
+  return typeof value === 'string' ? value : JSON.stringify(value);
 }

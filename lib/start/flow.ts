@@ -18,8 +18,10 @@ import { Units, type LinearMap } from './units.js';
 import type { Weights } from './weights.js';
 
 const HEAD = 'flow_head.net';
-/** Constants' energy over that of all else: σ then differs by some thousandths of itself. */
-const CONSTANT_ENERGY = 128;
+/** Of the error that the codec makes anyway: as much may come from σ being another for each patch (0.1 dB). */
+const TOLERANCE = 0.02;
+/** Of the constants' energy over that of all else. */
+const MOST_CONSTANT = 1024;
 /** Of s(t): a geometric series of times. */
 const HINGES = 16;
 /** Of a hinge, over the distance to the next. */
@@ -46,7 +48,8 @@ export async function startFlow(
   const image = carrier.subMatrix(0, width - 1, 0, channels - 1); // −Q (x̂ − μ) of the latents [D,K]
   image.mulRowVector(Array.from({ length: channels }, (_, k) => -Math.sqrt(components.variances[k] as number)));
   const energy = noise + (codec ? image.norm('frobenius') ** 2 : 0);
-  const { constants, deviation } = constantChannels(width, noise, energy);
+  const residual = components.variances.subarray(channels).reduce((a, b) => a + b, 0);
+  const { constants, deviation } = constantChannels(width, noise, { energy, residual });
   await weights.edit(`${HEAD}.input_proj`, ({ weight, bias }) => {
     weight.setSubMatrix(directions, 0, 0);
     constants.forEach((c, i) => bias.set(0, i, c - (mean[i] as number)));
@@ -129,10 +132,19 @@ function reflected(width: number, columns: number): Matrix {
   return out.setSubMatrix(reflection.subMatrix(0, columns, 0, columns - 1), 0, 0);
 }
 
-/** ±C in the channels that the noise leaves, a power of two (exact in bfloat16), and the deviation of all channels, `energy` in the others. */
-function constantChannels(width: number, noise: number, energy: number): { constants: number[]; deviation: number } {
+/**
+ * ±C in the channels that the noise leaves, and the deviation σ of all channels, `energy` E being that of the others. |h|² differs from patch to patch by about E, so
+ * with constants of energy κE, σ does by 1 / 2κ of itself, and the error of a patch grows by E / 4κ²: to be {@link TOLERANCE} of the residual. Larger constants would make
+ * the last layer's weights, which are σ, larger for nothing.
+ */
+function constantChannels(
+  width: number,
+  noise: number,
+  { energy, residual }: { energy: number; residual: number },
+): { constants: number[]; deviation: number } {
+  const kappa = Math.min(MOST_CONSTANT, Math.sqrt(energy / (4 * TOLERANCE * residual)));
   const spare = (width - noise - 1) & ~1; // as many of each sign
-  const value = 2 ** Math.round(Math.log2(Math.sqrt((CONSTANT_ENERGY * energy) / spare)));
+  const value = Math.ceil(Math.sqrt((kappa * energy) / spare)); // whole numbers are exact in bfloat16, up to 256
   const constants = Array.from({ length: width }, (_, i) => (i <= noise || i > noise + spare ? 0 : i % 2 === 0 ? value : -value));
   return { constants, deviation: Math.sqrt((energy + spare * value ** 2) / width) };
 }

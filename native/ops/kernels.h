@@ -11,6 +11,7 @@
 
 #include "native/core/activation.h"
 #include "native/core/dtype.h"
+#include "native/core/ssim.h"
 
 namespace uniflow {
 
@@ -333,7 +334,7 @@ struct Kernels {
   /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
   void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
   /// a, b uint8 [images, height, width, 3] -> out [images, 2]: PSNR, SSIM.
-  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width);
+  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, SsimConvention convention);
   /// The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on
   /// a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait.
   double (*peak)(DType dtype);

@@ -1,4 +1,5 @@
 /// Gradients of linear layers, and layers whose weight is left plain, against double precision.
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/ops/linear.h"
 #include "native/test/check.h"

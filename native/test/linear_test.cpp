@@ -1,6 +1,6 @@
 /// Linear layers against double precision: out = residual + scale * act(x W^T + bias), and how weights are packed.
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
-
 #include "native/ops/linear.h"
 #include "native/test/check.h"
 

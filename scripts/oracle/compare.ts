@@ -2,7 +2,7 @@
 import type { NdArray } from 'ndarray';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { VisionEncoder } from '../../lib/index.js';
+import { setThreads, VisionEncoder } from '../../lib/index.js';
 import { ArrayFile } from '../../lib/io/arrays.js';
 
 const TOLERANCE = 2e-4; // relative L2
@@ -29,7 +29,8 @@ async function problemsOf(folder: string): Promise<string[]> {
       const out = await encoder.encode({ pixels: await golden.read(`pixels.${size}`) }, { hiddenStates: true });
       await compare(`last.${size}`, out.lastHiddenState);
       const states = golden.names.filter((name) => name.startsWith(`h.${size}.`));
-      if (states.length !== out.hiddenStates!.length) problems.push(`${size}: ${out.hiddenStates!.length} hidden states, not ${states.length}`);
+      if (states.length !== out.hiddenStates!.length)
+        problems.push(`${size}: ${out.hiddenStates!.length} hidden states, not ${states.length}`);
       for (const name of states) await compare(name, out.hiddenStates![Number(name.split('.').at(-1))]);
     }
     if (golden.names.includes('photo')) await compare('photo', (await encoder.encode(photo)).lastHiddenState);
@@ -40,6 +41,7 @@ async function problemsOf(folder: string): Promise<string[]> {
   }
 }
 
+setThreads(1); // the models are tiny
 const report: Record<string, string[]> = {};
 for (const folder of process.argv.slice(2))
   report[folder] = await problemsOf(folder).catch((error: unknown) => [`refused: ${(error as Error).message}`]);

@@ -21,12 +21,12 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
+from transformers.utils.logging import disable_progress_bar
 
 from variants import PHOTO, Variant, all_variants
 
@@ -43,12 +43,17 @@ def randomise(model: torch.nn.Module) -> None:
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
 
 
+def packed(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy: the last hidden state may be the last layer's output, and files hold no tensor twice."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def forward(vision: torch.nn.Module, pixels: torch.Tensor, interpolate: bool) -> dict[str, torch.Tensor]:
     extra = {"interpolate_pos_encoding": True} if interpolate else {}
     with torch.no_grad():
         out = vision(pixel_values=pixels, output_hidden_states=True, **extra)
-    states = {f"h.{i}": h.contiguous() for i, h in enumerate(out.hidden_states)}
-    return {"last": out.last_hidden_state.contiguous(), **states}
+    states = {f"h.{i}": packed(h) for i, h in enumerate(out.hidden_states)}
+    return {"last": packed(out.last_hidden_state), **states}
 
 
 def build(variant: Variant, folder: Path) -> None:
@@ -91,6 +96,8 @@ def main() -> int:
     parser.add_argument("prefix", nargs="?", default="")
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
+    disable_progress_bar()
+    torch.set_num_threads(1)  # the models are tiny
     variants = [v for v in all_variants() if v.name.startswith(options.prefix)]
     with tempfile.TemporaryDirectory() as temporary:
         root = options.keep or Path(temporary)
