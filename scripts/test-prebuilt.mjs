@@ -62,7 +62,7 @@ function install(to) {
 
 /** What the program prints, run without a PATH and, where the system lets us, without a network. */
 function encode(binary, program) {
-  const command = [binary, program, join(root, 'examples', 'photos', 'bridge.jpg')];
+  const command = [binary, program, join(root, 'examples', 'photos', 'mountains.jpg')];
   const offline = ['unshare', '--net', '--map-root-user'];
   const alone = spawnSync(offline[0], [...offline.slice(1), 'true']).status === 0 ? offline : [];
   const [first, ...args] = [...alone, ...command];

@@ -98,7 +98,11 @@ describe('the environment', () => {
     compiled = await Compiled.library();
   });
   afterEach(() => compiled.remove());
-  const use = async (env: NodeJS.ProcessEnv): Promise<unknown> => (await compiled.run(USE, { env })).printed[0];
+  const use = async (env: NodeJS.ProcessEnv): Promise<unknown> => {
+    const { printed, stderr } = await compiled.run(USE, { env });
+    expect(stderr).toBe('');
+    return printed[0];
+  };
 
   test('chooses the instruction set of the kernels among those of this machine', async () => {
     for (const set of cpuInfo().instructionSets) expect(await use({ UNIFLOW_ISA: set })).toMatchObject({ kernels: set });

@@ -37,6 +37,7 @@ Device& Session::device() const { return device_ ? *device_ : Device::cpu(); }
 
 void Session::close() {
   closed_.store(true);
+  if (std::lock_guard lock(mutex_); pending_ == 0) return;  // perhaps no device was ever opened
   for (Device* device : Device::opened()) device->stream().drop(*this);
   if (Stream* side = Stream::opened_side()) side->drop(*this);
   std::unique_lock lock(mutex_);
