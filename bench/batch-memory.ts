@@ -6,8 +6,8 @@
 import { execFileSync } from 'node:child_process';
 import { rm } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { encodeToShards } from '../lib/batch/run.js';
-import { openSource } from '../lib/batch/source.js';
+import { encodeToShards } from '../lib/shards/run.js';
+import { openSource } from '../lib/sources/source.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { makeCrops } from './photos.js';
 

@@ -49,6 +49,11 @@ export interface Result {
   figures: Figures;
 }
 
+/** A row that cannot run here, and why. */
+export interface Failure extends Pick<Row, 'family' | 'name' | 'shape' | 'dtype'> {
+  failed: string;
+}
+
 /** How long to measure: at least so many milliseconds, and so many samples. */
 export interface Effort {
   warmupMs: number;
@@ -61,6 +66,16 @@ export const QUICK: Effort = { warmupMs: 20, measureMs: 100, samples: 3 };
 /** A sample shorter than this would measure the way through the queue as well. */
 const MIN_SAMPLE_MS = 2;
 const MAX_CALLS_PER_SAMPLE = 64;
+
+/** {@link measureRow}, where a row that cannot run is a result like another. */
+export async function tryRow(row: Row, effort: Effort, peaks: Peaks): Promise<Result | Failure> {
+  try {
+    return await measureRow(row, effort, peaks);
+  } catch (error) {
+    const { family, name, shape, dtype } = row;
+    return { family, name, shape, dtype, failed: (error as Error).message };
+  }
+}
 
 export async function measureRow(row: Row, effort: Effort, peaks: Peaks): Promise<Result> {
   const inputs = new Inputs();

@@ -13,7 +13,6 @@ export interface Machine {
   /** Of our team of threads. */
   threads: number;
   kernels: string;
-  linear: string;
   node: string;
   platform: string;
   date: string;
@@ -22,14 +21,14 @@ export interface Machine {
 }
 
 export function machine(device = 'cpu'): Machine {
-  const { kernels, linear, threads } = cpuInfo();
+  const { kernels, threads } = cpuInfo();
   return {
     device,
     description: devices().find(({ name }) => name === device)?.description ?? 'unknown',
     cpu: cpus()[0]?.model ?? 'unknown',
     cores: availableParallelism(),
     memoryGiB: Math.round(totalmem() / 2 ** 30),
-    ...{ threads, kernels, linear },
+    ...{ threads, kernels },
     node: process.version,
     platform: `${process.platform} ${process.arch}`,
     date: new Date().toISOString(),

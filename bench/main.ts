@@ -9,7 +9,7 @@ import { rows as batch } from './batch.js';
 import { rows as data } from './data.js';
 import { rows as elementwise } from './elementwise.js';
 import { rows as flow } from './flow.js';
-import { measureRow, QUICK, THOROUGH, type Effort, type Peaks, type Result, type Row } from './harness.js';
+import { QUICK, THOROUGH, tryRow, type Effort, type Failure, type Peaks, type Result, type Row } from './harness.js';
 import { rows as linear } from './linear.js';
 import { machine } from './machine.js';
 import { rows as norm } from './norm.js';
@@ -18,7 +18,7 @@ import { comparePeers } from './peers/compare.js';
 import { rows as quality } from './quality.js';
 import { rows as random } from './random.js';
 import { rows as resample } from './resample.js';
-import { machineLines, peakLine, tableHead, tableRow } from './table.js';
+import { failedRow, machineLines, peakLine, tableHead, tableRow } from './table.js';
 import { rows as tokenizer } from './tokenizer.js';
 import { rows as training } from './training.js';
 
@@ -60,13 +60,13 @@ const say = options.json === true ? console.error : console.log;
 const wanted = (row: Pick<Row, 'family' | 'name' | 'shape' | 'dtype'>): boolean =>
   options.filter?.test(`${row.family} ${row.name} ${row.shape} ${row.dtype}`) ?? true;
 
-async function measureRows(effort: Effort, peaks: Peaks): Promise<Result[]> {
+async function measureRows(effort: Effort, peaks: Peaks): Promise<(Result | Failure)[]> {
   const rows = families.flat().filter(wanted);
-  const results: Result[] = [];
+  const results: (Result | Failure)[] = [];
   if (rows.length > 0) say(`\n${tableHead}`);
   for (const row of rows) {
-    const result = await measureRow(row, effort, peaks);
-    say(tableRow(result));
+    const result = await tryRow(row, effort, peaks);
+    say('failed' in result ? failedRow(result) : tableRow(result));
     results.push(result);
   }
   return results;
@@ -91,6 +91,7 @@ const drift = driftOf(before, after);
 say(`\n${peakLine('after', after)}; drift ${(100 * drift).toFixed(1)} %`);
 if (drift > MAX_DRIFT)
   say('WARNING: the peaks moved by more than 10 %: something else ran on this machine, and the figures are not to be trusted.');
+if (results.some((result) => 'failed' in result)) process.exitCode = 1;
 
 const report = { machine: where, peaks: { before, after, drift }, effort, rows: results, peers };
 const json = JSON.stringify(report, undefined, 2);

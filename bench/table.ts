@@ -1,5 +1,5 @@
 /** The report for people. */
-import type { Peaks, Result } from './harness.js';
+import type { Failure, Peaks, Result } from './harness.js';
 import type { Machine } from './machine.js';
 
 const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
@@ -36,9 +36,13 @@ export function tableRow(r: Result): string {
   ]);
 }
 
+export function failedRow({ family, name, shape, dtype, failed }: Failure): string {
+  return `${line([family, name, shape, dtype])}  cannot run here: ${failed}`;
+}
+
 export function machineLines(m: Machine): string {
   return `${m.device === 'cpu' ? '' : `${m.device}: ${m.description}; `}${m.cpu}, ${m.threads} threads of ${m.cores} cores, ${m.memoryGiB} GiB; ${m.platform}, Node.js ${m.node}
-Kernels ${m.kernels}; ${m.linear}
+Kernels ${m.kernels}
 ${m.date}, commit ${m.commit ?? 'unknown'}`;
 }
 

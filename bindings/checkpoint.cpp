@@ -1,4 +1,6 @@
 /// Safetensors files and the parameters read from them.
+#include <algorithm>
+
 #include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/ops/load.h"
@@ -50,6 +52,14 @@ std::vector<ops::ParameterPart> parts(Napi::Value v) {
 
 void define_checkpoint(Napi::Object exports) {
   define(exports, "openSafetensors", [](const Info& i) { return describe(i.Env(), SafetensorsFile::open(string(i[0], "path"))); });
+  define(exports, "tensorBytes", [](const Info& i) -> Napi::Value {
+    const FileRef file = file_of(i[0]);
+    const auto found = file->entries().find(string(i[1], "name"));
+    if (found == file->entries().end()) throw Error(ErrorCode::BadCheckpoint, file->path(), "the tensor " + string(i[1], "name"), "none");
+    auto out = Napi::Uint8Array::New(i.Env(), found->second.bytes);
+    std::copy_n(reinterpret_cast<const uint8_t*>(found->second.data), found->second.bytes, out.Data());
+    return out;
+  });
   define(exports, "loadParameter", [](const auto& s, const Info& i) {
     return ops::load_parameter(s, parts(i[0]), shape(i[1], "shape"), dtype(i[2], "dtype"), boolean(i[3], "packed"));
   });

@@ -2,8 +2,8 @@
 #include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/core/device.h"
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 
 namespace uniflow::bindings {
 namespace {
@@ -67,8 +67,11 @@ Napi::Value use_device(const Info& info) {
 Napi::Value cpu_info(const Info& info) {
   auto out = Napi::Object::New(info.Env());
   out["kernels"] = Napi::String::New(info.Env(), cpu::kernels().name);
-  out["linear"] = Napi::String::New(info.Env(), cpu::linear_backend());
-  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::native_bfloat16());
+  const auto sets = cpu::instruction_sets();
+  auto names = Napi::Array::New(info.Env(), sets.size());
+  for (uint32_t i = 0; i < sets.size(); ++i) names[i] = Napi::String::New(info.Env(), sets[i]);
+  out["instructionSets"] = names;
+  out["nativeBfloat16"] = Napi::Boolean::New(info.Env(), cpu::kernels().native_bfloat16);
   out["threads"] = Napi::Number::New(info.Env(), Device::cpu().stream().threads());
   out["defaultThreads"] = Napi::Number::New(info.Env(), default_threads());
   return out;
@@ -115,7 +118,7 @@ void define_device(Napi::Object exports) {
   });
   define(exports, "setThreads", [](const Info& i) {
     const int64_t n = integer(i[0], "threads");
-    if (n < 1 || n > 1024) throw Error(ErrorCode::BadInput, "threads", "1 to 1024", std::to_string(n));
+    if (n < 1 || n > kMostThreads) throw Error(ErrorCode::BadInput, "threads", "1 to " + std::to_string(kMostThreads), std::to_string(n));
     Device::cpu().stream().set_threads(static_cast<int>(n));
   });
   define(exports, "memoryStats", memory_stats);

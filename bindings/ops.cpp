@@ -126,6 +126,13 @@ void define_pixel_ops(Napi::Object exports) {
   });
 }
 
+SsimConvention ssim_convention(Napi::Value v) {
+  const std::string s = string(v, "convention");
+  if (s == "standard") return SsimConvention::Standard;
+  if (s == "paper") return SsimConvention::Paper;
+  throw Error(ErrorCode::BadInput, "convention", "'standard' or 'paper'", "'" + s + "'");
+}
+
 }  // namespace
 
 void define_ops(Napi::Object exports) {
@@ -138,7 +145,9 @@ void define_ops(Napi::Object exports) {
     return ops::slice_tokens(s, tensor(i[0], "x"), integer(i[1], "begin"), integer(i[2], "end"));
   });
   define(exports, "checkFinite", [](const auto& s, const Info& i) { ops::check_finite(s, tensor(i[0], "x"), string(i[1], "name")); });
-  define(exports, "imageQuality", [](const auto& s, const Info& i) { return ops::image_quality(s, tensor(i[0], "a"), tensor(i[1], "b")); });
+  define(exports, "imageQuality", [](const auto& s, const Info& i) {
+    return ops::image_quality(s, tensor(i[0], "a"), tensor(i[1], "b"), ssim_convention(i[2]));
+  });
   define(exports, "noise", [](const auto& s, const Info& i) {
     return ops::noise(s, seed(i[0], "seed"), uint32s(i[1], "ids"), integer(i[2], "patches"), integer(i[3], "width"));
   });

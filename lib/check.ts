@@ -9,13 +9,30 @@ export function describe(value: unknown): string {
   return typeof value === 'function' ? 'a function' : Object.prototype.toString.call(value).slice(8, -1);
 }
 
-/** An options object, with a signal that is one. */
-export function checkOptions(options: unknown): void {
+/** Names of the options of encode, and of decode; reconstruct has both. */
+export const ENCODE_OPTIONS = ['size', 'tokens', 'hiddenStates', 'batchSize', 'signal'] as const;
+export const DECODE_OPTIONS = [
+  'grid',
+  'steps',
+  'schedule',
+  'guidance',
+  'seed',
+  'imageIds',
+  'noise',
+  'output',
+  'batchSize',
+  'signal',
+] as const;
+
+/** An options object, with a signal that is one, and no name that is not `known`: it may be a misspelt one. */
+export function checkOptions(options: unknown, known?: readonly string[]): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options))
     throw UniFlowError.expected('BAD_INPUT', 'options', 'an object', describe(options));
   const signal = (options as { signal?: unknown }).signal;
   if (signal !== undefined && !(typeof signal === 'object' && signal !== null && 'aborted' in signal && 'addEventListener' in signal))
     throw UniFlowError.expected('BAD_INPUT', 'signal', 'an AbortSignal', describe(signal));
+  const unknown = known && Object.keys(options).find((name) => !known.includes(name));
+  if (unknown !== undefined) throw UniFlowError.expected('BAD_INPUT', 'options', `only ${[...new Set(known)].join(', ')}`, `'${unknown}'`);
 }
 
 export function checkInteger(name: string, value: unknown, min: number, max: number): void {

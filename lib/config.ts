@@ -1,9 +1,11 @@
 /** UniFlow's own config.json: the published fields, and what this library adds for encoders other than InternViT. */
 import { z } from 'zod';
 import type { DecoderConfig } from './decoder/decoder.js';
-import { MAX_LAYERS, internVitConfig, internVitFields, parseConfig, parseEncoderConfig, type EncoderConfig } from './encoder/config.js';
+import { MAX_LAYERS, internVitConfig, internVitFields, parseEncoderConfig, size, square, type EncoderConfig } from './encoder/config.js';
+import { parseConfig } from './encoder/config-fields.js';
 import { UniFlowError } from './errors.js';
 import { defaultPreprocessing, type Preprocessing } from './io/preprocess.js';
+import { gridOf } from './tensor.js';
 
 const positive = z.number().int().positive();
 const natural = z.number().int().nonnegative().max(MAX_LAYERS);
@@ -24,7 +26,7 @@ const decoderFields = {
   llm_hidden_size: positive.optional(),
 };
 
-/** Of this library: an encoder of another family, and its pixel statistics. */
+/** Of this library: an encoder of another family, or used at another size than it was trained for, and its pixel statistics. */
 const extraFields = {
   vision_config: z.record(z.string(), z.unknown()).optional(),
   image_mean: triple.optional(),
@@ -39,6 +41,7 @@ export interface UniFlowConfig {
   latentChannels: number;
   /** Euler steps when decode() is not told. */
   steps: number;
+  /** What pictures are brought to by default; the encoder's positions may be for another size. */
   imageSize: readonly [height: number, width: number];
   patch: number;
   mean: readonly [number, number, number];
@@ -57,7 +60,7 @@ export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig
   const other = json['vision_config'] !== undefined;
   const c = other
     ? {
-        ...parseConfig(z.object({ ...decoderFields, ...extraFields }), json, 'uniflow'),
+        ...parseConfig(z.object({ ...decoderFields, ...extraFields, image_size: size.optional() }), json, 'uniflow'),
         encoder: parseEncoderConfig(json['vision_config'] as Record<string, unknown>),
       }
     : parseInternVit(json);
@@ -69,6 +72,7 @@ export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig
     globalBlocks: c.use_global_blocks ? c.global_blocks_depth : 0,
     flowBlocks: c.num_decoder_layers,
     steps: Number(c.num_sampling_steps),
+    imageSize: c.image_size === undefined ? encoder.imageSize : square(c.image_size),
     mean: c.image_mean,
     std: c.image_std,
   });
@@ -84,12 +88,15 @@ export interface DecoderShape {
   globalBlocks: number;
   flowBlocks: number;
   steps?: number | undefined;
+  /** Default: what the encoder was trained for. */
+  imageSize?: readonly [height: number, width: number];
   mean?: readonly [number, number, number] | undefined;
   std?: readonly [number, number, number] | undefined;
 }
 
 export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniFlowConfig {
-  const { patch, imageSize, width } = encoder;
+  const { patch, width } = encoder;
+  const imageSize = shape.imageSize ?? encoder.imageSize;
   const statistics = defaultPreprocessing('internvit', imageSize);
   return {
     encoder,
@@ -100,7 +107,7 @@ export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniF
       flowBlocks: shape.flowBlocks,
       hidden: 4 * width,
       patch,
-      grid: { rows: imageSize[0] / patch, cols: imageSize[1] / patch },
+      grid: gridOf(imageSize, patch),
     },
     latentChannels: shape.latentChannels,
     steps: shape.steps ?? 1,
@@ -127,8 +134,9 @@ export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, u
   };
   const own = { model_type: 'uniflow', architectures: ['UniFlowVisionModel'] };
   const statistics = { image_mean: config.mean, image_std: config.std };
-  if (config.encoder.family === 'internvit') return { ...encoderJson, ...own, ...decoder, ...statistics };
-  return { ...own, ...decoder, ...statistics, vision_config: encoderJson };
+  const { family, imageSize } = config.encoder;
+  if (family === 'internvit' && imageSize.join() === config.imageSize.join()) return { ...encoderJson, ...own, ...decoder, ...statistics };
+  return { ...own, ...decoder, ...statistics, image_size: config.imageSize, vision_config: encoderJson };
 }
 
 /** UniFlow's published preprocessing, with this model's statistics. */

@@ -70,7 +70,7 @@ export function cpuInfo(): CpuInfo {
   return native.cpuInfo();
 }
 
-/** Size of the team of threads that computes; the default is the number of cores, or OMP_NUM_THREADS. */
+/** Size of the team of threads that computes; the default is the number of cores that the process may use; UNIFLOW_THREADS, or else OMP_NUM_THREADS, sets another. */
 export function setThreads(threads: number): void {
   native.setThreads(threads);
 }

@@ -1,9 +1,6 @@
-/** The typed face of the addon: nothing but what `bindings/` exports, and where it is loaded from. */
-import { existsSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import { join } from 'node:path';
+/** The typed face of the addon: nothing but what `bindings/` exports. */
+import { loadAddon } from './addon.js';
 import { UniFlowError } from './errors.js';
-import { packageRoot } from './package.js';
 
 /** float8 (e4m3) only of packed weights. */
 export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32' | 'float8';
@@ -92,6 +89,9 @@ export interface NativeNormOptions {
   rms?: boolean | undefined;
 }
 
+/** How SSIM is computed, see native/ops/quality.h: 'standard', Wang et al.'s; 'paper', that of the notebook published with UniFlow. */
+export type QualityConvention = 'standard' | 'paper';
+
 /** How the distillation loss weights its layers; 'adaptive' is the paper's. */
 export type LayerWeights = 'adaptive' | 'uniform' | 'last';
 
@@ -119,10 +119,10 @@ export interface NativeAdamWOptions {
 }
 
 export interface CpuInfo {
-  /** Instruction set of our own kernels. */
+  /** Instruction set of the kernels. */
   kernels: string;
-  /** oneDNN's version and the implementation that it chose. */
-  linear: string;
+  /** Those that this machine has, the best first; UNIFLOW_ISA chooses another than the best. */
+  instructionSets: string[];
   nativeBfloat16: boolean;
   threads: number;
   defaultThreads: number;
@@ -156,7 +156,7 @@ export interface Native {
     normalisation: NativeNormalisation,
     dtype: 'uint8' | 'float32',
   ): TensorHandle;
-  imageQuality(a: TensorHandle, b: TensorHandle): TensorHandle;
+  imageQuality(a: TensorHandle, b: TensorHandle, convention: QualityConvention): TensorHandle;
   /**
    * A path or the bytes of a file, which stay untouched until decodeJpeg resolves. Undefined: it cannot be read, or is no JPEG that decodeJpeg
    * decodes, or has more pixels. The size is that of the upright picture.
@@ -266,6 +266,8 @@ export interface Native {
     metadata: Record<string, string>;
     tensors: Record<string, { dtype: string; shape: number[] }>;
   };
+  /** A copy of the bytes of one tensor of a file, as they are there. */
+  tensorBytes(file: FileHandle, name: string): Uint8Array;
   loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: WeightType, packed: boolean): TensorHandle;
   randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
   constantParameter(shape: readonly number[], value: number): TensorHandle;
@@ -291,40 +293,10 @@ export interface Native {
   measurePeak(into: Float64Array): Promise<void>;
 }
 
-function load(): Native {
-  const path = join(packageRoot, 'build', 'Release', 'uniflow.node');
-  try {
-    const native = withShortSpins(() => createRequire(import.meta.url)(path) as Native);
-    native.setErrorClass(UniFlowError);
-    return native;
-  } catch (cause) {
-    const why = existsSync(path)
-      ? `The native addon cannot be loaded: ${(cause as Error).message}
-If a shared library is missing, install it (Debian/Ubuntu: apt install libdnnl-dev libjpeg-dev, Fedora: dnf install onednn libjpeg-turbo, macOS: brew install onednn jpeg-turbo).
-If it was built for another system or Node.js, build it again: npm rebuild uniflow-tokenizer`
-      : `The native addon is not built (${path}). Build it: npm rebuild uniflow-tokenizer
-That needs CMake, a C++20 compiler, oneDNN, libjpeg-turbo and nlohmann/json; the build says which one is missing.`;
-    throw new UniFlowError('UNSUPPORTED', why, { subject: path, cause });
-  }
-}
+const { addon, path } = loadAddon();
 
-/**
- * How often OpenMP's threads look for each other before they sleep, a third of its default: on a machine that does other things as well, threads
- * that spin for longer keep the core from the one that they wait for, and a call takes tens of times as long. Those that sleep at once, on the
- * other hand, are late: a service that computes picture by picture then answers half as many.
- */
-const SPINS = '100000';
+export const native = addon as Native;
+native.setErrorClass(UniFlowError);
 
-/** OpenMP's library reads it when it is loaded, and only from the environment. Who has said how to wait is left alone. */
-function withShortSpins<T>(work: () => T): T {
-  const { env } = process;
-  if (env['GOMP_SPINCOUNT'] !== undefined || env['OMP_WAIT_POLICY'] !== undefined) return work();
-  env['GOMP_SPINCOUNT'] = SPINS;
-  try {
-    return work();
-  } finally {
-    delete env['GOMP_SPINCOUNT'];
-  }
-}
-
-export const native: Native = load();
+/** The file that the addon was loaded from. */
+export const addonPath = path;

@@ -4,7 +4,7 @@
  * In inference linear() is one fused kernel. Where a tape records, it is the same in pieces, because the backward pass
  * needs the values in between.
  */
-import { native, type Activation, type FloatType, type NativeNormalisation } from './native.js';
+import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention } from './native.js';
 import { differentiable, recording } from './tape.js';
 import { tensorOf, tidy, type Grid, type Tensor } from './tensor.js';
 
@@ -187,17 +187,19 @@ export function add(a: Tensor, b: Tensor): Tensor {
   return differentiable(tensorOf(native.add(a.handle, b.handle, undefined, 0, 1)), [a, b], (d) => [d, d]);
 }
 
-/** Pixels [B,H,W,3] uint8 from normalised ones [B,3,H,W]: denormalised, rounded, clamped. */
+/** The pixels of whole patches, uint8 [B,h,w,3]: normalised ones [B,3,H,W] are denormalised, rounded, clamped. */
 export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation: NativeNormalisation): Tensor {
+  const [height, width] = [grid.rows * patch, grid.cols * patch];
+  if (pixels.dtype === 'uint8' && pixels.dim(1) === height && pixels.dim(2) === width) return pixels.slice(0, pixels.dim(0));
   return tidy(() => {
     const patches = unfold(pixels, patch, normalisation, 'float32');
     return tensorOf(native.fold(patches.handle, grid.rows, grid.cols, patch, normalisation, 'uint8'));
   });
 }
 
-/** PSNR (dB) and SSIM of each pair of uint8 pictures [B,H,W,3]: [B,2]. */
-export function imageQuality(a: Tensor, b: Tensor): Tensor {
-  return tensorOf(native.imageQuality(a.handle, b.handle));
+/** PSNR (dB) and SSIM of each pair of uint8 images [B,H,W,3]: float32 [B,2]. */
+export function imageQuality(a: Tensor, b: Tensor, convention: QualityConvention = 'standard'): Tensor {
+  return tensorOf(native.imageQuality(a.handle, b.handle, convention));
 }
 
 /** Fails `x`, and what depends on it, where a value is NaN or infinite. */

@@ -1,5 +1,6 @@
 /** Handles of native arrays, and the scopes that dispose of them. Operations on them are in ops.ts. */
 import ndarray, { type NdArray } from 'ndarray';
+import { describe } from './check.js';
 import { aborted, throwIfAborted, UniFlowError } from './errors.js';
 import { native, type CancelToken, type DType, type TensorHandle } from './native.js';
 
@@ -30,6 +31,7 @@ export class Tensor {
 
   /** A copy of a host array, taken before this returns. `Uint16Array` holds bfloat16 bits. */
   static from(array: NdArray | { data: HostData; shape: readonly number[] }, name = 'array'): Tensor {
+    if (typeof array !== 'object' || array === null) throw UniFlowError.expected('BAD_INPUT', name, 'an ndarray', describe(array));
     const { data, shape } = 'stride' in array ? contiguous(array, name) : array;
     return track(new Tensor(native.fromHost(data, shape)));
   }
@@ -95,17 +97,29 @@ export function contiguous(array: NdArray, name = 'array'): { data: HostData; sh
   const host = data as HostData;
   const shape = array.shape;
   const size = shape.reduce((a, b) => a * b, 1);
+  checkExtent(array, host.length, name);
   let expected = 1;
   let inOrder = true;
   for (let i = shape.length - 1; i >= 0; i--) {
     if (shape[i] !== 1 && array.stride[i] !== expected) inOrder = false;
     expected *= shape[i] as number;
   }
-  if (inOrder && array.offset + size <= host.length) return { data: host.subarray(array.offset, array.offset + size), shape };
+  if (inOrder) return { data: host.subarray(array.offset, array.offset + size), shape };
   const out = new (host.constructor as new (n: number) => HostData)(size);
   const last = ndarray(out, shape);
   copyInto(last, array);
   return { data: out, shape };
+}
+
+/** All elements are inside the data; those of a transferred ArrayBuffer are gone. */
+function checkExtent({ shape, stride, offset, size }: NdArray, length: number, name: string): void {
+  if (size === 0) return;
+  const steps = shape.map((n, i) => (n - 1) * (stride[i] as number));
+  const first = steps.reduce((at, step) => at + Math.min(0, step), offset);
+  const last = steps.reduce((at, step) => at + Math.max(0, step), offset);
+  if (first >= 0 && last < length) return;
+  const found = length === 0 ? 'none (was its ArrayBuffer transferred?)' : String(length);
+  throw UniFlowError.expected('BAD_INPUT', name, `data of at least ${last + 1} elements for [${shape.join(', ')}]`, found);
 }
 
 /** The rare path of {@link contiguous}: a transposed or strided view, element by element. */
@@ -245,4 +259,9 @@ export async function cancellable<T>(signal: AbortSignal | undefined, work: (que
 export interface Grid {
   rows: number;
   cols: number;
+}
+
+/** The whole patches of a picture [height, width]. Pixels right of and below the last one are cut off, as a convolution does it. */
+export function gridOf([height, width]: readonly [number, number], patch: number): Grid {
+  return { rows: Math.floor(height / patch), cols: Math.floor(width / patch) };
 }

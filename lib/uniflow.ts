@@ -1,7 +1,8 @@
 /** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
 import type { NdArray } from 'ndarray';
-import { Pipeline } from './batch/pipeline.js';
+import { Pipeline } from './shards/pipeline.js';
 import { MAX_LAYERS } from './encoder/config.js';
+import { isObject } from './encoder/config-fields.js';
 import {
   parseUniFlowConfig,
   presets,
@@ -19,17 +20,19 @@ import { Encoder } from './encoder/encoder.js';
 import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
 import { UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
-import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, type SaveOptions } from './io/checkpoint.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
+import { jsonText } from './io/json.js';
 import { resolveModel } from './io/hub.js';
-import type { ImageSource } from './io/image.js';
-import { batchesOf, checkSize, floats, type Batches, type ImageInput } from './io/input.js';
+import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
+import { readerOf, type ImageLike } from './images/like.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
 import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
 import { startedOn } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
-import { onDevice, Tensor, type Grid } from './tensor.js';
+import type { Item } from './sources/item.js';
+import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
 export type { DecodeOptions } from './decoder/options.js';
 
@@ -51,7 +54,7 @@ export interface Encoded {
 export interface Reconstruction extends Encoded {
   /** As `decode` gives them. */
   images: NdArray;
-  /** The preprocessed originals, uint8 [B,H,W,3]. */
+  /** The preprocessed originals, uint8 [B,H,W,3]: as much of them as the patches cover. */
   originals: NdArray<Uint8Array>;
   /** Means over the images, in dB and in [-1, 1]. */
   psnr: number;
@@ -82,7 +85,7 @@ export interface RandomOptions extends DeviceOptions {
 }
 
 /** A picture with the name that comes back with its latents. */
-export type StreamItem = ImageSource | { id: string; image: ImageSource };
+export type StreamItem = ImageLike | { id: string; image: ImageLike };
 
 export interface EncodedBatch extends Encoded {
   ids: string[];
@@ -131,7 +134,7 @@ export class UniFlow {
     const placement = checkDevice(options);
     const checkpoint = await Checkpoint.open(await resolveModel(model, options));
     const config = parseUniFlowConfig(checkpoint.config);
-    const source = new CheckpointSource(checkpoint, placement);
+    const source = new CheckpointSource(checkpoint, placement, checkpoint.prefixOf('chal_proj.c_fc.weight'));
     return source.guard(async () => {
       const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
       await source.finish();
@@ -140,7 +143,8 @@ export class UniFlow {
   }
 
   /**
-   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random.
+   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random. Its size is that of the encoder's
+   * processor. What the encoder's checkpoint has besides (a pooling head, a mask token) is not part of a tokenizer, nor saved with it.
    * @throws UniFlowError `BAD_INPUT`.
    */
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
@@ -151,8 +155,8 @@ export class UniFlow {
     checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
     checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
-    const { mean, std } = encoder.preprocessing;
-    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, mean, std });
+    const { mean, std, size } = encoder.preprocessing;
+    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
@@ -171,8 +175,8 @@ export class UniFlow {
     config: Preset | Record<string, unknown>,
     { seed = 0, photos, signal, ...device }: RandomOptions = {},
   ): UniFlow | Promise<UniFlow> {
-    const json = typeof config === 'string' ? presets[config] : config;
-    if (!json) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), `'${JSON.stringify(config)}'`);
+    const json = typeof config !== 'string' ? config : Object.hasOwn(presets, config) ? presets[config] : undefined;
+    if (!isObject(json)) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), describe(config));
     const placement = checkDevice(device);
     const source = new RandomSource(placement, seed);
     const parsed = parseUniFlowConfig(json);
@@ -193,7 +197,7 @@ export class UniFlow {
   }
 
   private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
-    const grid = this.gridOf(batches.size);
+    const grid = gridOf(batches.size, this.config.patch);
     const [latents, ...rest] = await this.encoder.running({
       device: this.device,
       count: batches.count,
@@ -288,8 +292,7 @@ export class UniFlow {
         signal: options.signal,
         load: async (begin, end) => [await batches.load(begin, end), onDevice(this.device, () => rowsOf(decoded, begin, end))],
         forward: ([before, after]) => {
-          const bytes = (pixels: Tensor): Tensor =>
-            pixels.dtype === 'uint8' ? pixels.slice(0, pixels.dim(0)) : toUint8(pixels, grid, this.config.patch, this.normalisation);
+          const bytes = (pixels: Tensor): Tensor => toUint8(pixels, grid, this.config.patch, this.normalisation);
           const original = bytes(before!);
           return [original, imageQuality(original, bytes(after!))];
         },
@@ -300,16 +303,11 @@ export class UniFlow {
     }
   }
 
-  private gridOf([height, width]: readonly [number, number]): Grid {
-    checkSize([height, width], this.config.patch);
-    return { rows: height / this.config.patch, cols: width / this.config.patch };
-  }
-
   /** Writes config.json and model.safetensors in the published layout. */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
-    const json = { 'config.json': { ...this.configJson, torch_dtype: checked.dtype } };
-    await saveCheckpoint(dir, json, this.parameters, checked);
+    const config = jsonText(withDtype(this.configJson, checked.dtype, 'torch_dtype'));
+    await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
   }
 
   /** Frees the weights; resolves when they are gone. */
@@ -343,20 +341,18 @@ function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 
   return { psnr: mean(perImage.psnr), ssim: mean(perImage.ssim), perImage };
 }
 
-async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<{ id: string; image: ImageSource }> {
+async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<Item> {
   let number = 0;
   for await (const item of source) yield named(item, number++);
 }
 
 /** The id of a path is the path, of anything else its number. */
-function named(item: StreamItem, number: number): { id: string; image: ImageSource } {
+function named(item: StreamItem, number: number): Item {
+  const subject = `item ${number} of the source`;
   if (typeof item === 'string' || item instanceof URL) return { id: String(item), image: item };
-  if (item instanceof Uint8Array) return { id: String(number), image: item };
-  if (typeof item === 'object' && item !== null && typeof item.id === 'string' && item.image !== undefined) return item;
-  throw UniFlowError.expected(
-    'BAD_INPUT',
-    `item ${number} of the source`,
-    'an image, or { id, image } with a string as id',
-    describe(item),
-  );
+  if (typeof item !== 'object' || item === null || !('id' in item)) return { id: String(number), image: readerOf(item, subject) };
+  const { id, image } = item;
+  if (typeof id !== 'string' || image === undefined)
+    throw UniFlowError.expected('BAD_INPUT', subject, 'an image, or { id, image } with a string as id', describe(item));
+  return { id, image: typeof image === 'string' ? image : readerOf(image, subject) };
 }

@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { advice, installMissing } from './system.mjs';
+import { advice, has, installMissing } from './system.mjs';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const age = (path) => (existsSync(join(root, path)) ? statSync(join(root, path)).mtimeMs : 0);
@@ -26,6 +26,10 @@ export function prepare(wanted = {}) {
   // not `npm ci`: it refuses a lock file when some other platform's optional package is missing in the registry
   if (age('node_modules/.package-lock.json') < age('package-lock.json'))
     run('npm', ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
-  run(process.execPath, ['scripts/install.mjs', ...(wanted.tests ? ['--CDUNIFLOW_TESTS=ON'] : [])]);
+  // the tests compile the GPU's kernels also where there is no GPU
+  run(process.execPath, [
+    'scripts/build.mjs',
+    ...(wanted.tests ? ['-DUNIFLOW_TESTS=ON', `-DUNIFLOW_CUDA=${has('nvcc') ? 'ON' : 'AUTO'}`] : []),
+  ]);
   run('npx', ['tsc', '-p', 'tsconfig.json']);
 }

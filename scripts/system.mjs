@@ -1,8 +1,10 @@
 /**
- * What the build and the tests need from the system, and how to get it. Plain Node: it runs before anything is installed.
+ * What the build and the tests need from the system, and how to get it. Plain Node: it runs before anything is installed. As a command, it
+ * prints what is missing for the build.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, realpathSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 
 const includeDirs = [
   '/usr/include',
@@ -11,27 +13,36 @@ const includeDirs = [
   ...(process.env.CPATH ?? '').split(':').filter(Boolean),
 ];
 const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0;
-const has = (command) => runs(command, '--version');
+export const has = (command) => runs(command, '--version');
 const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`));
 
 /** A Python that has NumPy. The system's comes first: packages install for it, and another may hide it in the path. Undefined if there is none. */
 export const pythonWithNumpy = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import numpy'));
+
+/** A Python that has Pillow, the same way. */
+export const pythonWithPillow = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import PIL'));
 
 /** Package names by platform. */
 const needs = [
   { what: 'a C++20 compiler', apt: 'g++', dnf: 'gcc-c++', brew: 'gcc', there: () => ['c++', 'g++', 'clang++'].some(has) },
   { what: 'CMake', apt: 'cmake', dnf: 'cmake', brew: 'cmake', there: () => has('cmake') },
   { what: 'make or Ninja', apt: 'make', dnf: 'make', brew: 'make', there: () => has('make') || has('ninja') },
-  { what: 'oneDNN', apt: 'libdnnl-dev', dnf: 'onednn-devel', brew: 'onednn', there: () => header('oneapi/dnnl/dnnl.hpp') },
-  { what: 'libjpeg-turbo', apt: 'libjpeg-dev', dnf: 'libjpeg-turbo-devel', brew: 'jpeg-turbo', there: () => header('jpeglib.h') },
-  { what: 'nlohmann/json', apt: 'nlohmann-json3-dev', dnf: 'json-devel', brew: 'nlohmann-json', there: () => header('nlohmann/json.hpp') },
 ];
 /** What some commands need besides. */
 const needsOf = {
   tests: [
+    { what: 'libjpeg-turbo', apt: 'libjpeg-dev', dnf: 'libjpeg-turbo-devel', brew: 'jpeg-turbo', there: () => header('jpeglib.h') },
+    {
+      what: 'nlohmann/json',
+      apt: 'nlohmann-json3-dev',
+      dnf: 'json-devel',
+      brew: 'nlohmann-json',
+      there: () => header('nlohmann/json.hpp'),
+    },
     { what: 'Chromium', apt: 'chromium', dnf: 'chromium', brew: 'chromium', there: () => has('chromium') },
     { what: 'Redis', apt: 'redis-server', dnf: 'redis', brew: 'redis', there: () => has('redis-server') },
     { what: 'NumPy', apt: 'python3-numpy', dnf: 'python3-numpy', brew: 'numpy', there: () => pythonWithNumpy() !== undefined },
+    { what: 'Pillow', apt: 'python3-pil', dnf: 'python3-pillow', brew: 'pillow', there: () => pythonWithPillow() !== undefined },
   ],
   // elsewhere the four files can be had from its makers: --data
   fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],
@@ -63,4 +74,9 @@ export function installMissing(options) {
   for (const args of [['update'], ['install', '--no-install-recommends', ...packages]])
     execFileSync(command, [...fixed, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
   return missing(options);
+}
+
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  const absent = missing();
+  if (absent.length > 0) console.log(advice(absent));
 }

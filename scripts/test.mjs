@@ -1,39 +1,73 @@
-/** `npm test`: everything that it needs, the native tests, then jest; ends with one line of totals. */
+/**
+ * `npm test`: everything that it needs, the native tests, then jest; ends with one line of totals. Whatever computes is tested with the kernels of
+ * each instruction set that this machine has, and those of the GPU by the emulator. Arguments are jest's, which then runs once.
+ */
 import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
-prepare({ tests: true });
+/** Native tests that run no kernels of the CPU's. */
+const WITHOUT_KERNELS = 'allocator|cuda_emulated|emulator|jpeg|resample|safetensors|stream|team';
+/** Suites of the numbers: for every instruction set. */
+const NUMBERS = ['batch', 'distillation', 'families', 'gradients', 'recompute', 'reproduction', 'train', 'trainer', 'uniflow'];
+/** Suites that hold for every device. */
+const DEVICES = ['cuda', 'distillation', 'families', 'gradients', 'trainer', 'uniflow'];
 
-const native = spawnSync('ctest', ['--test-dir', 'build', '--output-on-failure'], { cwd: root, encoding: 'utf8' });
-process.stdout.write(native.stdout + native.stderr);
-const [, percent, failedNative, totalNative] = /(\d+)% tests passed, (\d+) tests failed out of (\d+)/.exec(native.stdout) ?? [];
+prepare({ tests: true });
+const { instructionSets } = createRequire(import.meta.url)(join(root, 'build', 'Release', 'uniflow.node')).cpuInfo();
+const [best, ...others] = instructionSets;
+const emulated = { UNIFLOW_CUDA_LIBRARY: join(root, 'build', 'Release', 'libuniflow_cuda_emulated.so') };
+
+const args = process.argv.slice(2);
+const totals = [ctest(best), ...(args.length > 0 ? [jest(best, args)] : everything())];
+const sum = (key) => totals.reduce((total, run) => total + run[key], 0);
+for (const { what, passed, failed, seconds } of totals) console.log(`${what}: ${passed} passed, ${failed} failed, ${seconds.toFixed(0)} s`);
+if (!instructionSets.includes('avx2'))
+  console.log('Kernels of other instruction sets than these were not tested: this machine cannot run them.');
+console.log(`${sum('passed')} passed, ${sum('failed')} failed`);
+process.exit(totals.every(({ ok }) => ok) ? 0 : 1);
+
+function everything() {
+  return [
+    ...others.map((set) => ctest(set, ['-E', `^(${WITHOUT_KERNELS})_test$`])),
+    jest(best),
+    jest('cuda, emulated', suites(DEVICES), emulated),
+    ...others.map((set) => jest(set, suites(NUMBERS), { UNIFLOW_ISA: set })),
+  ];
+}
+
+function suites(names) {
+  return names.map((name) => `test/${name}.test.ts`);
+}
+
+function ctest(set, options = []) {
+  const begin = Date.now();
+  const env = { ...process.env, UNIFLOW_ISA: set };
+  const { status, stdout, stderr } = spawnSync('ctest', ['--test-dir', 'build', '--output-on-failure', ...options], {
+    cwd: root,
+    encoding: 'utf8',
+    env,
+  });
+  process.stdout.write(stdout + stderr);
+  const [, failed, total] = /tests passed, (\d+) tests failed out of (\d+)/.exec(stdout)?.map(Number) ?? [0, 1, 1];
+  return { what: `ctest, ${set}`, ok: status === 0 && total > 0, passed: total - failed, failed, seconds: (Date.now() - begin) / 1000 };
+}
 
 /** Runs jest; what it prints goes through, its results come back. */
-function jest(args, env = {}) {
+function jest(what, options = [], env = {}) {
+  const begin = Date.now();
   const report = join(tmpdir(), `uniflow-jest-${process.pid}.json`);
-  // GOMP_SPINCOUNT as lib/native.ts sets it: what tests see as process.env is a copy
   const { status } = spawnSync(
     process.execPath,
-    ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...args],
-    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { GOMP_SPINCOUNT: '100000', ...process.env, ...env } },
+    ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--json', '--outputFile', report, ...options],
+    { cwd: root, stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } },
   );
   const { numPassedTests, numFailedTests, numRuntimeErrorTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
   rmSync(report);
-  return { ok: status === 0, passed: numPassedTests, failed: numFailedTests + numRuntimeErrorTestSuites };
+  const failed = numFailedTests + numRuntimeErrorTestSuites;
+  const ok = status === 0 && failed === 0 && numPassedTests > 0;
+  return { what: `jest, ${what}`, ok, passed: numPassedTests, failed, seconds: (Date.now() - begin) / 1000 };
 }
-
-// The suites that hold for every device, once more with the GPU's kernels, which the emulator runs on the processor.
-const onEveryDevice = ['cuda', 'distillation', 'families', 'gradients', 'trainer', 'uniflow'].map((name) => `test/${name}.test.ts`);
-const emulated = { UNIFLOW_CUDA_LIBRARY: join(root, 'build', 'Release', 'libuniflow_cuda_emulated.so'), OMP_WAIT_POLICY: 'passive' };
-const args = process.argv.slice(2);
-const runs = [jest(args), ...(args.length === 0 ? [jest(onEveryDevice, emulated)] : [])];
-const total = (key) => runs.reduce((sum, run) => sum + run[key], 0);
-
-const failed = Number(failedNative ?? 1) + total('failed');
-const passed = Number(totalNative ?? 0) - Number(failedNative ?? 0) + total('passed');
-const ok = percent !== undefined && native.status === 0 && runs.every((run) => run.ok) && failed === 0 && passed > 0;
-console.log(`${passed} passed, ${failed} failed`);
-process.exit(ok ? 0 : 1);

@@ -223,7 +223,7 @@ describe('config.json', () => {
     ['a number as a string', { hidden_size: '64' }, 'hidden_size'],
     ['a flag as a string', { qkv_bias: 'true' }, 'qkv_bias'],
     ['a field missing', { hidden_size: undefined }, 'hidden_size'],
-    ['a picture that patches do not fill', { image_size: 57 }, 'image_size'],
+    ['a picture smaller than a patch', { image_size: 13 }, 'image_size'],
     ['heads that do not divide the width', { num_attention_heads: 5 }, 'num_attention_heads'],
     ['no Euler steps', { num_sampling_steps: '0' }, 'num_sampling_steps'],
     ['steps in words', { num_sampling_steps: 'four' }, 'num_sampling_steps'],
@@ -299,6 +299,12 @@ describe('fresh models', () => {
   test.each<[string, () => unknown, string]>([
     ['an unknown preset', () => UniFlow.random('pico' as never), 'pico'],
     ['no config', () => UniFlow.random(undefined as never), 'preset'],
+    [
+      'a preset named as objects have methods',
+      () => UniFlow.random('constructor' as never),
+      "preset: expected nano, tiny, base, official, but got 'constructor'",
+    ],
+    ['an encoder of nothing', () => VisionEncoder.random(undefined as never), 'config'],
     ['a negative seed', () => UniFlow.random('nano', { seed: -1 }), 'seed'],
     ['a fractional seed', () => UniFlow.random('nano', { seed: 0.5 }), 'seed'],
     ['another dtype', () => UniFlow.random('nano', { dtype: 'float16' as never }), 'dtype'],
@@ -404,7 +410,7 @@ describe('pixels', () => {
     ['doubles', doubles, 'pixels.*Float64Array'],
     ['a list of numbers', list, 'pixels.*Array'],
     ['less data than the shape says', short, 'pixels'],
-    ['a height that patches do not fill', random(1, 3, 57, 56), '14.*57'],
+    ['a height below one patch', random(1, 3, 13, 56), '14.*13'],
     ['no height', random(1, 3, 0, 56), 'size|pixels'],
     ['no images', random(0, 3, 56, 56), 'pixels|images'],
   ])('%s', async (_, array, about) => {
@@ -438,6 +444,17 @@ describe('pixels', () => {
     expect((await uniflow.encode({ pixels: same })).latents).toEqual((await uniflow.encode({ pixels: filled })).latents);
   });
 
+  test('that were transferred away', async () => {
+    for (const data of [new Float32Array(3 * 56 * 56), new Uint8Array(3 * 56 * 56)]) {
+      const array = ndarray(data, data instanceof Uint8Array ? [1, 56, 56, 3] : [1, 3, 56, 56]);
+      structuredClone(data, { transfer: [data.buffer] });
+      await refused(() => uniflow.encode({ pixels: array }), 'BAD_INPUT', /pixels: expected data of at least 9408.*transferred/);
+    }
+    const picture = new Uint8Array(await readFile(join(golden('preprocess'), 'center_crop_224.png')));
+    structuredClone(picture, { transfer: [picture.buffer] });
+    await refused(() => uniflow.encode(picture), 'BAD_INPUT', '0 bytes');
+  });
+
   test('in shared memory', async () => {
     const plain = pixels().pixels;
     const shared = ndarray(new Float32Array(new SharedArrayBuffer(4 * plain.size)), plain.shape);
@@ -456,7 +473,7 @@ describe('options of encode()', () => {
     ["batchSize '2'", { batchSize: '2' }, 'batchSize.*2'],
     ['size 0', { size: 0 }, 'size.*14.*0'],
     ['size -14', { size: -14 }, 'size.*-14'],
-    ['size 57', { size: 57 }, 'size.*57'],
+    ['size 13', { size: 13 }, 'size.*14.*13'],
     ['size 56.5', { size: 56.5 }, 'size.*56.5'],
     ["size '56'", { size: '56' }, 'size.*56'],
     ['size [56]', { size: [56] }, 'size.*56'],
@@ -669,8 +686,9 @@ const survived: [script: string, outcome: RegExp][] = [
   ['native.packLinear(raw.tensor([4]), "float32")', /^BAD_INPUT weight/],
   ['native.parameterBytes(raw.tensor([4], Int32Array), "float32")', /^BAD_INPUT parameter/],
   ['native.checkFinite(raw.tensor([4], Int32Array), "it")', /^BAD_INPUT it/],
-  ['native.imageQuality(raw.tensor([1, 2, 2, 3], Uint8Array), raw.tensor([1, 3, 3, 3], Uint8Array))', /^BAD_INPUT b/],
-  ['return native.imageQuality(raw.tensor([1, 0, 7, 3], Uint8Array), raw.tensor([1, 0, 7, 3], Uint8Array))', /^(BAD_INPUT|$)/],
+  ['native.imageQuality(raw.tensor([1, 2, 2, 3], Uint8Array), raw.tensor([1, 3, 3, 3], Uint8Array), "standard")', /^BAD_INPUT b/],
+  ['return native.imageQuality(raw.tensor([1, 0, 7, 3], Uint8Array), raw.tensor([1, 0, 7, 3], Uint8Array), "standard")', /^(BAD_INPUT|$)/],
+  ['native.imageQuality(raw.tensor([1, 2, 2, 3], Uint8Array), raw.tensor([1, 2, 2, 3], Uint8Array), "ours")', /^BAD_INPUT convention/],
   ['native.openSafetensors("/dev/zero")', /^BAD_CHECKPOINT/],
   ['native.openSafetensors("a\\0b")', /^BAD_CHECKPOINT/],
   ['native.openSafetensors(7)', /^BAD_INPUT path/],

@@ -14,15 +14,15 @@ import { promisify } from 'node:util';
 import { crc32, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { create, Header } from 'tar';
-import { download } from '../lib/batch/download.js';
-import { place, placementOf, type Target } from '../lib/batch/fit.js';
-import { openImage } from '../lib/io/image.js';
-import { Journal } from '../lib/batch/journal.js';
-import { mergeMoments, momentsOf, type Moments } from '../lib/batch/moments.js';
-import type { ByteRange } from '../lib/batch/output.js';
-import { readPicture } from '../lib/batch/picture.js';
-import { Pipeline } from '../lib/batch/pipeline.js';
-import { fromStored, toStored } from '../lib/batch/store.js';
+import { download } from '../lib/sources/url.js';
+import { place, placementOf, type Target } from '../lib/images/fit.js';
+import { openImage } from '../lib/images/decode.js';
+import { Journal } from '../lib/shards/journal.js';
+import { mergeMoments, momentsOf, type Moments } from '../lib/shards/moments.js';
+import type { ByteRange } from '../lib/shards/output.js';
+import { readPicture } from '../lib/sources/item.js';
+import { Pipeline } from '../lib/shards/pipeline.js';
+import { fromStored, toStored } from '../lib/shards/store.js';
 import {
   encodeToShards,
   FolderOutput,

@@ -4,8 +4,10 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { decodeCost, encodeCost, flowCost, linearCost } from '../bench/costs.js';
+import { QUICK, tryRow, type Failure } from '../bench/harness.js';
 import { dinoV2Graph, forms } from '../bench/peers/dinov2.js';
 import { onnxModel, type FloatArray } from '../bench/peers/onnx.js';
+import { failedRow } from '../bench/table.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { VisionEncoder } from '../lib/encoder/vision-encoder.js';
 
@@ -38,6 +40,20 @@ describe('bench', () => {
     await expect(run(process.execPath, ['--import', 'tsx', 'bench/main.ts', '--filter', '('], { cwd: root })).rejects.toMatchObject({
       code: 1,
     });
+  });
+
+  test('a row that cannot run is a result that says why, and the others go on', async () => {
+    const peaks = { bfloat16: 1, float32: 1, copy: 1 };
+    const broken = {
+      ...({ family: 'linear', name: 'broken', shape: '1x1', dtype: 'float32', cost: { flops: 1 } } as const),
+      setup: () => {
+        throw new Error('this machine cannot do that');
+      },
+    };
+    const failure = await tryRow(broken, QUICK, peaks);
+    expect(failure).toEqual({ family: 'linear', name: 'broken', shape: '1x1', dtype: 'float32', failed: 'this machine cannot do that' });
+    expect(failedRow(failure as Failure)).toMatch(/^linear +broken +1x1 +float32 +cannot run here: this machine cannot do that$/);
+    expect(await tryRow({ ...broken, setup: () => () => Promise.resolve() }, QUICK, peaks)).toMatchObject({ medianMs: expect.any(Number) });
   });
 });
 

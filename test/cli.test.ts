@@ -1,6 +1,6 @@
 /** The command line, as a user runs it: in a process of its own, on real files. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import type { NdArray } from 'ndarray';
+import ndarray, { type NdArray } from 'ndarray';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -8,11 +8,12 @@ import sharp, { type Sharp } from 'sharp';
 import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import { fileNames } from '../lib/cli/inputs.js';
 import { rateText } from '../lib/cli/output.js';
+import { refuseBeside, refuseInside } from '../lib/cli/outputs.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { decodeImage, UniFlow } from '../lib/index.js';
-import { ArrayFile } from '../lib/io/arrays.js';
+import { ArrayFile, ArraySpool } from '../lib/io/arrays.js';
 import { readNpy } from '../lib/io/npy.js';
-import { golden, relativeL2, root, startCommand, tolerances, type CommandRun } from './support.js';
+import { failure, golden, relativeL2, root, startCommand, tolerances, type CommandRun } from './support.js';
 
 const model = golden('uniflow-tiny');
 let dir: string;
@@ -151,6 +152,56 @@ describe('encode, decode, reconstruct', () => {
     expect(await readdir(dir)).not.toContain('nothing.npy');
   });
 
+  test('an output is never an input: refused before anything is written', async () => {
+    const originals = inDir('originals');
+    await mkdir(join(originals, 'sub'), { recursive: true });
+    await picture(64, 64, '#203040').png().toFile(join(originals, 'a.png'));
+    await symlink(originals, inDir('same'));
+    const before = await readFile(join(originals, 'a.png'));
+    for (const [out, input] of [
+      [originals, originals],
+      [join(originals, 'sub', 'new'), originals],
+      [inDir('same'), originals],
+      [originals, inDir('same')],
+      [originals, join(originals, '**', '*.png')],
+    ] as const)
+      expect((await failure(refuseInside(out, [inDir('elsewhere.png'), input]))).message).toMatch(/searched for pictures/);
+    await refuseInside(inDir('originals-2'), [originals, join(originals, 'a.png'), '-', 'https://example.org/a.png']);
+    expect((await failure(refuseBeside(inDir('same'), [join(originals, 'a.png')]))).message).toMatch(/folder of the original/);
+    await refuseBeside(originals, [join(originals, 'gone.png')]);
+    const run = await cli('reconstruct', originals, '-m', model, '-o', originals);
+    expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/searched for pictures/) });
+    expect((await readdir(originals)).sort()).toEqual(['a.png', 'sub']);
+    expect(Buffer.compare(before, await readFile(join(originals, 'a.png')))).toBe(0);
+  });
+
+  test('decode refuses the folder of the originals', async () => {
+    const out = inDir('latents.safetensors');
+    const spool = new ArraySpool(out);
+    await spool.append('latents', ndarray(new Float32Array(256), [1, 16, 16]));
+    await spool.writeSafetensors(out, { ids: JSON.stringify([join(photos, 'a.png')]), grid: '4x4' });
+    await spool.close();
+    const run = await cli('decode', out, '-m', model, '-o', photos);
+    expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/folder of the original '.*a\.png'/) });
+  });
+
+  test('what is no image is counted in one line; one that is passed over makes the exit code 1', async () => {
+    const folder = inDir('mixed');
+    await mkdir(folder);
+    await picture(64, 64, '#203040').png().toFile(join(folder, 'a.png'));
+    for (const name of ['notes.txt', 'more.txt', 'read.md']) await writeFile(join(folder, name), 'text');
+    const run = await cli('encode', folder, '-m', model, '-o', inDir('mixed.npy'));
+    expect(run).toMatchObject({ code: 0, stderr: expect.stringContaining('uniflow: 3 files were not images: 2 .txt, 1 .md\n') });
+    await symlink('nowhere', join(folder, 'lost.png'));
+    const shards = await cli('encode', folder, '-m', model, '-o', `${inDir('mixed-shards')}/`);
+    expect(shards.code).toBe(1);
+    expect(shards.stderr).toContain(`uniflow: ${join(folder, 'lost.png')}: a link that leads nowhere\n`);
+    const lines = (await readFile(inDir('mixed-shards', 'skipped.jsonl'), 'utf8')).trim().split('\n');
+    expect(lines.map((line) => (JSON.parse(line) as { path: string }).path)).toEqual(
+      ['lost.png', 'more.txt', 'notes.txt', 'read.md'].map((name) => join(folder, name)),
+    );
+  });
+
   test('Ctrl-C: exit code 130, and nothing left behind', async () => {
     await mkdir(inDir('interrupted'));
     const many = Array.from({ length: 200 }, () => join(photos, 'a.png'));
@@ -244,7 +295,7 @@ test('doctor: encode works here', async () => {
 });
 
 describe('usage', () => {
-  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'doctor'])('help of %s has examples', async (command) => {
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])('help of %s has examples', async (command) => {
     const run = await cli(command, '--help');
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);
@@ -264,9 +315,9 @@ describe('usage', () => {
       "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'",
     ],
     [
-      'a size between patches',
-      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '50'],
-      'uniflow: size: expected positive multiples of the patch size 14',
+      'a size below one patch',
+      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '13'],
+      'uniflow: size: expected whole numbers from the patch size 14',
     ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
     ['an empty name', ['encode', 'x', '-m', model, '-o', ''], 'It must not be empty.'],

@@ -7,8 +7,9 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import sharp, { type Sharp } from 'sharp';
 import { create } from 'tar';
-import { openDataset, subset, type Dataset } from '../lib/data/dataset.js';
-import { batches, type Batch, type LoaderOptions } from '../lib/data/loader.js';
+import { openDataset, subset, type Dataset } from '../lib/sources/dataset.js';
+import { batches, type Batch, type LoaderOptions } from '../lib/train/loader.js';
+import { permutation } from '../lib/train/random.js';
 import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 
@@ -107,7 +108,7 @@ describe('folder', () => {
     await failure(openDataset(join(dir, 'nothing')), 'NOT_FOUND', /nothing: expected a file or folder, but got nothing of that name/);
     await mkdir(join(dir, 'empty'));
     await failure(openDataset(join(dir, 'empty')), 'NOT_FOUND', /empty: expected pictures \(jpg, .*\), but got none/);
-    await failure(openDataset(await put('x.parquet', '')), 'UNSUPPORTED', /expected a folder, a list .* but got 'x\.parquet'/);
+    await failure(openDataset(await put('x.mp4', '')), 'UNSUPPORTED', /expected a folder, a list .* but got 'x\.mp4'/);
     await failure(openDataset(7 as never), 'BAD_INPUT', /path: expected the path of a dataset, but got 7/);
     await failure(openDataset(dir, { signal: AbortSignal.abort() }), 'ABORTED', /aborted/);
     await failure(pictures.read(10), 'BAD_INPUT', /index: expected an integer from 0 to 9, but got 10/);
@@ -354,7 +355,7 @@ describe('loader', () => {
     const taken = await take(pictures, Infinity, { crop: 'center', epochs: 1, batchSize: 4, size: [16, 12] });
     expect(taken.map(({ pixels }) => pixels.shape)).toEqual([4, 4, 2].map((b) => [b, 16, 12, 3]));
     expect(taken.flatMap(({ ids }) => ids)).toEqual(files);
-    const paths = files.map((file) => join(dir, 'pictures', file));
+    const paths = files.map((file) => ({ id: file, image: join(dir, 'pictures', file) }));
     const expected = await loadPixels(paths, defaultPreprocessing('internvit', [16, 12]), [16, 12]);
     expect(Buffer.compare(Buffer.concat(taken.map(({ pixels }) => pixels.data)), expected)).toBe(0);
   });
@@ -471,6 +472,53 @@ describe('loader', () => {
     expect((await iterator.next()).done).toBe(true);
     await rm(join(dir, 'broken', '3.jpg'));
     await failure(take(broken, 2, { batchSize: 2, shuffle: false }), 'NOT_FOUND', /broken\/3\.jpg: expected a file, but got no such file/);
+  });
+
+  describe('with onDamaged', () => {
+    let broken: Dataset;
+    const met: { index: number; id: string; message: string }[] = [];
+    const onDamaged: LoaderOptions['onDamaged'] = ({ index, id, error }) => void met.push({ index, id, message: error.message });
+    beforeAll(async () => {
+      const whole = await gradient().jpeg().toBuffer();
+      for (let i = 0; i < 6; i++) await put(`damaged/${i}.jpg`, i === 2 ? 'no picture' : whole);
+      broken = await openDataset(join(dir, 'damaged'));
+    });
+
+    test('the next sample of the epoch takes the place of a damaged one, whatever step the loader begins with', async () => {
+      const options = { batchSize: 3, size: 8, seed: 4, onDamaged };
+      const all = await take(broken, 6, options);
+      const order = (epoch: number): string[] => [...permutation(6, 4, epoch)].map((i) => `${i}.jpg`);
+      for (const { ids, step, epoch } of all) {
+        const expected = order(epoch).map((id, at, ids) => (id === '2.jpg' ? ids[(at + 1) % 6]! : id));
+        expect(ids).toEqual(expected.slice(3 * (step % 2), 3 * (step % 2) + 3));
+      }
+      expect(met.length).toBeGreaterThanOrEqual(3);
+      for (const damaged of met)
+        expect(damaged).toMatchObject({ index: 2, id: '2.jpg', message: expect.stringContaining('damaged/2.jpg') });
+      const [later] = await take(broken, 1, { ...options, from: 3 });
+      expect(later).toEqual(all[3]);
+    });
+
+    test('centre crops leave it out of its batch, and its pixels leave no gap', async () => {
+      const [first, second] = await take(broken, 2, { batchSize: 3, size: 8, crop: 'center', epochs: 1, onDamaged });
+      expect([first!.ids, second!.ids]).toEqual([
+        ['0.jpg', '1.jpg'],
+        ['3.jpg', '4.jpg', '5.jpg'],
+      ]);
+      expect(first!.pixels.shape).toEqual([2, 8, 8, 3]);
+      expect(Buffer.from(first!.pixels.data)).toEqual(Buffer.from(second!.pixels.data.subarray(0, 2 * 192)));
+      const [none] = await take(subset(broken, [2, 0]), 1, { batchSize: 1, size: 8, crop: 'center', epochs: 1, onDamaged });
+      expect(none!.ids).toEqual(['0.jpg']); // a batch of damaged ones only does not come
+    });
+
+    test('data that is damaged throughout is an error', async () => {
+      const all = subset(broken, [2, 2, 2]);
+      await failure(
+        take(all, 1, { batchSize: 2, size: 8, onDamaged }),
+        'BAD_INPUT',
+        /none of 3 samples in a row can be read; the last: .*2\.jpg/,
+      );
+    });
   });
 
   test('an abort ends it, with all that was read ahead, and without loose rejections', async () => {

@@ -42,7 +42,7 @@ const fixture = (name: string): Promise<NdArray<Float32Array | Uint8Array>> => r
 const rows = ({ data, shape }: NdArray, count: number): NdArray =>
   ndarray((data as unknown as Float32Array).subarray(0, count * shape[1]!), [count, shape[1]!]);
 let expected: Record<'fid' | 'fidOfFew' | 'knn' | 'probe', number> &
-  Record<'mean' | 'psnr' | 'ssim', number[]> & { covariance: number[][] };
+  Record<'mean' | 'psnr' | 'ssim' | 'ssimPaper', number[]> & { covariance: number[][] };
 let dir: string;
 
 beforeAll(async () => {
@@ -74,12 +74,42 @@ describe('against numpy, scipy and scikit-image', () => {
     });
   });
 
-  test('PSNR and SSIM', async () => {
+  test.each<[string, unknown, RegExp]>([
+    ['NaN', ndarray(new Float32Array(32).fill(NaN), [4, 8]), /features of set [12]: expected finite/],
+    ['infinity', ndarray(new Float32Array(32).fill(Infinity), [4, 8]), /features of set [12]: expected finite/],
+    [
+      'values whose variance is none',
+      ndarray(
+        Float32Array.from({ length: 32 }, (_, i) => (i < 16 ? 3e38 : -3e38)),
+        [8, 4],
+      ),
+      /features of set [12]: expected finite/,
+    ],
+    ['undefined', undefined, /features: expected an ndarray, but got undefined/],
+    ['null', null, /features: expected an ndarray, but got null/],
+    ['a list', [1, 2], /expected/],
+  ])('FID refuses %s', async (_, wrong, about) => {
+    const good = ndarray(
+      Float32Array.from({ length: 32 }, (_, i) => Math.sin(i)),
+      (wrong as NdArray | undefined)?.shape ?? [4, 8],
+    );
+    for (const sets of [
+      [wrong, good],
+      [good, wrong],
+    ] as [NdArray, NdArray][])
+      await expect(fid(...sets)).rejects.toMatchObject({
+        name: 'UniFlowError',
+        code: 'BAD_INPUT',
+        message: expect.stringMatching(about),
+      });
+  });
+
+  test.each(['standard', 'paper'] as const)('PSNR and SSIM, %s convention', async (convention) => {
     const [a, b] = [Tensor.from(await fixture('images-a')), Tensor.from(await fixture('images-b'))];
-    const quality = await imageQuality(a, b).read();
+    const quality = await imageQuality(a, b, convention).read();
     for (const i of [0, 1]) {
       expect(quality.get(i, 0)).toBeCloseTo(expected.psnr[i]!, 4);
-      expect(quality.get(i, 1)).toBeCloseTo(expected.ssim[i]!, 5);
+      expect(quality.get(i, 1)).toBeCloseTo(expected[convention === 'paper' ? 'ssimPaper' : 'ssim'][i]!, 5);
     }
   });
 });
@@ -378,7 +408,7 @@ describe('uniflow eval', () => {
     );
     expect(run.status).toBe(0);
     expect(run.stdout).toMatch(
-      /^model .*nano|model .*\ndata +33 images of .*val \(all; sha256 [0-9a-f]{12}\.\.\.\), centre crop 56x56\nPSNR +\d+\.\d\d dB\nSSIM +-?\d\.\d{4}\nFID +\S+ \(.*dinov2 .* 33 against 33 images\)\ntokens +linear probe \d+\.\d\d %, k-NN .*\nlatents .*\nteacher .*\nlayer cosine +1: 1\.0000 {2}2: 1\.0000\n$/,
+      /^model .*nano|model .*\ndata +33 images of .*val \(all; sha256 [0-9a-f]{12}\.\.\.\), centre crop 56x56\nPSNR +\d+\.\d\d dB\nSSIM +-?\d\.\d{4}\nchannels +effective rank \d+\.\d, \d+\.\d\d % in use\nbaseline +PSNR \d+\.\d\d dB, SSIM \d\.\d{4} \(PCA of 16 coefficients a patch, fitted to 24 images of .*train\)\nFID +\S+ \(.*dinov2 .* 33 against 33 images\)\ntokens +linear probe \d+\.\d\d %, k-NN .*\nlatents .*\nteacher .*\nlayer cosine +1: 1\.0000 {2}2: 1\.0000\n$/,
     );
     const result = JSON.parse(await readFile(out, 'utf8')) as Evaluation;
     const sha256 = createHash('sha256')

@@ -1,5 +1,5 @@
 import { scanCacheDir } from '@huggingface/hub';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from '@jest/globals';
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
@@ -255,6 +255,11 @@ describe('a download', () => {
     expect(events.at(-1)).toMatchObject({ loaded: sizeOf(hub.files, needed), total: sizeOf(hub.files, needed) });
   });
 
+  test('with the processor of transformers 5', async () => {
+    hub.files = { ...SINGLE, 'processor_config.json': Buffer.from('{"image_processor":{}}') };
+    expect(await readdir(await load())).toContain('processor_config.json');
+  });
+
   test('without preprocessor_config.json', async () => {
     hub.files = { 'config.json': SMALL['config.json']!, 'model.safetensors': WEIGHTS };
     expect((await readdir(await load())).sort()).toEqual(['config.json', 'model.safetensors']);
@@ -339,6 +344,33 @@ describe('a refusal', () => {
     expect(error.message).toMatch(/gated or private: accept the licence at .*org\/model and set HF_TOKEN/);
   });
 
+  test.each([401, 403])('%d: a complete copy in the cache is used, with a warning', async (status) => {
+    const dir = await load();
+    hub.intercept = (_, response) => (json(response, status, { error: 'no' }), true);
+    const warning = jest.spyOn(process, 'emitWarning').mockReturnValue();
+    expect(await load()).toBe(dir);
+    expect(warning).toHaveBeenCalledWith(expect.stringContaining(`org/model: ${hub.endpoint} refuses access (${status};`), {
+      type: 'UniFlowWarning',
+    });
+    warning.mockRestore();
+  });
+
+  test('403 of the files of a new commit: the copy of the old one is used', async () => {
+    const dir = await load();
+    hub.commit = COMMITS[1];
+    hub.files = { ...SINGLE, 'config.json': Buffer.from('{"model_type":"new"}') };
+    hub.intercept = (request, response) => request.url!.includes('/resolve/') && (json(response, 403, { error: 'no' }), true);
+    const warning = jest.spyOn(process, 'emitWarning').mockReturnValue();
+    expect(await load()).toBe(dir);
+    warning.mockRestore();
+  });
+
+  test('403 of the model, with nothing but another revision in the cache', async () => {
+    await load();
+    hub.intercept = (_, response) => (json(response, 403, { error: 'no' }), true);
+    expect(await failure(load({ revision: 'v2' }))).toMatchObject({ code: 'NETWORK' });
+  });
+
   test('403 of a file: gated or private', async () => {
     hub.intercept = (request, response) => request.url!.includes('/resolve/') && (json(response, 403, { error: 'no' }), true);
     const error = await failure(load());
@@ -357,7 +389,9 @@ describe('a refusal', () => {
     hub.files = { ...SMALL, 'pytorch_model.bin': WEIGHTS };
     const error = await failure(load());
     expect(error.code).toBe('BAD_CHECKPOINT');
-    expect(error.message).toMatch(/only safetensors are read.*without model\.safetensors$/);
+    expect(error.message).toMatch(
+      /only safetensors are read.*without model\.safetensors but pytorch_model\.bin; in Python, .*save_pretrained/,
+    );
     expect(hub.downloads).toEqual([]);
   });
 

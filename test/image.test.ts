@@ -6,7 +6,8 @@ import { pathToFileURL } from 'node:url';
 import { crc32, deflateSync, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { UniFlowError } from '../lib/errors.js';
-import { decodeImage, type ImageSource, type RgbImage, sideBySide, writeImage } from '../lib/io/image.js';
+import { decodeImage, type ImageSource, type RgbImage } from '../lib/images/decode.js';
+import { sideBySide, writeImage } from '../lib/images/write.js';
 
 let dir: string;
 beforeAll(async () => {

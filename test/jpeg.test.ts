@@ -12,7 +12,8 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import sharp, { type JpegOptions, type Sharp } from 'sharp';
 import { UniFlowError } from '../lib/errors.js';
-import { decodeImage, type DecodeOptions, type ImageSource, openImage, type RgbImage } from '../lib/io/image.js';
+import { failure } from './support.js';
+import { decodeImage, type DecodeOptions, type ImageSource, openImage, type RgbImage } from '../lib/images/decode.js';
 import { native, type Resampling } from '../lib/native.js';
 import { fixtures, photos } from './support.js';
 
@@ -26,7 +27,7 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 // The reference
 // ---------------------------------------------------------------------------------------------------
 
-const FORMATS = 'a JPEG, PNG, WebP, AVIF, TIFF or GIF picture';
+const FORMATS = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
 
 /** decodeImage as it is without a decoder of its own. */
 async function bySharp(bytes: Uint8Array, maxPixels = 16383 * 16383, name = '<buffer>'): Promise<RgbImage> {
@@ -254,9 +255,14 @@ describe('what encoders write', () => {
     await expectAsSharp(await cmyk.keepIccProfile().jpeg().toBuffer());
   });
 
-  test('12 and 16 bits', async () => {
+  test('12 bits are UNSUPPORTED, which is not damaged; 16 are none of JPEG', async () => {
     const plain = await jpeg(20, 10);
-    for (const bits of [12, 16]) await expectAsSharp(changed(plain, (copy) => (copy[find(copy, SOF0).at + 4] = bits)));
+    const of = (bits: number): Buffer => changed(plain, (copy) => (copy[find(copy, SOF0).at + 4] = bits));
+    expect(await failure(decodeImage(of(12)))).toMatchObject({
+      code: 'UNSUPPORTED',
+      message: '<buffer>: expected a JPEG of 8 bits, but got 12 bits',
+    });
+    await expectAsSharp(of(16));
   });
 
   test.each(['p3', 'srgb'])('an embedded profile %s', async (profile) => {

@@ -29,7 +29,7 @@ import {
   type QueueResult,
   type ShardWorker,
 } from '../lib/index.js';
-import { S3Output } from '../lib/batch/s3-output.js';
+import { S3Output } from '../lib/shards/s3-output.js';
 import { Attempt, isCommitted, readRecord, tidy } from '../lib/queue/commits.js';
 import { connect } from '../lib/queue/jobs.js';
 import { failure, startCommand, type CommandRun } from './support.js';

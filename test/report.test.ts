@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import puppeteer, { type Browser, type Page } from 'puppeteer-core';
-import { decodeImage } from '../lib/io/image.js';
+import { decodeImage } from '../lib/images/decode.js';
 import { readLog, RunLog, type LogEntry, type LogEntryOf } from '../lib/train/log.js';
 import { writeReport, type Report } from '../lib/train/report.js';
 import { photos } from './support.js';
@@ -39,7 +39,13 @@ const step = (step: number, changes: Partial<LogEntryOf<'step'>> = {}): LogEntry
   ...changes,
 });
 const skipped = (at: number): LogEntry => step(at, { loss: NaN, flow: NaN, gradNorm: Infinity, skipped: true });
-const validation = (step: number): LogEntry => ({ event: 'validation', step, psnr: 20 + step / 10, ssim: 0.5 + step / 100 });
+const validation = (step: number): LogEntry => ({
+  ...{ event: 'validation', step, psnr: 20 + step / 10, ssim: 0.5 + step / 100 },
+  ...{ effectiveRank: 3 + step / 100, channelsInUse: 0.25 },
+});
+const baseline: LogEntry = { event: 'baseline', psnr: 26.5, ssim: 0.95, channels: 16, fitted: { path: '/data/photos', images: 512 } };
+const damaged: LogEntry = { event: 'damaged', of: 'data', index: 7, id: 'cats/<b>7.jpg', reason: 'the picture is damaged or incomplete' };
+const warning: LogEntry = { event: 'warning', step: 20, message: 'PSNR 22.00 dB is below the baseline' };
 const end = (step: number): LogEntry => ({ event: 'end', time: '2026-01-02T11:30:00.000Z', step, reason: 'done' });
 const steps = (count: number): LogEntry[] => Array.from({ length: count }, (_, i) => step(i + 1));
 
@@ -144,13 +150,35 @@ describe('writeReport', () => {
   const legend = (page: Page, chart: string): Promise<string[]> =>
     page.$$eval(`#${chart} .u-series:not(.raw) .u-label`, (labels) => labels.slice(1).map((label: any) => label.textContent));
 
-  const log = [start, ...steps(20), validation(20), skipped(21), ...steps(40).slice(21), validation(40), end(40)];
+  const log = [
+    start,
+    baseline,
+    damaged,
+    ...steps(20),
+    validation(20),
+    warning,
+    skipped(21),
+    ...steps(40).slice(21),
+    validation(40),
+    end(40),
+  ];
 
   test.each(['light', 'dark'])('every chart is drawn (%s), without an error and without a request', async (scheme) => {
     const { page, complaints, requests } = await opened({ log }, scheme);
-    expect(await chartIds(page)).toEqual(['loss', 'gradient', 'psnr', 'ssim', 'alpha', 'weight', 'lr', 'speed']);
+    expect(await chartIds(page)).toEqual([
+      'loss',
+      'gradient',
+      'psnr',
+      'ssim',
+      'effectiveRank',
+      'channelsInUse',
+      'alpha',
+      'weight',
+      'lr',
+      'speed',
+    ]);
     const pixels = await colouredPixels(page);
-    expect(pixels).toHaveLength(8);
+    expect(pixels).toHaveLength(10);
     for (const coloured of pixels) expect(coloured).toBeGreaterThan(200);
     expect(complaints).toEqual([]);
     expect(requests).toEqual([]);
@@ -171,10 +199,23 @@ describe('writeReport', () => {
     const text: string = await page.$eval('body', (body: any) => body.textContent);
     for (const part of ['34.12M parameters, 31M trained', '/data/photos & more, 1,000 images', '40, in epoch 0, 1 skipped', '1 h 30 min'])
       expect(text).toContain(part);
-    expect(text).toContain('PSNR 24.00 dB, SSIM 0.9000 at step 40');
+    expect(text).toContain('PSNR 24.00 dB, SSIM 0.9000, effective rank 3.4, 25 % of the channels in use at step 40');
+    expect(text).toContain('PCA of 16 coefficients a patch, fitted to 512 images of /data/photos: PSNR 26.50 dB, SSIM 0.9500');
+    expect(text).toContain('PSNR 22.00 dB is below the baseline');
+    expect(text).toContain('1 image skipped: cats/<b>7.jpg');
     expect(text).toContain('</script><script>window.pwned=1</script>');
     expect(await page.evaluate('window.pwned')).toBeUndefined();
     expect(complaints).toEqual([]);
+  });
+
+  test('the PSNR and SSIM charts have the baseline as a line across, where the log has one', async () => {
+    const data = async (entries: LogEntry[]): Promise<{ id: string; series: { label: string; values: number[] }[] }[]> =>
+      (await opened({ log: entries })).page.$eval('#data', (data: any) => JSON.parse(data.textContent));
+    const [psnr, ssim] = (await data(log)).filter(({ id }) => ['psnr', 'ssim'].includes(id));
+    expect(psnr!.series).toMatchObject([{ values: [22, 24] }, { label: 'PCA', values: [26.5, 26.5] }]);
+    expect(ssim!.series).toMatchObject([{ values: [0.7, 0.9] }, { label: 'PCA', values: [0.95, 0.95] }]);
+    const without = await data(log.filter((entry) => entry !== baseline));
+    expect(without.find(({ id }) => id === 'psnr')!.series).toHaveLength(1);
   });
 
   test('the pictures of each row are in the file, with their PSNR', async () => {

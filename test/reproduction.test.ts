@@ -12,7 +12,7 @@ import { borderRatio, seams } from '../examples/fashion-mnist/seams.js';
 import { PLAN } from '../examples/fashion-mnist/plan.js';
 import type { Results } from '../examples/fashion-mnist/reproduce.js';
 import { trainTeacher } from '../examples/fashion-mnist/teacher.js';
-import { openDataset } from '../lib/data/dataset.js';
+import { openDataset } from '../lib/sources/dataset.js';
 import { photos } from './support.js';
 
 describe('seams', () => {

@@ -272,7 +272,7 @@ describe('what is wrong with a request is said', () => {
   });
 
   test.each([
-    ['a size that no patch fits', { size: 57 }],
+    ['a size that no patch fits', { size: 13 }],
     ['a size beyond the limit', { size: 14 * 1024 }],
     ['steps beyond the limit', { steps: 101 }],
     ['a schedule that does not exist', { schedule: 'cosine' }],

@@ -140,7 +140,9 @@ describe('a minute on photographs', () => {
     const stopped = await ended;
     expect(stopped.code).toBe(130);
     expect(stopped.stdout).toMatch(/^stopped after \d+ steps: .*twin\/model \(PSNR .* dB, SSIM .*\); see .*report\.html\n$/);
-    expect(stopped.stderr).toMatch(/^train: \d+\/1440 images\n(.*\n)*step \d+: validation PSNR .*\nuniflow: interrupted\n$/);
+    expect(stopped.stderr).toMatch(
+      /^(baseline: \d\/6 images.*\n)*baseline: PCA of 16 coefficients a patch, fitted to 6 images of .*: PSNR .* dB, SSIM .*\ntrain: \d+\/1440 images\n(.*\n)*step \d+: validation PSNR .*, effective rank .*, \d+ % of the channels in use\n(train: .*\n)*uniflow: interrupted\n$/,
+    );
     const log = await logOf(twin);
     const at = only(log, 'step').length;
     expect(at).toBeLessThan(240);
@@ -158,6 +160,141 @@ describe('a minute on photographs', () => {
     expectTwins(twin, straight);
     expect((await stepsOf(twin)).map(({ step }) => step)).toEqual(numbersTo(240));
   });
+});
+
+describe('the baseline', () => {
+  const settings = (): TrainConfig => small({ validation: data, validateEvery: 1, steps: 6 });
+  const linesOf = async (folder: string, event: LogEntry['event']): Promise<LogEntry[]> =>
+    (await logOf(folder)).filter((entry) => entry.event === event);
+  let folder: string;
+  beforeAll(async () => {
+    folder = inDir('below');
+    await train(folder, settings());
+  });
+
+  test('is in the log before the first step, and what the validations are compared with', async () => {
+    const log = await logOf(folder);
+    expect(log.map(({ event }) => event).slice(0, 4)).toEqual(['start', 'baseline', 'checkpoint', 'step']);
+    expect(log[1]).toMatchObject({ channels: 8, fitted: { path: data, images: 6 } });
+    const [baseline] = only(log, 'baseline');
+    expect(baseline!.psnr).toBeGreaterThan(only(log, 'validation').at(-1)!.psnr + 1); // six steps teach nothing
+    for (const { effectiveRank, channelsInUse } of only(log, 'validation')) {
+      expect(effectiveRank).toBeGreaterThanOrEqual(1);
+      expect(effectiveRank).toBeLessThanOrEqual(8);
+      expect([0, 1, 2, 3, 4, 5, 6, 7, 8].map((k) => k / 8)).toContain(channelsInUse);
+    }
+  });
+
+  test('a run below it is warned once, after half of its steps, and told what to do', async () => {
+    const [warning, ...more] = only(await logOf(folder), 'warning');
+    expect(more).toEqual([]);
+    expect(warning).toMatchObject({
+      step: 3,
+      message: expect.stringMatching(/^PSNR .* after 3 of 6 steps is below the baseline, .*docs\/training\.md/),
+    });
+  });
+
+  test('a run that goes on keeps baseline and warning, and is not warned again', async () => {
+    const twin = inDir('below-twin');
+    await train(twin, settings(), until(4));
+    const baselines: unknown[] = [];
+    const result = await resume(twin, { onBaseline: (entry) => baselines.push(entry), onWarning: () => expect('a warning').toBe('none') });
+    expect(result).toMatchObject({ done: true, baseline: { event: 'baseline' }, damaged: 0 });
+    expect(baselines).toEqual(await linesOf(folder, 'baseline'));
+    expect(await linesOf(twin, 'baseline')).toEqual(await linesOf(folder, 'baseline'));
+    expect(await linesOf(twin, 'warning')).toEqual(await linesOf(folder, 'warning'));
+    expectTwins(twin, folder);
+  });
+});
+
+describe('a damaged image', () => {
+  /** The photographs and, in the middle of them, one that is none. */
+  async function damagedPhotos(name: string): Promise<string> {
+    const folder = inDir(name);
+    await cp(data, folder, { recursive: true });
+    await writeFile(join(folder, 'dz-broken.jpg'), 'no image');
+    return folder;
+  }
+  const settings = (folder: string): TrainConfig => small({ data: folder, steps: 6 });
+  let broken: string;
+  let straight: string;
+  beforeAll(async () => {
+    broken = await damagedPhotos('broken-photos');
+    straight = inDir('over-damage');
+    await train(straight, settings(broken));
+  });
+  const resumed = async (name: string, change: (photos: string) => Promise<unknown>): Promise<string> => {
+    const [photos, folder] = [await damagedPhotos(`${name}-photos`), inDir(name)];
+    await train(folder, settings(photos), until(3));
+    await change(photos);
+    await resume(folder);
+    return folder;
+  };
+
+  test('is skipped, counted and named, once', async () => {
+    const folder = inDir('over-damage-shown');
+    const { code, stderr, stdout } = await run(
+      '--config',
+      await settingsFile({ ...settings(broken), validation: broken }),
+      '--out',
+      folder,
+    );
+    expect(code).toBe(0);
+    expect(stderr.match(/uniflow: dz-broken\.jpg: .*; the image is skipped\n/g)).toHaveLength(2); // of each of the two sets
+    expect(stdout).toMatch(/; 2 damaged images skipped; see /);
+    const entries = only(await logOf(folder), 'damaged');
+    expect(entries.map(({ of, id }) => [of, id]).sort()).toEqual([
+      ['data', 'dz-broken.jpg'],
+      ['validation', 'dz-broken.jpg'],
+    ]);
+    expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain('2 images skipped: dz-broken.jpg, dz-broken.jpg');
+  });
+
+  test('may stay or be deleted while the run rests: it comes to the same bits', async () => {
+    expectTwins(await resumed('still-damaged', () => Promise.resolve()), straight);
+    expectTwins(await resumed('damage-deleted', (photos) => rm(join(photos, 'dz-broken.jpg'))), straight);
+  });
+
+  test('is all that may be deleted', async () => {
+    const whole = readFileSync(join(data, 'dogs.jpg'));
+    await expect(resumed('photo-deleted', (photos) => rm(join(photos, 'dogs.jpg')))).rejects.toThrow(
+      /a training on \{"images":7\}, but got \{"images":6\}/,
+    );
+    const another = async (photos: string): Promise<void> => {
+      await rm(join(photos, 'dz-broken.jpg'));
+      await writeFile(join(photos, 'zz-another-1.jpg'), whole);
+      await writeFile(join(photos, 'zz-another-2.jpg'), whole);
+    };
+    await expect(resumed('photos-added', another)).rejects.toThrow(/a training on \{"images":7\}, but got \{"images":8\}/);
+  });
+
+  test('where there are no others, ends the run with a checkpoint to go on from', async () => {
+    const [photos, folder] = [inDir('all-damaged'), inDir('all-damaged-run')];
+    await cp(data, photos, { recursive: true });
+    const ruin = async (step: number): Promise<void> => {
+      if (step === 2) for (const name of await readdir(photos)) writeFileSync(join(photos, name), 'no image');
+    };
+    const error = await refusal(train(folder, small({ data: photos, steps: 40 }), { onStep: ({ step }) => void ruin(step) }));
+    expect(error.message).toMatch(/none of 6 samples in a row can be read/);
+    const log = await logOf(folder);
+    const done = only(log, 'step').at(-1)!.step;
+    expect(log.slice(-2)).toMatchObject([
+      { event: 'checkpoint', step: done },
+      { event: 'end', step: done, reason: 'failed' },
+    ]);
+  });
+});
+
+test('a run that fails writes a checkpoint first, and goes on from there to the same bits', async () => {
+  const [straight, folder] = [inDir('no-failure'), inDir('failure')];
+  await train(straight, small());
+  const fail = ({ step }: { step: number }): void => {
+    if (step === 3) throw new Error('on purpose');
+  };
+  await expect(train(folder, small(), { onStep: fail })).rejects.toThrow('on purpose');
+  expect(only(await logOf(folder), 'checkpoint').map(({ step }) => step)).toEqual([0, 3]);
+  await resume(folder);
+  expectTwins(folder, straight);
 });
 
 describe('SIGKILL', () => {
@@ -500,7 +637,7 @@ describe('what is refused', () => {
     ['data that is not there', { data: '/nowhere' }, /\/nowhere: expected a file or folder, but got nothing of that name/],
     ['validation data that is not there', { validation: '/nowhere' }, /\/nowhere: expected a file or folder/],
     ['an encoder that is not there', { init: undefined, encoder: '/nowhere', regime: 'adaptive' }, /\/nowhere/],
-    ['a size between patches', { size: 50 }, /size: expected positive multiples of the patch size 14.*but got 50/],
+    ['a size below one patch', { size: 13 }, /size: expected whole numbers from the patch size 14.*but got 13/],
     ['a batch larger than the data', { batch: 64 }, /dataset: expected at least 64 samples \(a batch\), but got 6/],
     ['crops of nothing', { scale: [0, 1] }, /scale: expected a range within \(0, 1\]/],
   ])('%s, before the folder is touched', async (_, changes, message) => {

@@ -493,7 +493,7 @@ describe('what is refused', () => {
       for (const [batch, message] of [
         [{ pixels: pixels(), noise: zeros(4, PATCHES, 7) }, 'noise: expected an ndarray [4, 4, 588], but got [4, 4, 7]'],
         [{ pixels: pixels(), time: zeros(4) }, 'time: expected an ndarray [4, 4], but got [4]'],
-        [{ pixels: zeros(1, 3, 30, 28) }, 'image size: expected multiples of the patch size 14, but got 30x28'],
+        [{ pixels: zeros(1, 3, 13, 28) }, 'image size: expected at least one patch of 14 pixels, but got 13x28'],
       ] as [TrainingBatch, string][])
         await expect(trainer.step(batch)).rejects.toMatchObject({ code: 'BAD_INPUT', message });
     }));

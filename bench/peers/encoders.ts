@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
-import { readJson } from '../../lib/io/checkpoint.js';
+import { readJson } from '../../lib/io/json.js';
 import { safetensorsHeader } from '../../lib/io/files.js';
 import { time } from '../harness.js';
 import { onBench, type Inputs } from '../inputs.js';

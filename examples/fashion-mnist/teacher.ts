@@ -1,7 +1,7 @@
 /** The teacher: a small vision transformer, trained to classify. */
 import { onCpu } from '../../lib/device.js';
-import type { Dataset } from '../../lib/data/dataset.js';
-import { batches } from '../../lib/data/loader.js';
+import type { Dataset } from '../../lib/sources/dataset.js';
+import { batches } from '../../lib/train/loader.js';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
 import { crossEntropy } from '../../lib/losses/cross-entropy.js';
 import { native } from '../../lib/native.js';

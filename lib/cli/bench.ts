@@ -8,7 +8,7 @@ import { embeddedName } from '../package.js';
 import type { FloatType } from '../native.js';
 import type { UniFlow } from '../uniflow.js';
 import { decoderFlops, encoderFlops, projectionFlops, withPrefix } from './cost.js';
-import { expandInputs } from './inputs.js';
+import { collectItems } from './inputs.js';
 import type { ModelOptions } from './options.js';
 import { plural, printJson, rateText } from './output.js';
 import { loadModel } from './shared.js';
@@ -46,7 +46,8 @@ const SECONDS = 2;
 const MIN_SAMPLES = 5;
 
 export async function bench(pictures: readonly string[], options: BenchCommandOptions, signal: AbortSignal): Promise<void> {
-  const { files } = pictures.length > 0 ? await expandInputs(pictures) : { files: [] };
+  const { items } = pictures.length > 0 ? await collectItems(pictures, signal) : { items: [] };
+  const files = items.flatMap(({ image }) => (typeof image === 'string' ? [image] : []));
   const uniflow = await loadModel(options, signal);
   const peak = (await measurePeak(uniflow.device))[uniflow.dtype];
   const { kernels, threads } = cpuInfo();
@@ -78,7 +79,7 @@ class Measurements {
     const { encoder, decoder, steps } = uniflow.config;
     this.steps = options.steps ?? steps;
     this.seconds = options.seconds ?? SECONDS;
-    this.encodeFlops = encoderFlops(encoder) + projectionFlops(decoder);
+    this.encodeFlops = encoderFlops(encoder, uniflow.config.imageSize) + projectionFlops(decoder);
     this.decodeFlops = decoderFlops(decoder, this.steps);
     this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols)])];
   }

@@ -3,9 +3,9 @@
  * when it runs: help appears at once, and also where the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
-import type { Fit } from '../batch/fit.js';
-import type { FormatName } from '../batch/formats/index.js';
-import type { StoreType } from '../batch/store.js';
+import type { Fit } from '../images/fit.js';
+import type { FormatName } from '../shards/formats/index.js';
+import type { StoreType } from '../shards/store.js';
 import type { Preset } from '../config.js';
 import type { BenchCommandOptions } from './bench.js';
 import type { DecodeCommandOptions } from './decode.js';
@@ -46,7 +46,7 @@ const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
 
 const STORES: Record<StoreType, true> = { float32: true, float16: true, bfloat16: true };
 
-const INPUTS = 'picture files and folders; folders are searched to the bottom';
+const INPUTS = 'images, folders of them to the bottom, globs, lists (.txt, .csv, .jsonl), .tar (- on stdin), .tar.gz, .parquet, IDX, URLs';
 
 export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
@@ -60,6 +60,7 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addInfo(program, signal);
   addBench(program, signal);
   addDoctor(program);
+  addBuild(program);
 }
 
 function collected(value: string, before: string[] = []): string[] {
@@ -74,7 +75,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('encode')
     .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
-    .argument('<inputs...>', `${INPUTS}; with shards also globs, lists (.txt, .csv), URLs (.jsonl), .tar (- on stdin), .parquet, IDX`);
+    .argument('<inputs...>', INPUTS);
   withJson(withModel(command))
     .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards', path)
     .option('--tokens', "write the encoder's semantic tokens as well")
@@ -110,7 +111,7 @@ function addWorker(program: Command, signal: AbortSignal): void {
     .requiredOption('--queue <url>', 'Redis to take work from, as redis://host:6379')
     .option('-m, --model <model>', 'where the model is, if not where the run says; its weights have to be the same')
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
     .option('--concurrency <n>', 'shards under way at once (default: 2)', integerFrom(1))
     .option('--stall <s>', 'give a shard to another worker when its own has not been heard of for so long (default: 30)', number)
     .option('--metrics-port <n>', 'serve /metrics for Prometheus, and /healthz; 0 takes a free port', integerFrom(0))
@@ -210,7 +211,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--encoder <model>', 'vision encoder to start from, and the teacher: folder, or name on the hub')
     .option('--model <model>', 'UniFlow model to go on from; its encoder is the teacher')
     .option('--init <preset>', 'start with random weights, of this size; takes --regime finetune')
-    .option('-d, --data <path>', 'pictures: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar')
+    .option('-d, --data <path>', 'images: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet')
     .option('--validation <path>', 'pictures to measure PSNR and SSIM on')
     .addOption(new Option('--regime <name>', 'what happens to the encoder (default: adaptive)').choices(Object.keys(REGIMES)))
     .option('--steps <n>', 'optimizer steps', integerFrom(1))
@@ -229,7 +230,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--validate-every <n>', 'steps between two validations (default: 500)', integerFrom(1))
     .option('--checkpoint-every <n>', 'steps between two checkpoints (default: 500)', integerFrom(1))
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1))
+    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
     .addHelpText(
       'after',
       examples(
@@ -237,6 +238,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
         'uniflow train --resume run',
         'uniflow train --config run/train.json --regime uniform --out run-uniform',
         'uniflow train --init tiny --regime finetune --data train.tar --steps 5000 --lr 1e-3 --out run-new',
+        "uniflow train --init tiny --regime finetune --data 'cifar10/train-*.parquet' --steps 5000 --out run-cifar",
       ) + '\nCtrl-C stops after the step under way, with a checkpoint. The less common settings have no option: see --config.\n',
     )
     .action(async (options: TrainCommandOptions) => (await import('./train.js')).trainCommand(options, signal));
@@ -246,11 +248,13 @@ function addEval(program: Command, signal: AbortSignal): void {
   const command = program
     .command('eval')
     .description('Measure a tokenizer: how close the reconstructions are, and what the tokens know.')
-    .argument('<data>', 'pictures: a folder (sub-folders are classes), a list (.txt, .csv), an IDX file, a WebDataset .tar');
+    .argument('<data>', 'images: a folder (sub-folders are classes), a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet');
   withJson(withSampling(withModel(command)))
     .addOption(sizeOption())
     .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
     .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
+    .option('--baseline <data>', 'images to fit the PCA baseline to (default: those of --train, else <data> itself)')
+    .addOption(new Option('--convention <name>', "how SSIM is computed: paper as UniFlow's notebook").choices(['standard', 'paper']))
     .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
     .addOption(new Option('--latent-pool <how>', 'latents as one vector (default: mean)').choices(['mean', 'concat']))
     .option('--features <model>', 'encoder to compute FID with, or an .npy with features of the reconstructions')
@@ -264,6 +268,7 @@ function addEval(program: Command, signal: AbortSignal): void {
       'after',
       examples(
         'uniflow eval held-out/',
+        'uniflow eval kodak/ -m run/model --baseline train/ --convention paper',
         'uniflow eval val/ -m run/model --teacher facebook/dinov2-base --train train/ --out result.json',
         'uniflow eval val/ -m run/model --features facebook/dinov2-base --save-features val.npy',
         'uniflow eval val/ -m run/model --steps 4 --features facebook/dinov2-base --reference val.npy',
@@ -329,4 +334,17 @@ function addDoctor(program: Command): void {
   withJson(program.command('doctor').description('Check this installation, and say what is missing and what to do about it.'))
     .addHelpText('after', examples('uniflow doctor', 'uniflow doctor --json'))
     .action(async (options: ReportOptions) => (await import('./doctor.js')).doctor(options));
+}
+
+function addBuild(program: Command): void {
+  program
+    .command('build')
+    .description('Compile the native addon for this machine, where there is no prebuilt one or to add the GPU backend.')
+    .argument('[cmake-options...]', 'after --: options for CMake')
+    .addHelpText(
+      'after',
+      examples('uniflow build', 'uniflow build -- -DUNIFLOW_CUDA=ON') +
+        "\nThe addon goes into the package's folder, or to ~/.cache/uniflow-tokenizer where that cannot be written.\n",
+    )
+    .action(async (options: string[]) => (await import('./build.js')).build(options));
 }

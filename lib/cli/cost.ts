@@ -2,13 +2,15 @@
 import type { DecoderConfig } from '../decoder/decoder.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { families } from '../encoder/families.js';
+import { gridOf } from '../tensor.js';
 
 const linear = (rows: number, inputs: number, out: number): number => 2 * rows * inputs * out;
 
-/** `prefix` is the tokens in front of the patches: class token and registers. */
-export function tokensOf(config: EncoderConfig): { prefix: number; rows: number; cols: number; patches: number } {
-  const [height, width] = config.imageSize;
-  const [rows, cols] = [height / config.patch, width / config.patch];
+type Size = readonly [height: number, width: number];
+
+/** Of a picture. `prefix` is the tokens in front of the patches: class token and registers. */
+export function tokensOf(config: EncoderConfig, size: Size = config.imageSize): { prefix: number; rows: number; cols: number; patches: number } {
+  const { rows, cols } = gridOf(size, config.patch);
   return { prefix: (families[config.family].classToken ? 1 : 0) + config.registers, rows, cols, patches: rows * cols };
 }
 
@@ -17,9 +19,9 @@ function transformerFlops(tokens: number, width: number, hidden: number, gated: 
   return attention + linear(tokens, width, gated ? 2 * hidden : hidden) + linear(tokens, hidden, width);
 }
 
-/** FLOPs of one picture of the encoder's own size. */
-export function encoderFlops(config: EncoderConfig): number {
-  const { patches, prefix } = tokensOf(config);
+/** FLOPs of one picture, by default of the size that the positions were trained for. */
+export function encoderFlops(config: EncoderConfig, size: Size = config.imageSize): number {
+  const { patches, prefix } = tokensOf(config, size);
   const { width, hidden, layers, gated, patch } = config;
   return linear(patches, 3 * patch ** 2, width) + layers * transformerFlops(patches + prefix, width, hidden, gated);
 }

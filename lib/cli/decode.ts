@@ -2,16 +2,17 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ahead } from '../ahead.js';
+import { prefetch } from '../prefetch.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { picturesOf, writeImage } from '../io/image.js';
+import { toImages, writeImage } from '../images/write.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';
 import type { FolderOptions, ModelOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
+import { refuseBeside } from './outputs.js';
 import { loadModel, slices } from './shared.js';
 
 export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, FolderOptions {
@@ -22,6 +23,7 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
   const { latents, ...labels } = await readLatents(path);
   const [count, patches] = checkShape(path, latents);
   const files = namesFor(path, labels.ids, count, options.format).map((name) => join(options.out, name));
+  await refuseBeside(options.out, labels.ids ?? []);
   const uniflow = await loadModel(options, signal);
   const { steps, schedule, guidance, seed, grid = labels.grid } = options;
   const batchSize = checkBatchSize(options.batch, patches);
@@ -34,8 +36,8 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
       begin,
       await uniflow.decode(rowsOf(latents, begin, end), { grid, steps, schedule, guidance, seed, batchSize, signal }),
     ];
-    for await (const [begin, images] of ahead(slices(count, batchSize), 1, work)) {
-      const pictures = picturesOf(images);
+    for await (const [begin, images] of prefetch(slices(count, batchSize), 1, work)) {
+      const pictures = toImages(images);
       await Promise.all(pictures.map((picture, i) => writeImage(files[begin + i] as string, picture)));
       progress.update(begin + pictures.length);
     }

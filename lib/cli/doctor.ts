@@ -83,14 +83,14 @@ function memory(): Omit<Finding, 'name'> {
 }
 
 async function addon(): Promise<Omit<Finding, 'name'>> {
-  await import('../native.js');
-  return { ok: true, detail: 'loaded' };
+  const { addonPath } = await import('../native.js');
+  return { ok: true, detail: addonPath };
 }
 
 async function kernels(): Promise<Omit<Finding, 'name'>> {
   const { cpuInfo } = await import('../device.js');
-  const { kernels: own, linear, nativeBfloat16 } = cpuInfo();
-  return { ok: true, detail: `${own}; ${linear}; bfloat16 products ${nativeBfloat16 ? 'in hardware' : 'emulated: use float32'}` };
+  const { kernels: level, nativeBfloat16 } = cpuInfo();
+  return { ok: true, detail: `${level}; bfloat16 products ${nativeBfloat16 ? 'in hardware' : 'as float32, at its speed'}` };
 }
 
 async function threads(): Promise<Omit<Finding, 'name'>> {
@@ -101,7 +101,7 @@ async function threads(): Promise<Omit<Finding, 'name'>> {
   return {
     ok: false,
     detail,
-    advice: `More threads than cores wait for each other: set OMP_NUM_THREADS=${cores}, or pass --threads ${cores}.`,
+    advice: `More threads than cores wait for each other: set UNIFLOW_THREADS=${cores}, or pass --threads ${cores}.`,
   };
 }
 

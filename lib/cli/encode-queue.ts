@@ -1,5 +1,5 @@
 /** `uniflow encode --queue`: shards that workers on other machines make; see lib/queue. */
-import { openSource } from '../batch/source.js';
+import { openSource } from '../sources/source.js';
 import { UniFlowError } from '../errors.js';
 import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
 import { connect } from '../queue/jobs.js';
@@ -7,7 +7,7 @@ import type { EncodeCommandOptions } from './encode.js';
 import { report, runOptions } from './encode-shards.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
-import { loadModel } from './shared.js';
+import { loadModel, reportSkips } from './shared.js';
 
 export async function encodeOnQueue(
   inputs: readonly string[],
@@ -26,12 +26,13 @@ export async function encodeOnQueue(
   const progress = new Progress('encode', { unit: 'images' }, json).start(undefined);
   const started = performance.now();
   try {
-    const { manifest, before, complete, planned } = await encodeOnWorkers(uniflow, source, out, {
+    const { manifest, before, complete, planned, skips } = await encodeOnWorkers(uniflow, source, out, {
       ...runOptions(options, progress, signal),
       ...{ queue, detach, maxWaiting },
       onProgress: (state) => show(progress, state),
       onState: (text) => !json && progress.line(`uniflow: ${text}`),
     });
+    reportSkips(skips, progress, json);
     progress.stop();
     if (!manifest) {
       if (json) printJson({ out, shards: planned, before });
@@ -39,7 +40,7 @@ export async function encodeOnQueue(
       return;
     }
     if (manifest.failures > 0 && !complete) process.exitCode = 1;
-    report(out, { manifest, before, complete }, (performance.now() - started) / 1000, json);
+    report(out, { manifest, before, complete, skips }, (performance.now() - started) / 1000, json);
   } finally {
     progress.stop();
     await uniflow.dispose();

@@ -1,18 +1,19 @@
 /** `uniflow encode` into a folder: shards, which may take days and can be interrupted. */
 import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
-import type { Fit } from '../batch/fit.js';
-import type { FormatName } from '../batch/formats/index.js';
-import { isS3 } from '../batch/open-output.js';
-import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../batch/run.js';
-import { openSource, type Source } from '../batch/source.js';
-import type { StoreType } from '../batch/store.js';
+import type { Fit } from '../images/fit.js';
+import type { FormatName } from '../shards/formats/index.js';
+import { isS3 } from '../shards/open-output.js';
+import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../shards/run.js';
+import { openSource, type Source } from '../sources/source.js';
+import type { StoreType } from '../shards/store.js';
 import { UniFlowError } from '../errors.js';
 import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';
 import { plural, printJson } from './output.js';
+import { refuseInside } from './outputs.js';
 import { Progress } from './progress.js';
-import { loadModel } from './shared.js';
+import { loadModel, reportSkips } from './shared.js';
 
 /** Options of `encode` that only make sense with a folder. */
 export interface ShardCommandOptions {
@@ -49,6 +50,7 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
 export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   if (!options.latents && !options.tokens)
     throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
+  if (!isS3(options.out)) await refuseInside(options.out, inputs);
   if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
   refuseQueueOptions(options);
   const { out, json = false } = options;
@@ -64,6 +66,7 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
       ...runOptions(options, progress, signal),
       onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
     });
+    reportSkips(result.skips, progress, json);
     progress.stop();
     if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // also of those that failed before a stop
     report(out, result, (performance.now() - started) / 1000, json);
@@ -122,9 +125,9 @@ function details(): (state: RunProgress) => string {
   };
 }
 
-export function report(out: string, { manifest, before, complete }: RunResult, seconds: number, json: boolean): void {
+export function report(out: string, { manifest, before, complete, skips }: RunResult, seconds: number, json: boolean): void {
   const { count, failures, shards } = manifest;
-  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, seconds });
+  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, skipped: skips.count, seconds });
   const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';
   const what = `${plural(count, 'picture')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
   process.stdout.write(complete ? `${what}: it was complete before\n` : `${what}\n`);

@@ -9,7 +9,7 @@ import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } 
 import { latentFormat, writeLatents } from './latents.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
-import { overPictures } from './shared.js';
+import { overImages } from './shared.js';
 
 export interface EncodeCommandOptions extends ModelOptions, PictureOptions, ShardCommandOptions {
   out: string;
@@ -21,23 +21,23 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   if (await isFolder(options.out)) return encodeShards(inputs, options, signal);
   latentFormat(options.out, 'out');
   refuseShardOptions(options);
-  const { size, tokens } = options;
+  const { tokens } = options;
   const spool = new ArraySpool(options.out);
   const ids: string[] = [];
   let grid: Grid = { rows: 0, cols: 0 };
   try {
-    const outcome = await overPictures({
+    const outcome = await overImages({
       inputs,
       label: 'encode',
       options,
       signal,
       begin: async () => void (await mkdir(dirname(options.out), { recursive: true })),
-      work: (uniflow, paths, batchSize) => uniflow.encode(paths, { size, tokens, batchSize, signal }),
-      finish: async (encoded, paths) => {
+      work: (uniflow, images, batchSize) => uniflow.encode(images, { tokens, batchSize, signal }),
+      finish: async (encoded, found) => {
         await spool.append('latents', encoded.latents);
         if (encoded.tokens) await spool.append('tokens', encoded.tokens);
         grid = encoded.grid;
-        ids.push(...paths);
+        ids.push(...found);
       },
     });
     if (outcome.images === 0)

@@ -1,6 +1,7 @@
 /** `uniflow eval`: what a tokenizer is worth, in numbers that say what they were measured on. */
 import { join } from 'node:path';
-import { openDataset, subset, type Dataset } from '../data/dataset.js';
+import { openDataset, subset, type Dataset } from '../sources/dataset.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import { evaluate } from '../eval/evaluate.js';
@@ -8,20 +9,24 @@ import type { EvaluateOptions, Evaluation } from '../eval/evaluation.js';
 import { loadFeatureSet, saveFeatureSet } from '../eval/feature-set.js';
 import { encoderFeatures } from '../eval/features.js';
 import { inceptionFeatures } from '../eval/inception.js';
-import { weightsOf, type WeightsPin } from '../eval/pins.js';
-import { readJson } from '../io/checkpoint.js';
+import { weightsOf, type DataPin, type WeightsPin } from '../eval/pins.js';
+import { readJson } from '../io/json.js';
 import { replaceFile } from '../io/files.js';
 import { resolveModel } from '../io/hub.js';
+import type { QualityConvention } from '../native.js';
 import { embeddedModel } from '../package.js';
 import { UniFlow } from '../uniflow.js';
 import type { ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
-import { Progress } from './progress.js';
-import { downloading, loadModel } from './shared.js';
+import { Stages } from './progress.js';
+import { Skips } from '../sources/skips.js';
+import { downloading, loadModel, reportSkips } from './shared.js';
 
 export interface EvalCommandOptions extends ModelOptions, PictureOptions, SamplingOptions {
   limit?: number;
   train?: string;
+  baseline?: string;
+  convention?: QualityConvention;
   teacher?: string;
   latentPool?: 'mean' | 'concat';
   features?: string;
@@ -34,9 +39,11 @@ export interface EvalCommandOptions extends ModelOptions, PictureOptions, Sampli
 }
 
 export async function evaluateCommand(path: string, options: EvalCommandOptions, signal: AbortSignal): Promise<void> {
-  const { saveFeatures, out, json, teacher: teacherName, latentPool, size, steps, schedule, guidance, seed, batch } = options;
+  const { saveFeatures, out, json, teacher: teacherName, latentPool, convention, size, steps, schedule, guidance, seed, batch } = options;
   const data = await open(path, options.limit, signal);
   const train = options.train === undefined ? undefined : await open(options.train, options.limit, signal);
+  const baseline = options.baseline === undefined ? undefined : await open(options.baseline, undefined, signal);
+  for (const { dataset } of [data, ...(train ? [train] : []), ...(baseline ? [baseline] : [])]) reportSkips(Skips.of(dataset.skipped ?? []), undefined, json === true);
   const features = await featuresOf(options, signal);
   if (saveFeatures !== undefined && !(features && 'extract' in features))
     throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');
@@ -46,10 +53,25 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
   const stages = new Stages(json === true);
   try {
     const { featureSets, ...result } = await evaluate(uniflow, {
-      ...{ data: data.dataset, train: train?.dataset, teacher: teacher?.model, features, reference, latentPool },
+      ...{
+        data: data.dataset,
+        train: train?.dataset,
+        baseline: baseline?.dataset,
+        convention,
+        teacher: teacher?.model,
+        features,
+        reference,
+        latentPool,
+      },
       ...{ size, steps, schedule, guidance, seed, batchSize: batch, signal },
       onProgress: (progress) => stages.update(progress),
-      origin: { model: await modelPin(options, signal), teacher: teacher?.weights, data: data.origin, train: train?.origin },
+      origin: {
+        model: await modelPin(options, signal),
+        teacher: teacher?.weights,
+        data: data.origin,
+        train: train?.origin,
+        baseline: baseline?.origin,
+      },
     });
     stages.stop();
     if (json) printJson(result);
@@ -58,7 +80,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
     if (out !== undefined) await replaceFile(out, (file) => file.writeFile(`${JSON.stringify(result, null, 2)}\n`));
   } finally {
     stages.stop();
-    await Promise.all([data.dataset.close(), train?.dataset.close()]);
+    await Promise.all([data, train, baseline].map(async (opened) => opened?.dataset.close()));
   }
 }
 
@@ -67,13 +89,12 @@ interface Opened {
   origin: { path: string; split: string };
 }
 
-/** At most `limit` pictures; evenly spaced, because folders come class by class. */
+/** At most `limit` images. */
 async function open(path: string, limit: number | undefined, signal: AbortSignal): Promise<Opened> {
   const dataset = await openDataset(path, { signal });
   const { length } = dataset;
   if (limit === undefined || limit >= length) return { dataset, origin: { path, split: 'all' } };
-  const indices = Array.from({ length: limit }, (_, i) => Math.floor((i * length) / limit));
-  return { dataset: subset(dataset, indices), origin: { path, split: `${limit} of ${length}, evenly spaced` } };
+  return { dataset: subset(dataset, evenlySpaced(length, limit)), origin: { path, split: `${limit} of ${length}, evenly spaced` } };
 }
 
 async function featuresOf(options: EvalCommandOptions, signal: AbortSignal): Promise<EvaluateOptions['features']> {
@@ -102,33 +123,16 @@ async function modelPin({ model, revision }: ModelOptions, signal: AbortSignal):
   return weightsOf(model, await resolveModel(model, { revision, signal }));
 }
 
-/** One progress bar after the other. */
-class Stages {
-  private stage: string | undefined;
-  private bar: Progress | undefined;
-
-  constructor(private readonly quiet: boolean) {}
-
-  update({ stage, done, total }: { stage: string; done: number; total: number }): void {
-    if (stage !== this.stage) {
-      this.bar?.stop();
-      this.bar = new Progress(stage, { unit: stage.startsWith('probe') ? 'steps' : 'images' }, this.quiet).start(total);
-    }
-    this.stage = stage;
-    this.bar?.update(done);
-  }
-
-  stop(): void {
-    this.bar?.stop();
-    this.bar = undefined;
-  }
-}
-
 const percent = (share: number): string => `${(100 * share).toFixed(2)} %`;
 const short = ({ name, sha256 }: WeightsPin): string => `${name} (sha256 ${sha256.slice(0, 12)}...)`;
 
-function table({ images, psnr, ssim, fid, understanding, layers, pins }: Evaluation): string {
-  const { data, train, model, dtype, size, sampling } = pins;
+const CONVENTIONS: Record<QualityConvention, string> = {
+  standard: '',
+  paper: ' (as the paper: data range 2, uniform 7x7 windows; not comparable with other papers)',
+};
+
+function table({ images, psnr, ssim, effectiveRank, channelsInUse, baseline, fid, understanding, layers, pins }: Evaluation): string {
+  const { data, train, model, dtype, size, sampling, convention } = pins;
   const rows: [string, string][] = [
     ['model', `${short(model)}, ${dtype}, ${plural(sampling.steps, 'step')}, seed ${sampling.seed}`],
     [
@@ -136,13 +140,20 @@ function table({ images, psnr, ssim, fid, understanding, layers, pins }: Evaluat
       `${plural(images, 'image')} of ${data.path} (${data.split}; sha256 ${data.sha256.slice(0, 12)}...), centre crop ${size.join('x')}`,
     ],
     ['PSNR', `${psnr.toFixed(2)} dB`],
-    ['SSIM', ssim.toFixed(4)],
+    ['SSIM', `${ssim.toFixed(4)}${CONVENTIONS[convention]}`],
+    ['channels', `effective rank ${effectiveRank.toFixed(1)}, ${percent(channelsInUse)} in use`],
   ];
+  if (baseline) rows.push(['baseline', baselineText(baseline, data)]);
   if (fid) rows.push([fid.name, distance(fid, data.sha256)]);
   for (const [name, { probe, knn, dimensions }] of Object.entries(understanding ?? {}))
     rows.push([name, `linear probe ${percent(probe)}, k-NN ${percent(knn)} (${dimensions} features, ${train?.images} training images)`]);
   if (layers) rows.push(['layer cosine', layers.map((cosine, i) => `${i + 1}: ${cosine.toFixed(4)}`).join('  ')]);
   return rows.map(([name, value]) => `${name.padEnd(14)}${value}\n`).join('');
+}
+
+function baselineText({ psnr, ssim, channels, fitted }: NonNullable<Evaluation['baseline']>, data: DataPin): string {
+  const of = fitted.path === data.path ? 'of the evaluated images' : `images of ${fitted.path}`;
+  return `PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)} (PCA of ${channels} coefficients a patch, fitted to ${fitted.images} ${of})`;
 }
 
 function distance({ value, dimensions, reference, reconstructions }: NonNullable<Evaluation['fid']>, data: string): string {

@@ -3,7 +3,8 @@ import { join } from 'node:path';
 import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
-import { Checkpoint, readJson } from '../io/checkpoint.js';
+import { Checkpoint } from '../io/checkpoint.js';
+import { readJson } from '../io/json.js';
 import { resolveModel } from '../io/hub.js';
 import { embeddedModel } from '../package.js';
 import type { Preprocessing } from '../io/preprocess.js';
@@ -44,7 +45,7 @@ async function uniFlowInfo(model: string, folder: string): Promise<Info> {
   const config: UniFlowConfig = parseUniFlowConfig(json);
   const { encoder, decoder, latentChannels, steps } = config;
   const { width, globalBlocks, flowBlocks } = decoder;
-  const tokens = tokensOf(encoder);
+  const tokens = tokensOf(encoder, config.imageSize);
   return {
     model,
     kind: 'uniflow',
@@ -55,7 +56,7 @@ async function uniFlowInfo(model: string, folder: string): Promise<Info> {
     decoder: { width, globalBlocks, flowBlocks, steps },
     ...weights(countByPart([...tensors].map(([name, { shape }]) => [name, shape] as const))),
     stored: [...new Set([...tensors.values()].map(({ dtype }) => dtype))].sort(),
-    flops: { encode: encoderFlops(encoder) + projectionFlops(decoder), decode: decoderFlops(decoder, 1) },
+    flops: { encode: encoderFlops(encoder, config.imageSize) + projectionFlops(decoder), decode: decoderFlops(decoder, 1) },
     preprocessing: uniFlowPreprocessing(config),
   };
 }
@@ -71,9 +72,9 @@ async function encoderInfo(model: string, folder: string): Promise<Info> {
     kind: 'encoder',
     family: config.family,
     encoder: config,
-    tokens: tokensOf(config),
+    tokens: tokensOf(config, preprocessing.size),
     ...weights({ encoder: stored.reduce((sum, shape) => sum + shape.reduce((a, b) => a * b, 1), 0) }),
-    flops: { encode: encoderFlops(config) },
+    flops: { encode: encoderFlops(config, preprocessing.size) },
     preprocessing,
   };
 }
@@ -85,7 +86,7 @@ function weights(parts: Record<string, number>): Pick<Info, 'parameters' | 'weig
 
 function table(info: Info): string {
   const { encoder: e, tokens: t, latents, decoder: d, parameters, weightBytes, flops, preprocessing: p } = info;
-  const [height, width] = e.imageSize;
+  const [height, width] = p.size;
   const registers = e.registers > 0 ? `, ${e.registers} registers` : '';
   const rows: [string, string][] = [
     [

@@ -1,8 +1,8 @@
-/** From what the user names to picture files, and from their names to those of the results. */
-import { stat } from 'node:fs/promises';
-import { basename, extname, join } from 'node:path';
-import { walk } from '../data/folder.js';
-import { reasonOf, UniFlowError } from '../errors.js';
+/** From what the user names to images, and from their ids to the names of the results. */
+import { basename, extname } from 'node:path';
+import type { Item } from '../sources/item.js';
+import { Skips } from '../sources/skips.js';
+import { itemsOf } from '../sources/source.js';
 
 /** A file or folder that could not be read. */
 export interface Failure {
@@ -10,31 +10,12 @@ export interface Failure {
   reason: string;
 }
 
-export interface Inputs {
-  files: string[];
-  failed: Failure[];
-}
-
-/**
- * Files as they are given, folders as the pictures below them in the order of their names. Hidden files are left out.
- * @throws UniFlowError `NOT_FOUND` where there is nothing at all.
- */
-export async function expandInputs(inputs: readonly string[]): Promise<Inputs> {
-  const found: Inputs = { files: [], failed: [] };
-  for (const input of inputs) {
-    const info = await stat(input).catch(() => undefined);
-    if (!info?.isDirectory())
-      found.files.push(input); // where it is missing, reading it says so
-    else
-      for await (const { id, error } of walk(input)) {
-        const path = join(input, id);
-        if (error) found.failed.push({ path, reason: reasonOf(error, path) });
-        else found.files.push(path);
-      }
-  }
-  if (found.files.length + found.failed.length === 0)
-    throw UniFlowError.expected('NOT_FOUND', inputs.join(', '), 'pictures (jpg, png, webp, avif, tiff, gif)', 'none');
-  return found;
+/** All images of the inputs, by the paths as they were named; one that is named twice is there twice. */
+export async function collectItems(inputs: readonly string[], signal: AbortSignal): Promise<{ items: Item[]; skips: Skips }> {
+  const skips = new Skips();
+  const items: Item[] = [];
+  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) items.push(item);
+  return { items, skips };
 }
 
 /** A file name for each id: its last part with another extension, numbered where several share it. */

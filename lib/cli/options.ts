@@ -113,7 +113,7 @@ export function withLoadedModel(command: Command): Command {
     .addOption(deviceOption())
     .addOption(dtypeOption('numbers to compute with (default: float32)'))
     .option('--float8', "store the encoder's weights as e4m3: faster, less exact; with --dtype bfloat16, on GPUs that have it")
-    .option('--threads <n>', 'threads that compute (default: OMP_NUM_THREADS, or the number of cores)', integerFrom(1));
+    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1));
 }
 
 /** A model and how to run it. */

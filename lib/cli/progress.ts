@@ -112,3 +112,31 @@ function duration(seconds: number): string {
   const [hours, minutes] = [Math.floor(s / 3600), Math.floor(s / 60) % 60];
   return hours > 0 ? `${hours}:${two(minutes)}:${two(s % 60)}` : `${minutes}:${two(s % 60)}`;
 }
+
+/** One progress bar after the other. */
+export class Stages {
+  private stage: string | undefined;
+  private bar: Progress | undefined;
+
+  constructor(private readonly quiet: boolean) {}
+
+  update({ stage, done, total }: { stage: string; done: number; total: number }): void {
+    if (stage !== this.stage) {
+      this.bar?.stop();
+      this.bar = new Progress(stage, { unit: stage.startsWith('probe') ? 'steps' : 'images' }, this.quiet).start(total);
+    }
+    this.stage = stage;
+    this.bar?.update(done);
+  }
+
+  /** A line about the work, to stderr. */
+  line(text: string): void {
+    if (this.bar) this.bar.line(text);
+    else process.stderr.write(`${text}\n`);
+  }
+
+  stop(): void {
+    this.bar?.stop();
+    this.bar = undefined;
+  }
+}

@@ -2,11 +2,14 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
-import { picturesOf, sideBySide, writeImage, type RgbImage } from '../io/image.js';
+import { type RgbImage } from '../images/decode.js';
+import { toImages, sideBySide, writeImage } from '../images/write.js';
 import { fileNames } from './inputs.js';
+import { refuseBeside, refuseInside } from './outputs.js';
+import { fileOf } from '../sources/item.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
-import { overPictures } from './shared.js';
+import { overImages } from './shared.js';
 
 export interface ReconstructCommandOptions extends ModelOptions, PictureOptions, SamplingOptions, FolderOptions {}
 
@@ -20,24 +23,30 @@ interface Quality {
 }
 
 export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
-  const { size, steps, schedule, guidance, seed } = options;
+  await refuseInside(options.out, inputs);
+  const { steps, schedule, guidance, seed } = options;
   const names = new Map<string, string>();
   const pictures: Quality[] = [];
-  const outcome = await overPictures({
+  const outcome = await overImages({
     inputs,
     label: 'reconstruct',
     options,
     signal,
-    begin: async (files) => {
+    begin: async (items) => {
+      await refuseBeside(
+        options.out,
+        items.flatMap(({ image }) => fileOf(image) ?? []),
+      );
       await mkdir(options.out, { recursive: true });
-      fileNames(files, options.format).forEach((name, i) => names.set(files[i] as string, name));
+      const ids = items.map(({ id }) => id);
+      fileNames(ids, options.format).forEach((name, i) => names.set(ids[i] as string, name));
     },
-    work: (uniflow, paths, batchSize) => uniflow.reconstruct(paths, { size, steps, schedule, guidance, seed, batchSize, signal }),
-    finish: async ({ images, originals, perImage }, paths, progress) => {
-      const after = picturesOf(images);
+    work: (uniflow, images, batchSize) => uniflow.reconstruct(images, { steps, schedule, guidance, seed, batchSize, signal }),
+    finish: async ({ images, originals, perImage }, ids, progress) => {
+      const after = toImages(images);
       const done = await Promise.all(
-        picturesOf(originals).map(async (before, i): Promise<Quality> => {
-          const id = paths[i] as string;
+        toImages(originals).map(async (before, i): Promise<Quality> => {
+          const id = ids[i] as string;
           const file = names.get(id) as string;
           await writeImage(join(options.out, file), sideBySide([before, after[i] as RgbImage]));
           return { id, file, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number };

@@ -1,13 +1,19 @@
-/** What the commands that run a model share: loading it, and taking pictures through it batch by batch. */
-import { ahead } from '../ahead.js';
+/** Common work of the commands that run a model: loading it, and taking images through it batch by batch. */
+import ndarray, { type NdArray } from 'ndarray';
+import { uniFlowPreprocessing } from '../config.js';
 import { setThreads } from '../device.js';
-import { reasonOf, UniFlowError } from '../errors.js';
+import { reasonOf } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
+import { decodeAhead, type DecodeFailure } from '../images/decode-ahead.js';
+import { checkSize, type PixelInput } from '../images/input.js';
 import type { HubProgress } from '../io/hub.js';
-import { decodeImage } from '../io/image.js';
-import { checkSize } from '../io/input.js';
+import { loadInto } from '../io/preprocess.js';
+import { prefetch } from '../prefetch.js';
+import type { Item } from '../sources/item.js';
+import type { Skips } from '../sources/skips.js';
+import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
-import { expandInputs, type Failure } from './inputs.js';
+import { collectItems, type Failure } from './inputs.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { Progress } from './progress.js';
 
@@ -36,87 +42,125 @@ export function* slices(count: number, size: number): Generator<[begin: number, 
   for (let begin = 0; begin < count; begin += size) yield [begin, Math.min(count, begin + size)];
 }
 
-export interface PictureRun<R> {
+export interface ImageRun<R> {
   /** As on the command line. */
   inputs: readonly string[];
   label: string;
   options: ModelOptions & PictureOptions;
   signal: AbortSignal;
-  /** Called once, with all files that will be tried. */
-  begin?(files: readonly string[]): Promise<void>;
-  /** Takes pictures, at most `batchSize`, through the model. */
-  work(uniflow: UniFlow, paths: readonly string[], batchSize: number): Promise<R>;
-  /** Uses a result, in the order of the pictures. */
-  finish(result: R, paths: readonly string[], progress: Progress): Promise<void>;
+  /** Called once, with all images that will be tried. */
+  begin?(items: readonly Item[]): Promise<void>;
+  /** Takes images, at most `batchSize`, through the model. */
+  work(uniflow: UniFlow, images: PixelInput, batchSize: number): Promise<R>;
+  /** Uses a result, in the order of the images. */
+  finish(result: R, ids: readonly string[], progress: Progress): Promise<void>;
 }
 
 export interface Outcome {
-  /** Pictures that went through. */
+  /** Images that went through. */
   images: number;
   failed: Failure[];
+  /** Files that were passed over. */
+  skipped: number;
   seconds: number;
 }
 
-/** Takes all pictures through the model. Broken ones are reported and left out, and make the exit code 1. */
-export async function overPictures<R>(run: PictureRun<R>): Promise<Outcome> {
+/** Takes all images through the model. Broken ones are reported and left out, and make the exit code 1. */
+export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   const { options, signal } = run;
-  const { files, failed } = await expandInputs(run.inputs);
+  const { items, skips } = await collectItems(run.inputs, signal);
   const uniflow = await loadModel(options, signal);
   const { imageSize, patch } = uniflow.config;
-  const [height, width] = checkSize(options.size ?? imageSize, patch);
-  const batchSize = checkBatchSize(options.batch, (height * width) / patch ** 2);
-  await run.begin?.(files);
+  const size = checkSize(options.size ?? imageSize, patch);
+  const { rows, cols } = gridOf(size, patch);
+  const batchSize = checkBatchSize(options.batch, rows * cols);
+  await run.begin?.(items);
 
   const started = performance.now();
   const progress = new Progress(run.label, { unit: 'images' }, options.json === true);
-  const report = ({ path, reason }: Failure): void => {
-    process.exitCode = 1;
-    if (!options.json) progress.line(`uniflow: ${path}: ${reason}`);
-  };
+  const failed: Failure[] = [];
   try {
-    progress.start(files.length);
-    failed.forEach(report);
-    const batches = [...slices(files.length, batchSize)].map(([begin, end]) => files.slice(begin, end));
-    let tried = 0;
+    progress.start(items.length);
+    reportSkips(skips, progress, options.json === true);
     let images = 0;
-    for await (const { result, good, broken } of ahead(batches, 1, (batch) =>
-      withoutBroken(batch, signal, (paths) => run.work(uniflow, paths, batchSize)),
-    )) {
-      broken.forEach(report);
-      failed.push(...broken);
-      if (result !== undefined) await run.finish(result, good, progress);
-      images += good.length;
-      progress.update((tried += good.length + broken.length));
+    const onFailure = ({ id, error }: DecodeFailure): void => {
+      const failure = { path: id, reason: reasonOf(error, error.subject ?? id) };
+      failed.push(failure);
+      process.exitCode = 1;
+      if (!options.json) progress.line(`uniflow: ${failure.path}: ${failure.reason}`);
+      progress.update(images + failed.length);
+    };
+    const batches = imageBatches(decoded(items, uniflow, size, batchSize, signal), batchSize, onFailure);
+    const work = async (batch: readonly Decoded[]): Promise<{ result: R; ids: string[] }> => ({
+      result: await run.work(uniflow, { pixels: stacked(batch, size) }, batchSize),
+      ids: batch.map(({ id }) => id),
+    });
+    for await (const { result, ids } of prefetch(batches, 1, work)) {
+      await run.finish(result, ids, progress);
+      images += ids.length;
+      progress.update(images + failed.length);
     }
-    return { images, failed, seconds: (performance.now() - started) / 1000 };
+    return { images, failed, skipped: skips.count, seconds: (performance.now() - started) / 1000 };
   } finally {
     progress.stop();
   }
 }
 
-/** Runs `work` on a batch; where that fails, finds the pictures that cannot be read and runs it on the others. */
-async function withoutBroken<R>(
-  batch: readonly string[],
-  signal: AbortSignal,
-  work: (paths: readonly string[]) => Promise<R>,
-): Promise<{ result?: R; good: readonly string[]; broken: Failure[] }> {
-  try {
-    return { result: await work(batch), good: batch, broken: [] };
-  } catch (error) {
-    if (!(error instanceof UniFlowError) || signal.aborted) throw error;
-    const broken = (await Promise.all(batch.map((path) => failureOf(path, signal)))).filter((failure) => failure !== undefined);
-    if (broken.length === 0) throw error; // it was not the pictures
-    const good = batch.filter((path) => !broken.some((failure) => failure.path === path));
-    return good.length > 0 ? { result: await work(good), good, broken } : { good, broken };
-  }
+/** Says which files were passed over; where images may be among them, the exit code is 1. */
+export function reportSkips(skips: Skips, progress: Progress | undefined, json: boolean): void {
+  if (skips.lost > 0) process.exitCode = 1;
+  if (json || skips.summary === undefined) return;
+  const say = (text: string): unknown => (progress ? progress.line(`uniflow: ${text}`) : process.stderr.write(`uniflow: ${text}\n`));
+  for (const { path, reason } of skips.losses) say(`${path}: ${reason}`);
+  say(skips.summary);
 }
 
-async function failureOf(path: string, signal: AbortSignal): Promise<Failure | undefined> {
-  try {
-    await decodeImage(path, { signal });
-    return undefined;
-  } catch (error) {
-    if (signal.aborted) throw error;
-    return { path, reason: reasonOf(error, path) };
+interface Decoded {
+  id: string;
+  /** [H,W,3] */
+  pixels: Uint8Array;
+}
+
+function decoded(
+  items: readonly Item[],
+  uniflow: UniFlow,
+  size: readonly [number, number],
+  batchSize: number,
+  signal: AbortSignal,
+): AsyncIterable<Decoded | DecodeFailure> {
+  const preprocessing = uniFlowPreprocessing(uniflow.config);
+  // a path that was named is opened whatever it is
+  const named = items.map(({ id, image }) => ({ id, image: typeof image === 'string' ? () => Promise.resolve(image) : image }));
+  return decodeAhead(named, {
+    count: 2 * batchSize,
+    signal,
+    prepare: async (image, { id }) => {
+      const pixels = new Uint8Array(3 * size[0] * size[1]);
+      await loadInto(pixels, image, preprocessing, size, { signal });
+      return { id, pixels };
+    },
+  });
+}
+
+async function* imageBatches(
+  images: AsyncIterable<Decoded | DecodeFailure>,
+  size: number,
+  onFailure: (failure: DecodeFailure) => void,
+): AsyncGenerator<Decoded[], void, undefined> {
+  let batch: Decoded[] = [];
+  for await (const image of images) {
+    if ('error' in image) onFailure(image);
+    else batch.push(image);
+    if (batch.length < size) continue;
+    yield batch;
+    batch = [];
   }
+  if (batch.length > 0) yield batch;
+}
+
+/** [B,H,W,3] */
+function stacked(batch: readonly Decoded[], [height, width]: readonly [number, number]): NdArray {
+  const data = new Uint8Array(3 * batch.length * height * width);
+  batch.forEach(({ pixels }, i) => data.set(pixels, i * pixels.length));
+  return ndarray(data, [batch.length, height, width, 3]);
 }

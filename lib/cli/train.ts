@@ -1,12 +1,15 @@
 /** `uniflow train`: an encoder and pictures to a tokenizer, in a folder of its own. */
 import { UniFlowError } from '../errors.js';
 import { setThreads, type DeviceOptions } from '../device.js';
-import { parseTrainConfig, readSettings, type TrainConfig } from '../train/config.js';
+import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from '../train/config.js';
 import { resume, settingsOf, train, type TrainOptions, type TrainResult } from '../train/train.js';
 import type { LogEntryOf } from '../train/log.js';
+import { baselineText, validationText } from '../train/log-text.js';
 import type { ReportOptions } from './options.js';
-import { printJson } from './output.js';
-import { Progress } from './progress.js';
+import { plural, printJson } from './output.js';
+import { Progress, Stages } from './progress.js';
+import { Skips } from '../sources/skips.js';
+import { reportSkips } from './shared.js';
 
 /** What the command line says of the run itself; everything else is a setting, and wins over the config file's. */
 export interface TrainCommandOptions extends ReportOptions, Partial<TrainConfig> {
@@ -24,40 +27,44 @@ export async function trainCommand(options: TrainCommandOptions, signal: AbortSi
     if (out !== undefined || config !== undefined || Object.keys(given).length > 0)
       throw new UniFlowError('BAD_INPUT', '--resume goes on with the settings of the run; it takes no others', { subject: 'resume' });
     const settings = await settingsOf(stopped);
-    return report(await shown(settings.steps, settings.batch, json === true, (o) => resume(stopped, { ...o, device, signal })), json);
+    return report(await shown(settings, json === true, (o) => resume(stopped, { ...o, device, signal })), json);
   }
   if (out === undefined) throw new UniFlowError('BAD_INPUT', 'the option --out is missing: the folder of the run', { subject: 'out' });
   const settings = parseTrainConfig({ ...(config === undefined ? {} : await readSettings(config)), ...given });
-  report(await shown(settings.steps, settings.batch, json === true, (o) => train(out, settings, { ...o, device, signal })), json);
+  report(await shown(settings, json === true, (o) => train(out, settings, { ...o, device, signal })), json);
 }
 
 /** Runs `work` under a progress bar with the losses beside it. */
 async function shown(
-  steps: number,
-  batch: number,
+  { steps, batch, validation }: FullTrainConfig,
   quiet: boolean,
   work: (options: TrainOptions) => Promise<TrainResult>,
 ): Promise<TrainResult> {
-  const progress = new Progress('train', { unit: 'images' }, quiet);
-  let started = false;
+  const baseline = new Stages(quiet);
+  let progress: Progress | undefined;
+  const say = (text: string): void => void (!quiet && (progress ?? baseline).line(text));
   const recent = new Recent();
+  if (validation === undefined) say('no --validation: nothing measures the run, or compares it with its PCA baseline');
   try {
     return await work({
+      onBaselineProgress: (done, total) => baseline.update({ stage: 'baseline', done, total }),
+      onBaseline: (entry) => {
+        baseline.stop();
+        say(`baseline: ${baselineText(entry)}`);
+      },
+      onDamaged: ({ id, reason }) => say(`uniflow: ${id}: ${reason}; the image is skipped`),
+      onWarning: ({ message }) => say(`uniflow: ${message}`),
       onStep: (entry) => {
-        if (!started) progress.start(steps * batch, (entry.step - 1) * batch);
-        started = true;
-        if (entry.skipped && !quiet) progress.line(`step ${entry.step}: the gradient is not finite; the step is skipped`);
+        progress ??= new Progress('train', { unit: 'images' }, quiet).start(steps * batch, (entry.step - 1) * batch);
+        if (entry.skipped) say(`step ${entry.step}: the gradient is not finite; the step is skipped`);
         progress.update(entry.step * batch, recent.with(entry));
       },
-      onWarning: (message) => {
-        if (!quiet) progress.line(`warning: ${message}`);
-      },
-      onValidation: ({ step, psnr, ssim }) => {
-        if (!quiet) progress.line(`step ${step}: validation PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(4)}`);
-      },
+      onSkipped: (skipped) => reportSkips(Skips.of(skipped), progress, quiet),
+      onValidation: (entry) => say(`step ${entry.step}: validation ${validationText(entry)}`),
     });
   } finally {
-    progress.stop();
+    baseline.stop();
+    progress?.stop();
   }
 }
 
@@ -80,7 +87,9 @@ function mixed(before: number | undefined, value: number): number {
 
 function report(result: TrainResult, json: boolean | undefined): void {
   if (json) return printJson(result);
-  const { model, report: page, steps, validation, done } = result;
-  const quality = validation ? ` (PSNR ${validation.psnr.toFixed(2)} dB, SSIM ${validation.ssim.toFixed(4)})` : '';
-  process.stdout.write(`${done ? `${steps} steps done` : `stopped after ${steps} steps`}: ${model}${quality}; see ${page}\n`);
+  const { model, report: page, steps, validation, baseline, damaged, done } = result;
+  const beside = baseline ? `; baseline ${baseline.psnr.toFixed(2)} dB` : '';
+  const quality = validation ? ` (PSNR ${validation.psnr.toFixed(2)} dB, SSIM ${validation.ssim.toFixed(4)}${beside})` : '';
+  const skipped = damaged > 0 ? `; ${plural(damaged, 'damaged image')} skipped` : '';
+  process.stdout.write(`${done ? `${steps} steps done` : `stopped after ${steps} steps`}: ${model}${quality}${skipped}; see ${page}\n`);
 }

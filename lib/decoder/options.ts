@@ -1,6 +1,6 @@
 /** What decoding is asked for: checked here, once, before anything is computed. */
 import type { NdArray } from 'ndarray';
-import { checkOptions, describe } from '../check.js';
+import { checkOptions, DECODE_OPTIONS, describe, ENCODE_OPTIONS } from '../check.js';
 import type { UniFlowConfig } from '../config.js';
 import { UniFlowError } from '../errors.js';
 import type { Grid } from '../tensor.js';
@@ -42,7 +42,7 @@ export interface Decoding {
 
 /** @throws {UniFlowError} `BAD_INPUT` for latents that are not [B,N,Z], and for options that cannot be. */
 export function checkDecoding(latents: NdArray, options: DecodeOptions, config: UniFlowConfig): Decoding {
-  checkOptions(options);
+  checkOptions(options, [...DECODE_OPTIONS, ...ENCODE_OPTIONS]); // reconstruct passes both
   const [count = 0, patches = 0, channels] = latents?.shape ?? [];
   if (latents?.shape?.length !== 3 || channels !== config.latentChannels || count === 0)
     throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${config.latentChannels}]`, shapeText(latents));

@@ -1,7 +1,9 @@
 /** From a Hugging Face config.json to what the encoder needs to know. */
 import { z } from 'zod';
+import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { Activation } from '../native.js';
+import { isObject, parseConfig, unused, withoutNulls } from './config-fields.js';
 
 export type Family = 'internvit' | 'internvl' | 'dinov2' | 'dinov3' | 'siglip' | 'clip';
 
@@ -15,12 +17,14 @@ export interface EncoderConfig {
   /** Width of the MLP; of each half where it is gated. */
   hidden: number;
   patch: number;
-  /** Height and width that the position table was trained for. */
+  /** Height and width that the position table was trained for. The patches may not fill them: see {@link gridOf}. */
   imageSize: readonly [number, number];
   eps: number;
   norm: 'layer' | 'rms';
   /** RMSNorm of q and k over the whole width (InternViT-6B). */
   qkNorm: boolean;
+  /** Its epsilon. */
+  qkEps: number;
   activation: Activation;
   /** SwiGLU: silu(a) * b. */
   gated: boolean;
@@ -42,14 +46,17 @@ const positive = z
   .positive()
   .max(1 << 20);
 const layers = positive.max(MAX_LAYERS);
-const size = z.union([positive, z.tuple([positive, positive])]);
+export const size = z.union([positive, z.tuple([positive, positive])]);
 const activations = {
   gelu: 'gelu',
   gelu_python: 'gelu',
+  gelu_accurate: 'gelu_tanh',
+  gelu_fast: 'gelu_tanh',
   gelu_new: 'gelu_tanh',
   gelu_pytorch_tanh: 'gelu_tanh',
   quick_gelu: 'quick_gelu',
   silu: 'silu',
+  swish: 'silu',
 } as const;
 
 /** What all families share. */
@@ -63,61 +70,15 @@ const common = {
   hidden_act: z.enum(Object.keys(activations) as (keyof typeof activations)[]).default('gelu'),
 };
 
-/**
- * Fields that change nothing here: bookkeeping of the library that wrote the file, and what only training uses.
- * Anything else that is unknown is refused, for it may change the numbers.
- */
-const inert = new Set(
-  `_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_implementation auto_map bos_token_id
-  chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample drop_path_rate dropout
-  dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-  forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_factor initializer_range is_decoder
-  is_encoder_decoder label2id layer_scale_init_value layerscale_value length_penalty logit_scale_init_value max_length min_length
-  model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences out_features out_indices output_attentions
-  output_hidden_states output_scores pad_token_id pos_embed_jitter pos_embed_rescale pos_embed_shift prefix problem_type
-  projection_dim projection_dropout pruned_heads remove_invalid_values repetition_penalty reshape_hidden_states return_dict
-  return_dict_in_generate sep_token_id stage_names suppress_tokens task_specific_params temperature tf_legacy_loss
-  tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-  use_bfloat16 use_flash_attn use_mask_token use_mean_pooling vision_use_head`.split(/\s+/),
-);
-
-/**
- * Checks `config` against `schema`.
- * @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown.
- */
-export function parseConfig<T extends z.ZodRawShape>(
-  schema: z.ZodObject<T>,
-  config: Record<string, unknown>,
-  subject: string,
-): z.infer<z.ZodObject<T>> {
-  const problems = Object.keys(config)
-    .filter((key) => !Object.hasOwn(schema.shape, key) && !inert.has(key) && !key.startsWith('_'))
-    .map((key) => `${key}: unknown field`);
-  const parsed = schema.safeParse(config);
-  if (!parsed.success) problems.push(...parsed.error.issues.map((i) => `${i.path.join('.')}: ${i.message}`));
-  if (problems.length > 0 || !parsed.success)
-    throw new UniFlowError('BAD_CHECKPOINT', `${subject} config.json: ${problems.join('; ')}`, { subject, actual: problems.join('; ') });
-  return parsed.data;
-}
-
-const square = (s: number | [number, number]): readonly [number, number] => (typeof s === 'number' ? [s, s] : s);
-
-interface CommonFields {
-  hidden_size: number;
-  num_hidden_layers: number;
-  num_attention_heads: number;
-  image_size: number | [number, number];
-  patch_size: number | [number, number];
-  hidden_act: keyof typeof activations;
-}
+export const square = (s: number | [number, number]): readonly [number, number] => (typeof s === 'number' ? [s, s] : s);
 
 /** What most families are; each changes what differs. */
-function base(family: Family, c: CommonFields, hidden: number, eps: number): EncoderConfig {
+function base(family: Family, c: z.infer<z.ZodObject<typeof common>>, hidden: number, eps: number): EncoderConfig {
   const [patch, patchWidth] = square(c.patch_size);
   if (patch !== patchWidth) throw UniFlowError.expected('UNSUPPORTED', 'patch_size', 'square patches', `${patch}x${patchWidth}`);
   const imageSize = square(c.image_size);
-  if (imageSize.some((n) => n % patch !== 0))
-    throw UniFlowError.expected('BAD_CHECKPOINT', 'image_size', `a multiple of patch_size ${patch}`, imageSize.join('x'));
+  if (imageSize.some((n) => n < patch))
+    throw UniFlowError.expected('BAD_CHECKPOINT', 'image_size', `at least patch_size ${patch}`, imageSize.join('x'));
   if (c.hidden_size % c.num_attention_heads !== 0)
     throw UniFlowError.expected(
       'BAD_CHECKPOINT',
@@ -136,6 +97,7 @@ function base(family: Family, c: CommonFields, hidden: number, eps: number): Enc
     eps,
     norm: 'layer',
     qkNorm: false,
+    qkEps: eps,
     activation: activations[c.hidden_act],
     gated: false,
     layerScale: false,
@@ -155,6 +117,12 @@ export const internVitFields = {
   norm_type: z.enum(['layer_norm', 'rms_norm']).default('layer_norm'),
   qk_normalization: z.boolean().default(false),
   qkv_bias: z.boolean().default(true),
+  /** InternVL3 configures a mixture of experts that no published model has. */
+  use_moe: z.literal(false).default(false),
+  ...unused(
+    `capacity_factor eval_capacity_factor laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale noisy_gate_policy
+    num_experts num_routed_experts num_shared_experts shared_expert_intermediate_size use_residual use_rts use_weighted_residual`,
+  ),
 };
 
 export function internVitConfig(c: z.infer<z.ZodObject<typeof internVitFields>>): EncoderConfig {
@@ -177,17 +145,19 @@ function internVl(config: Record<string, unknown>): EncoderConfig {
       attention_bias: z.boolean().default(false),
       use_qk_norm: z.boolean().default(false),
       use_absolute_position_embeddings: z.literal(true).default(true),
+      use_mean_pooling: z.boolean().default(true),
     }),
     config,
     'internvl_vision',
   );
-  const bias = c.attention_bias;
   return {
     ...base('internvl', c, c.intermediate_size, c.layer_norm_eps),
     norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
     qkNorm: c.use_qk_norm,
+    qkEps: 1e-6, // transformers passes layer_norm_eps to the other norms only
     layerScale: true,
-    bias: { q: bias, k: bias, v: bias, proj: true, mlp: true },
+    finalNorm: !c.use_mean_pooling,
+    bias: { q: c.attention_bias, k: c.attention_bias, v: c.attention_bias, proj: true, mlp: true },
   };
 }
 
@@ -297,11 +267,34 @@ export const modelTypes: readonly string[] = [...Object.keys(parsers), ...Object
 
 /** The encoder that a Hugging Face config.json describes, alone or as the vision tower of a larger model. */
 export function parseEncoderConfig(config: Record<string, unknown>): EncoderConfig {
-  const type = String(config['model_type']);
-  const parser = parsers[type];
-  if (parser) return parser(config);
-  const tower = towers[type];
-  const inner = config['vision_config'];
-  if (tower && inner && typeof inner === 'object') return parseEncoderConfig({ model_type: tower, ...inner });
-  throw UniFlowError.expected('UNSUPPORTED', 'model_type', `one of ${modelTypes.join(', ')}`, `'${type}'`);
+  const own = encoderJson(config);
+  return (parsers[own['model_type'] as string] as (typeof parsers)[string])(own);
+}
+
+/**
+ * The encoder's own config.json: `config` itself, or the vision tower's where that is inside a larger one.
+ * @throws UniFlowError `UNSUPPORTED` for another model type, `BAD_CHECKPOINT` where the tower is missing.
+ */
+export function encoderJson(config: Record<string, unknown>): Record<string, unknown> {
+  if (!isObject(config)) throw UniFlowError.expected('BAD_INPUT', 'config', "an encoder's config.json as an object", describe(config));
+  const type = config['model_type'];
+  if (typeof type === 'string' && Object.hasOwn(parsers, type)) return config;
+  if (type === 'siglip2' || type === 'siglip2_vision_model')
+    throw UniFlowError.expected(
+      'UNSUPPORTED',
+      'model_type',
+      'SigLIP2 of a fixed resolution (model_type siglip)',
+      `'${type}', SigLIP2 NaFlex, whose pictures come as sequences of patches`,
+    );
+  if (typeof type !== 'string' || !Object.hasOwn(towers, type))
+    throw UniFlowError.expected('UNSUPPORTED', 'model_type', `one of ${modelTypes.join(', ')}`, describe(type));
+  // older CLIP checkpoints have both; transformers lets this one decide
+  const inner = config['vision_config_dict'] ?? config['vision_config'];
+  if (isObject(inner)) return encoderJson({ model_type: towers[type], ...withoutNulls(inner) });
+  throw UniFlowError.expected(
+    'BAD_CHECKPOINT',
+    `vision_config in the config.json of model_type '${type}'`,
+    "an object with the vision encoder's fields",
+    inner === undefined || inner === null ? 'none' : describe(inner),
+  );
 }

@@ -5,7 +5,7 @@ import type { FloatType, NativeNormalisation } from '../native.js';
 import { GAIN, type ParameterSource } from '../parameters.js';
 import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
 import { recording } from '../tape.js';
-import { keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
+import { gridOf, keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
 import type { EncoderConfig } from './config.js';
 import { families } from './families.js';
 import { transformerBlock, type Block } from './transformer.js';
@@ -55,7 +55,7 @@ export class Encoder {
     }
     this.preNorm = names.preNorm ? source.norm(names.preNorm, d, true) : undefined;
     this.blocks = Array.from({ length: config.layers }, (_, i) => this.makeBlock(source, i));
-    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, config.norm === 'layer') : undefined;
+    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, true) : undefined; // LayerNorm, whatever the layers have
   }
 
   private makeBlock(source: ParameterSource, i: number): Block {
@@ -84,8 +84,7 @@ export class Encoder {
 
   /** Patches of the trained image size. */
   get trainedGrid(): Grid {
-    const [height, width] = this.config.imageSize;
-    return { rows: height / this.config.patch, cols: width / this.config.patch };
+    return gridOf(this.config.imageSize, this.config.patch);
   }
 
   /** Tokens in front of the patches: class token and registers. */
@@ -95,11 +94,10 @@ export class Encoder {
 
   /** The patch grid of pixels [B,H,W,3] or [B,3,H,W]. */
   gridOf(pixels: Tensor): Grid {
-    const [height, width] = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
-    const p = this.config.patch;
-    if (!(height > 0 && width > 0) || height % p !== 0 || width % p !== 0)
-      throw UniFlowError.expected('BAD_INPUT', 'image size', `multiples of the patch size ${p}`, `${height}x${width}`);
-    return { rows: height / p, cols: width / p };
+    const size = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
+    const grid = gridOf(size, this.config.patch);
+    if (grid.rows > 0 && grid.cols > 0) return grid;
+    throw UniFlowError.expected('BAD_INPUT', 'image size', `at least one patch of ${this.config.patch} pixels`, size.join('x'));
   }
 
   /**
@@ -122,6 +120,7 @@ export class Encoder {
     const options = {
       heads: c.heads,
       eps: c.eps,
+      qkEps: c.qkEps,
       rms: c.norm === 'rms',
       activation: c.activation,
       gated: c.gated,
@@ -132,7 +131,7 @@ export class Encoder {
       h = transformerBlock(h, block, options);
       if (wanted) states.push(h);
     }
-    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps, rms: c.norm === 'rms' }) : h, states };
+    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps }) : h, states };
   }
 
   /** Class token with its position, then the registers: [T, D]. */

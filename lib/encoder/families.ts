@@ -27,8 +27,8 @@ interface FamilyNames {
   preNorm?: string;
   finalNorm?: string;
   layer(i: number, config: EncoderConfig): LayerNames;
-  /** What a checkpoint of this family may hold besides. */
-  ignore: RegExp;
+  /** What a checkpoint of this family may hold that its hidden states do not depend on. */
+  unused: RegExp;
 }
 
 /** CLIP and SigLIP. */
@@ -65,13 +65,14 @@ export const families: Record<Family, FamilyNames> = {
         scale2: `${n}.ls2`,
       };
     },
-    ignore: /^$/,
+    unused: /^$/,
   },
   internvl: {
     patch: 'embeddings.patch_embeddings.projection',
     patchBias: true,
     classToken: { name: 'embeddings.cls_token', rank: 3 },
     position: { name: 'embeddings.position_embeddings', rank: 3 },
+    finalNorm: 'layernorm',
     layer: (i) => {
       const n = `encoder.layer.${i}`;
       return {
@@ -87,7 +88,7 @@ export const families: Record<Family, FamilyNames> = {
         scale2: `${n}.lambda_2`,
       };
     },
-    ignore: /^(embeddings\.mask_token|layernorm\.)/,
+    unused: /^(embeddings\.mask_token|layernorm\.)/,
   },
   dinov2: {
     patch: 'embeddings.patch_embeddings.projection',
@@ -110,7 +111,7 @@ export const families: Record<Family, FamilyNames> = {
         scale2: `${n}.layer_scale2.lambda1`,
       };
     },
-    ignore: /^embeddings\.mask_token$/,
+    unused: /^embeddings\.mask_token$/,
   },
   dinov3: {
     patch: 'embeddings.patch_embeddings',
@@ -131,7 +132,7 @@ export const families: Record<Family, FamilyNames> = {
         scale2: `${n}.layer_scale2.lambda1`,
       };
     },
-    ignore: /^(embeddings\.mask_token|rope_embeddings\.)/,
+    unused: /^(embeddings\.mask_token|rope_embeddings\.)/,
   },
   siglip: {
     patch: 'embeddings.patch_embedding',
@@ -139,7 +140,7 @@ export const families: Record<Family, FamilyNames> = {
     position: { name: 'embeddings.position_embedding.weight', rank: 2 },
     finalNorm: 'post_layernorm',
     layer: contrastiveLayer,
-    ignore: /^(head\.|embeddings\.position_ids)/,
+    unused: /^(head\.|embeddings\.position_ids)/,
   },
   clip: {
     patch: 'embeddings.patch_embedding',
@@ -149,7 +150,7 @@ export const families: Record<Family, FamilyNames> = {
     preNorm: 'pre_layrnorm', // the published names spell it so
     layer: contrastiveLayer,
     // HF's last_hidden_state is taken before post_layernorm, which only the pooled token goes through
-    ignore: /^(post_layernorm\.|embeddings\.position_ids)/,
+    unused: /^(post_layernorm\.|embeddings\.position_ids)/,
   },
 };
 

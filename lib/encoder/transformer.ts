@@ -20,6 +20,8 @@ export interface Block {
 export interface BlockOptions {
   heads: number;
   eps: number;
+  /** Of the norm of q and k. Default: `eps`. */
+  qkEps?: number;
   rms?: boolean;
   activation: Activation;
   gated?: boolean;
@@ -34,7 +36,7 @@ export function transformerBlock(h: Tensor, block: Block, { recompute: again = f
   if (again) return recompute((x) => transformerBlock(x, block, o), [h]);
   const normalise = { eps: o.eps, rms: o.rms ?? false };
   let qkv = linear(norm(h, block.norm1, normalise), block.qkv);
-  if (block.qNorm && block.kNorm) qkv = qkNorm(qkv, block.qNorm, block.kNorm, o.eps);
+  if (block.qNorm && block.kNorm) qkv = qkNorm(qkv, block.qNorm, block.kNorm, o.qkEps ?? o.eps);
   if (o.rotary) qkv = rope(qkv, o.heads, o.rotary.prefix, o.rotary.table);
   h = linear(attention(qkv, o.heads), block.proj, { scale: block.scale1, residual: h });
   const u = norm(h, block.norm2, normalise);

@@ -1,25 +1,25 @@
 /** A pretrained vision encoder of any supported family, as users hold it. */
 import type { NdArray } from 'ndarray';
-import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { Checkpoint, CheckpointSource, readJson, saveCheckpoint, saveOptions, type SaveOptions } from '../io/checkpoint.js';
-import { pathExists } from '../io/files.js';
+import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type Carried, type SaveOptions } from '../io/checkpoint.js';
+import { jsonText } from '../io/json.js';
 import { resolveModel, type HubOptions } from '../io/hub.js';
-import { batchesOf, type ImageInput } from '../io/input.js';
-import { applyProcessorConfig, defaultPreprocessing, processorConfig, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
+import { batchesOf, type ImageInput } from '../images/input.js';
+import { defaultPreprocessing, nativeNormalisation, type Preprocessing } from '../io/preprocess.js';
+import { readProcessor } from '../io/processor.js';
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';
 import { checkDevice, type DeviceOptions } from '../device.js';
-import { onDevice, type Grid } from '../tensor.js';
-import { parseEncoderConfig, type EncoderConfig } from './config.js';
+import { gridOf, onDevice, type Grid } from '../tensor.js';
+import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
 import { Encoder } from './encoder.js';
 import { families, towerPrefixes } from './families.js';
 
 export interface LoadOptions extends DeviceOptions, HubOptions {}
 
 export interface EncodeOptions {
-  /** Height and width that pictures are brought to; a number means a square. Default: what the encoder was trained on. */
+  /** Height and width that pictures are brought to; a number means a square. Default: what the model's processor says. */
   size?: number | readonly [height: number, width: number];
   /** Every layer's output as well. */
   hiddenStates?: boolean;
@@ -47,6 +47,8 @@ export class VisionEncoder {
     /** Where the encoder is, `'cpu'` or `'cuda:0'`. */
     readonly device: string,
     readonly dtype: FloatType,
+    /** What `save` writes besides, as it was in the checkpoint. */
+    private readonly untouched: { carried: readonly Carried[]; files: Record<string, string> },
   ) {}
 
   /**
@@ -59,20 +61,15 @@ export class VisionEncoder {
     const dir = await resolveModel(model, options);
     const checkpoint = await Checkpoint.open(dir);
     const config = parseEncoderConfig(checkpoint.config);
-    const preprocessing = await readPreprocessing(dir, config);
+    const { preprocessing, files } = await readProcessor(dir, defaultPreprocessing(config.family, config.imageSize));
     const prefix = towerPrefix(checkpoint, config);
     const source = new CheckpointSource(checkpoint, placement, prefix);
     return source.guard(async () => {
       const encoder = new Encoder(config, source, nativeNormalisation(preprocessing), placement.dtype);
-      await source.finish(families[config.family].ignore);
-      return new VisionEncoder(
-        encoder,
-        encoderJson(checkpoint.config),
-        preprocessing,
-        source.parameters,
-        placement.device,
-        placement.dtype,
-      );
+      const carried = await source.finish(families[config.family].unused);
+      const { parameters } = source;
+      const { device, dtype } = placement;
+      return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files });
     });
   }
 
@@ -84,7 +81,9 @@ export class VisionEncoder {
     const source = new RandomSource(placement, seed);
     return source.guard(() => {
       const encoder = new Encoder(parsed, source, nativeNormalisation(preprocessing), placement.dtype);
-      return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, placement.device, placement.dtype);
+      const { device, dtype } = placement;
+      const untouched = { carried: [], files: {} };
+      return new VisionEncoder(encoder, encoderJson(config), preprocessing, source.parameters, device, dtype, untouched);
     });
   }
 
@@ -101,7 +100,7 @@ export class VisionEncoder {
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<EncoderResult> {
     const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
-      const grid = { rows: batches.size[0] / this.config.patch, cols: batches.size[1] / this.config.patch };
+      const grid = gridOf(batches.size, this.config.patch);
       const [last, ...states] = await this.encoder.running({
         device: this.device,
         count: batches.count,
@@ -119,14 +118,15 @@ export class VisionEncoder {
     }
   }
 
-  /** Writes the encoder as a Hugging Face folder. */
+  /**
+   * Writes the encoder as a Hugging Face folder, with what its checkpoint had for it and this library does not compute with (a pooling head,
+   * a mask token, the processor's files). Of a larger model, the vision tower alone is written.
+   */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
-    const json = {
-      'config.json': { ...this.configJson, dtype: checked.dtype },
-      'preprocessor_config.json': processorConfig(this.preprocessing),
-    };
-    await saveCheckpoint(dir, json, this.parameters, checked);
+    const { carried, files } = this.untouched;
+    const config = jsonText(withDtype(this.configJson, checked.dtype, 'dtype'));
+    await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried }, checked);
   }
 
   /** Frees the weights; resolves when they are gone. */
@@ -140,29 +140,16 @@ export class VisionEncoder {
   }
 }
 
-/** The vision tower's own config.json, where it was inside a larger one. */
-function encoderJson(config: Record<string, unknown>): Record<string, unknown> {
-  const inner = config['vision_config'];
-  if (!inner || typeof inner !== 'object') return config;
-  const towers: Record<string, string> = {
-    clip: 'clip_vision_model',
-    siglip: 'siglip_vision_model',
-    internvl: 'internvl_vision',
-    internvl_chat: 'intern_vit_6b',
-  };
-  return { model_type: towers[String(config['model_type'])], ...inner };
-}
-
+/** @throws UniFlowError `BAD_CHECKPOINT` saying what is there instead. */
 function towerPrefix(checkpoint: Checkpoint, config: EncoderConfig): string {
   const patch = `${families[config.family].patch}.weight`;
-  const prefix = towerPrefixes.find((p) => checkpoint.tensors.has(p + patch));
-  if (prefix === undefined)
-    throw UniFlowError.expected('BAD_CHECKPOINT', checkpoint.path, `a ${config.family} vision encoder with ${patch}`, 'no such tensor');
-  return prefix;
-}
-
-async function readPreprocessing(dir: string, config: EncoderConfig): Promise<Preprocessing> {
-  const base = defaultPreprocessing(config.family, config.imageSize);
-  const path = join(dir, 'preprocessor_config.json');
-  return (await pathExists(path)) ? applyProcessorConfig(base, await readJson(path), path) : base;
+  const prefix = checkpoint.prefixOf(patch, towerPrefixes);
+  if (prefix !== undefined) return prefix;
+  const names = [...checkpoint.tensors.keys()];
+  const alike = names.filter((name) => name.endsWith(patch));
+  const perModule = [...new Map(names.map((name) => [name.split('.')[0], name])).values()];
+  const shown = (alike.length > 0 ? alike : perModule).slice(0, 5);
+  const found = `${names.length} tensors, among them ${shown.join(', ')}`;
+  const expected = `a ${config.family} vision encoder: one tensor ${patch}, with or without a prefix`;
+  throw UniFlowError.expected('BAD_CHECKPOINT', checkpoint.path, expected, found);
 }

@@ -1,28 +1,33 @@
 /**
  * Everything that is measured about a tokenizer, in one pass over the pictures (and one over the training pictures, where there are
- * some): PSNR, SSIM and the Fréchet distance of the reconstructions, linear probe and nearest neighbours on frozen tokens and latents,
- * each layer's cosine to the teacher. Pixels live for a batch; kept are a few vectors for each picture.
+ * some): PSNR, SSIM and the Fréchet distance of the reconstructions, the PCA baseline, how much of the latents carries something, linear
+ * probe and nearest neighbours on frozen tokens and latents, each layer's cosine to the teacher. Pixels live for a batch; kept are a few
+ * vectors for each image.
  *
  * The numbers do not depend on the batch size: whatever is summed over pictures or tokens is summed for each picture on its own, and over
  * the pictures in their order in float64. (Matrix products may differ in the last bit with the number of rows.)
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
-import { batches } from '../data/loader.js';
-import type { Dataset } from '../data/dataset.js';
+import { batches } from '../train/loader.js';
+import { subset, type Dataset } from '../sources/dataset.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
 import type { Schedule } from '../decoder/schedule.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
+import type { QualityConvention } from '../native.js';
 import { imageQuality, sliceTokens } from '../ops.js';
-import { cancellable, type Grid, onDevice, type Tensor, tidy } from '../tensor.js';
+import { cancellable, type Grid, gridOf, onDevice, type Tensor, tidy } from '../tensor.js';
 import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
+import { FIT_IMAGES, fitBaseline, type PatchCodec } from './baseline.js';
 import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
 import { checkComparable, type FeatureSet } from './feature-set.js';
-import { FeatureTable, flat, imagesOf, meanOfTokens } from './features.js';
+import { FeatureTable, flat, imagesOf, meanOfTokens, covered } from './features.js';
 import { fid } from './fid.js';
 import { KNN_DEFAULTS, knnAccuracy } from './knn.js';
+import { LatentMeter } from './latent-use.js';
 import { checkTeacher, layerDistances } from './layers.js';
 import { parametersPin, type DataPin, type SamplingPin } from './pins.js';
 import { linearProbe, PROBE_DEFAULTS } from './probe.js';
@@ -43,6 +48,7 @@ class Run {
   private readonly grid: Grid;
   private readonly batchSize: number;
   private readonly sampling: SamplingPin & { schedule: Schedule };
+  private readonly convention: QualityConvention;
 
   constructor(
     private readonly uniflow: UniFlow,
@@ -51,13 +57,16 @@ class Run {
     const { imageSize, patch, steps } = uniflow.config;
     const { teacher, features, reference, latentPool = 'mean' } = options;
     this.size = [...checkSize(options.size ?? imageSize, patch)];
-    this.grid = { rows: this.size[0] / patch, cols: this.size[1] / patch };
+    this.grid = gridOf(this.size, patch);
     this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols);
     this.sampling = {
       ...{ steps: options.steps ?? steps, schedule: options.schedule ?? 'linear' },
       ...{ guidance: options.guidance ?? 1, seed: options.seed ?? 0 },
     };
     checkInteger('seed', this.sampling.seed, 0, Number.MAX_SAFE_INTEGER);
+    this.convention = options.convention ?? 'standard';
+    if (this.convention !== 'standard' && this.convention !== 'paper')
+      throw UniFlowError.expected('BAD_INPUT', 'convention', "'standard' or 'paper'", describe(options.convention));
     if (latentPool !== 'mean' && latentPool !== 'concat')
       throw UniFlowError.expected('BAD_INPUT', 'latentPool', "'mean' or 'concat'", describe(latentPool));
     if (teacher) checkTeacher(uniflow.encoder, teacher.encoder);
@@ -72,11 +81,14 @@ class Run {
     if (train) await checkClasses(train, data);
     const pins = await this.pins();
     const sides = this.sides(pins);
-    const { table, labels } = await this.measure(data, true);
-    const { psnr, ssim } = qualityOf(table);
+    const { codec, fitted } = await this.baseline();
+    const meter = new LatentMeter(this.uniflow, data.length);
+    const { table, labels } = await this.measure(data, { codec, meter }).finally(() => codec?.dispose());
     const distances = table.get('distances');
     return {
-      ...{ images: data.length, psnr, ssim },
+      ...{ images: data.length, ...qualityOf(table, 'quality') },
+      ...(await meter.measure({ ...this.sampling, grid: this.grid, signal: this.options.signal })),
+      ...(codec ? { baseline: { ...qualityOf(table, 'baseline'), channels: codec.channels, fitted } } : {}),
       ...(await this.frechet(sides, table)),
       ...(train && labels ? { understanding: await this.understanding(train, table, labels) } : {}),
       ...(distances ? { layers: columnMeans(distances).map((distance) => 1 - distance) } : {}),
@@ -94,19 +106,30 @@ class Run {
       ...(teacher ? { teacher: origin.teacher ?? (await parametersPin(teacher.parameters)) } : {}),
       data: await this.dataPin('data', data, origin.data),
       ...(train ? { train: await this.dataPin('train', train, origin.train) } : {}),
-      ...{ crop: 'center', size: this.size, sampling: this.sampling },
+      ...{ crop: 'center', size: this.size, sampling: this.sampling, convention: this.convention },
       ...(train ? { latentPool, probe: { optimizer: 'AdamW', ...PROBE_DEFAULTS, seed }, knn: KNN_DEFAULTS } : {}),
     };
   }
 
-  private async dataPin(
-    name: string,
-    dataset: Dataset,
-    { path, split }: DataOrigin = { path: 'in memory', split: 'all' },
-  ): Promise<DataPin> {
+  private async dataPin(name: string, dataset: Dataset, { path, split }: DataOrigin = IN_MEMORY): Promise<DataPin> {
     const { signal } = this.options;
     const sha256 = await dataset.hash({ signal, onProgress: (done, total) => this.progress(`hash ${name}`, done, total) });
     return { path, split, images: dataset.length, sha256 };
+  }
+
+  private async baseline(): Promise<{ codec: PatchCodec | undefined; fitted: DataPin }> {
+    const { data, train, baseline, origin = {}, signal } = this.options;
+    const [source, { path, split }] = baseline
+      ? [baseline, origin.baseline ?? IN_MEMORY]
+      : train
+        ? [train, origin.train ?? IN_MEMORY]
+        : [data, origin.data ?? IN_MEMORY];
+    const indices = evenlySpaced(source.length, FIT_IMAGES);
+    const part = indices.length < source.length ? `${indices.length} evenly spaced of ${split}` : split;
+    const taken = subset(source, indices);
+    const fitted = await this.dataPin('baseline', taken, { path, split: part });
+    const onProgress = (done: number, total: number): void => this.progress('baseline', done, total);
+    return { codec: await fitBaseline(this.uniflow, taken, { size: this.size, signal, onProgress }), fitted };
   }
 
   /** The two sides of the Fréchet distance, with features where they are there already. */
@@ -124,20 +147,19 @@ class Run {
 
   // ----- passes -------------------------------------------------------------------------------------------------
 
-  /** What is kept of each picture of `dataset`; `decoding` for what the training pictures are not needed for. */
-  private async measure(dataset: Dataset, decoding: boolean): Promise<{ table: FeatureTable; labels: Int32Array | undefined }> {
+  /** What is kept of each image of `dataset`; `measured` by what they are decoded and measured, which the training images are not. */
+  private async measure(dataset: Dataset, measured?: Measured): Promise<{ table: FeatureTable; labels: Int32Array | undefined }> {
     const { signal, train } = this.options;
     const { batchSize, size } = this;
     const table = new FeatureTable(dataset.length);
     const labels = train && new Int32Array(dataset.length);
     let done = 0;
     for await (const batch of batches(dataset, { batchSize, size, crop: 'center', epochs: 1, signal })) {
-      const rows = await this.encodeBatch(batch.pixels, decoding);
-      const { z, ...kept } = rows;
-      if (z) Object.assign(kept, await this.decodeBatch(batch.pixels, z));
+      const { z, ...kept } = await this.encodeBatch(batch.pixels, measured !== undefined);
+      if (z && measured) Object.assign(kept, await this.decodeBatch(await covered(this.uniflow, batch.pixels, this.grid), z, measured));
       for (const [name, array] of Object.entries(kept)) table.add(name, array);
       labels?.set(batch.labels as Int32Array, done);
-      this.progress(decoding ? 'evaluate' : 'train features', (done += batch.ids.length), dataset.length);
+      this.progress(measured ? 'evaluate' : 'train features', (done += batch.ids.length), dataset.length);
     }
     return { table, labels };
   }
@@ -165,19 +187,22 @@ class Run {
     };
   }
 
-  private async decodeBatch(originals: NdArray<Uint8Array>, z: NdArray): Promise<Record<string, NdArray>> {
+  private async decodeBatch(originals: NdArray<Uint8Array>, z: NdArray, { codec, meter }: Measured): Promise<Record<string, NdArray>> {
     const { signal, features, reference } = this.options;
+    const { convention } = this;
     const images = (await this.uniflow.decode(z, { ...this.sampling, grid: this.grid, signal })) as NdArray<Uint8Array>;
     const { quality } = await readAll(
-      onDevice(this.uniflow.device, () => tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images)) }))),
+      onDevice(this.uniflow.device, () => tidy(() => ({ quality: imageQuality(imagesOf(originals), imagesOf(images), convention) }))),
     );
+    await meter.add(originals, z);
+    const compared = { quality: quality as NdArray, ...(codec ? { baseline: await codec.quality(originals, { convention }) } : {}) };
     const extractor = features && 'extract' in features ? features : undefined;
-    if (!extractor) return { quality: quality as NdArray };
+    if (!extractor) return compared;
     const reconstructions = await extractor.extract(images, signal);
     const [width, expected] = [reconstructions.shape[1], reference?.features.shape[1] ?? reconstructions.shape[1]];
     if (width !== expected) throw UniFlowError.expected('BAD_INPUT', 'reference', `features of ${width} dimensions`, String(expected));
     return {
-      ...{ quality: quality as NdArray, reconstructions },
+      ...{ ...compared, reconstructions },
       ...(reference ? {} : { originals: await extractor.extract(originals, signal) }),
     };
   }
@@ -202,7 +227,7 @@ class Run {
 
   private async understanding(train: Dataset, test: FeatureTable, labels: Int32Array): Promise<NonNullable<Evaluation['understanding']>> {
     const { signal } = this.options;
-    const learned = await this.measure(train, false);
+    const learned = await this.measure(train);
     const found: NonNullable<Evaluation['understanding']> = {};
     for (const name of learned.table.names) {
       const known = { features: learned.table.get(name) as NdArray, labels: learned.labels as Int32Array };
@@ -218,6 +243,14 @@ class Run {
     this.options.onProgress?.({ stage, done, total });
   }
 }
+
+/** What decoded images are measured by. */
+interface Measured {
+  codec: PatchCodec | undefined;
+  meter: LatentMeter;
+}
+
+const IN_MEMORY: DataOrigin = { path: 'in memory', split: 'all' };
 
 /** A feature set that may still have to be filled. */
 type Side = Omit<FeatureSet, 'features'> & { features?: FeatureSet['features'] };
@@ -251,8 +284,8 @@ async function readAll(tensors: Record<string, Tensor>): Promise<Record<string, 
   }
 }
 
-function qualityOf(table: FeatureTable): { psnr: number; ssim: number } {
-  const [psnr = NaN, ssim = NaN] = columnMeans(table.get('quality') as NdArray);
+function qualityOf(table: FeatureTable, name: 'quality' | 'baseline'): { psnr: number; ssim: number } {
+  const [psnr = NaN, ssim = NaN] = columnMeans(table.get(name) as NdArray);
   return { psnr, ssim };
 }
 

@@ -1,9 +1,10 @@
 /** What an evaluation is asked for, and what it answers. */
-import type { Dataset } from '../data/dataset.js';
+import type { Dataset } from '../sources/dataset.js';
 import type { Schedule } from '../decoder/schedule.js';
 import type { VisionEncoder } from '../encoder/vision-encoder.js';
-import type { FloatType } from '../native.js';
+import type { FloatType, QualityConvention } from '../native.js';
 import type { UniFlow } from '../uniflow.js';
+import type { Baseline } from './baseline.js';
 import type { FeatureSet } from './feature-set.js';
 import type { FeatureExtractor } from './features.js';
 import type { DataPin, FeaturePins, SamplingPin, WeightsPin } from './pins.js';
@@ -12,6 +13,10 @@ export interface EvaluateOptions {
   data: Dataset;
   /** Labelled pictures that the probe learns from and that are neighbours; `data` needs labels then, too. */
   train?: Dataset | undefined;
+  /** Images that the baseline is fitted to, of which at most {@link FIT_IMAGES} are taken. Default: those of `train`, else those of `data`. */
+  baseline?: Dataset | undefined;
+  /** How SSIM is computed; 'paper' to compare with values published for UniFlow. Default 'standard'. */
+  convention?: QualityConvention | undefined;
   /** What the encoder was fine-tuned from: for each layer's cosine to it, and its own probe and neighbours. */
   teacher?: VisionEncoder | UniFlow | undefined;
   /** For the Fréchet distance: what makes features of originals and reconstructions; or features of the reconstructions made elsewhere. */
@@ -32,7 +37,7 @@ export interface EvaluateOptions {
   seed?: number | undefined;
   batchSize?: number | undefined;
   /** Where things come from, as far as the caller knows. Default: in memory, weights pinned by a hash of the parameters. */
-  origin?: { model?: WeightsPin; teacher?: WeightsPin; data?: DataOrigin; train?: DataOrigin };
+  origin?: { model?: WeightsPin; teacher?: WeightsPin; data?: DataOrigin; train?: DataOrigin; baseline?: DataOrigin };
   onProgress?: ((progress: { stage: string; done: number; total: number }) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -52,6 +57,11 @@ export interface Evaluation {
   /** Means over the pictures, in dB and in [-1, 1]. */
   psnr: number;
   ssim: number;
+  /** How much of the latents carries something: see lib/eval/latent-use.ts. */
+  effectiveRank: number;
+  channelsInUse: number;
+  /** What a PCA reaches on the same images; none where latents have as many values as pixels. */
+  baseline?: Baseline & { fitted: DataPin };
   /** 'rFID' where an Inception file made the features. */
   fid?: { name: 'rFID' | 'FID'; value: number; dimensions: number; reference: ComparedSet; reconstructions: ComparedSet };
   /** Accuracies in [0, 1], of the tokens, the latents and the teacher's tokens. */
@@ -73,6 +83,7 @@ export interface EvaluationPins {
   crop: 'center';
   size: [height: number, width: number];
   sampling: SamplingPin;
+  convention: QualityConvention;
   latentPool?: 'mean' | 'concat';
   probe?: Record<string, number | string>;
   knn?: Record<string, number>;

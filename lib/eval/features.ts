@@ -5,8 +5,8 @@ import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { native, type ResampleFilter } from '../native.js';
-import { cast, sliceTokens } from '../ops.js';
-import { onDevice, Tensor, tensorOf } from '../tensor.js';
+import { cast, sliceTokens, toUint8 } from '../ops.js';
+import { gridOf, onDevice, Tensor, tensorOf, tidy, type Grid } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
 
@@ -37,7 +37,7 @@ export async function encoderFeatures(
   if (pool === 'class' && encoder.prefix === 0)
     throw UniFlowError.expected('UNSUPPORTED', 'pool', "'mean', as the encoder has no class token", "'class'");
   const { size, filter } = model instanceof VisionEncoder ? model.preprocessing : uniFlowPreprocessing(model.config);
-  const { rows, cols } = encoder.trainedGrid;
+  const { rows, cols } = gridOf(size, encoder.config.patch);
   const { name, sha256 } = weights ?? (await parametersPin(model.parameters));
   return {
     pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.dtype },
@@ -81,6 +81,14 @@ export function imagesOf({ data, shape }: NdArray<Uint8Array>, begin = 0, end = 
   const [, height, width] = shape as [number, number, number];
   const bytes = height * width * 3;
   return Tensor.from({ data: data.subarray(begin * bytes, end * bytes), shape: [end - begin, height, width, 3] });
+}
+
+/** What the whole patches show of pictures [B,H,W,3]: as much as is decoded. */
+export async function covered(uniflow: UniFlow, pixels: NdArray<Uint8Array>, grid: Grid): Promise<NdArray<Uint8Array>> {
+  const { config, device, normalisation } = uniflow;
+  if (pixels.shape[1] === grid.rows * config.patch && pixels.shape[2] === grid.cols * config.patch) return pixels;
+  const cut = onDevice(device, () => tidy(() => toUint8(imagesOf(pixels), grid, config.patch, normalisation)));
+  return (cut.read() as Promise<NdArray<Uint8Array>>).finally(() => cut.dispose());
 }
 
 /** uint8 [B,H,W,3] at another height and width. */

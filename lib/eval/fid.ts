@@ -38,6 +38,9 @@ export async function gaussianOf(features: NdArray): Promise<Gaussian> {
 export function frechetDistance(a: Gaussian, b: Gaussian): number {
   const d = a.mean.length;
   if (b.mean.length !== d) throw UniFlowError.expected('BAD_INPUT', 'features', `${d} dimensions in both sets`, String(b.mean.length));
+  for (const [i, { mean, covariance }] of [a, b].entries())
+    if (![mean, covariance].every((values) => values.every(Number.isFinite)))
+      throw UniFlowError.expected('BAD_INPUT', `features of set ${i + 1}`, 'finite numbers, with finite variances', 'NaN or infinity');
   const [c1, c2] = [a, b].map(({ covariance }) => Matrix.from1DArray(d, d, covariance)) as [Matrix, Matrix];
   const difference = Matrix.sub(Matrix.rowVector(a.mean), Matrix.rowVector(b.mean));
   const { eigenvectorMatrix, realEigenvalues } = symmetric(c1);

@@ -1,9 +1,11 @@
+export { FIT_IMAGES, fitBaseline, type Baseline, type FitOptions, type PatchCodec } from './baseline.js';
 export { evaluate } from './evaluate.js';
 export type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
 export { checkComparable, loadFeatureSet, saveFeatureSet, type FeatureSet } from './feature-set.js';
 export { encoderFeatures, type EncoderFeatureOptions, type FeatureExtractor } from './features.js';
 export { fid, frechetDistance, gaussianOf, type Gaussian } from './fid.js';
 export { inceptionFeatures } from './inception.js';
+export type { LatentUse } from './latent-use.js';
 export { knnAccuracy, type KnnOptions } from './knn.js';
 export type { LabelledFeatures } from './labelled.js';
 export type { DataPin, ExtractorPin, FeaturePins, SamplingPin, WeightsPin } from './pins.js';

@@ -29,8 +29,9 @@ export class Moments {
   private mean: Float64Array | undefined;
   private scatter: Float64Array | undefined;
 
-  /** Takes in the rows of x [N,D] float32, N >= 2. */
+  /** Takes in the rows of x [N,D] float32. */
   async add(x: Tensor): Promise<void> {
+    if (x.dim(0) === 1) return this.combine(1, (await x.read()).data as Float32Array, new Float32Array(x.dim(1) ** 2)); // no covariance
     const moments = native.covariance(x.handle);
     const [mean, covariance] = [new Tensor(moments.mean), new Tensor(moments.covariance)];
     try {

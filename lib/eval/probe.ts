@@ -8,7 +8,7 @@
  */
 import ndarray, { type NdArray } from 'ndarray';
 import { checkInteger, checkNumber, checkOptions } from '../check.js';
-import { permutation } from '../data/random.js';
+import { permutation } from '../train/random.js';
 import { onCpu } from '../device.js';
 import { throwIfAborted } from '../errors.js';
 import { crossEntropy } from '../losses/cross-entropy.js';

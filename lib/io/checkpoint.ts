@@ -1,5 +1,5 @@
 /** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
-import { mkdir, readFile, type FileHandle as File } from 'node:fs/promises';
+import { mkdir, type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { checkOptions, describe } from '../check.js';
 import { checkFloatType, type Placement } from '../device.js';
@@ -7,12 +7,22 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import { type FileHandle, type FloatType, native, type ParameterPart, type TensorHandle, type WeightType } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { onDevice, tensorOf, type Tensor } from '../tensor.js';
-import { pathExists, replaceFiles, safetensorsHeader, type Replacement } from './files.js';
+import { pathExists, replaceFiles, safetensorsHeader, type Replacement, type SafetensorsEntry } from './files.js';
+import { otherWeightsIn, refuseForeign } from './foreign.js';
+import { readJson } from './json.js';
 
 interface Stored {
   file: FileHandle;
   dtype: string;
   shape: number[];
+}
+
+/** A tensor that the model does not compute with, kept for {@link saveCheckpoint}: a pooling head, a mask token. */
+export interface Carried extends Stored {
+  /** In its file. */
+  stored: string;
+  /** As the model saves it. */
+  name: string;
 }
 
 /** The tensors of a checkpoint folder by name; nothing is read before it is asked for. */
@@ -27,7 +37,7 @@ export class Checkpoint {
     const config = await readJson(join(dir, 'config.json'));
     const tensors = new Map<string, Stored>();
     for (const name of await weightFiles(dir)) {
-      const file = native.openSafetensors(join(dir, name));
+      const file = await openWeights(join(dir, name));
       for (const [key, { dtype, shape }] of Object.entries(file.tensors)) {
         if (tensors.has(key)) throw new UniFlowError('BAD_CHECKPOINT', `${dir}: the tensor ${key} is in several files`, { subject: key });
         tensors.set(key, { file: file.handle, dtype, shape });
@@ -35,25 +45,26 @@ export class Checkpoint {
     }
     return new Checkpoint(dir, config, tensors);
   }
+
+  /**
+   * What the names of a model have in front, which has a tensor `marker`: nothing, a larger model's name for it, or what wrappers in
+   * training leave (`module.`, `_orig_mod.`). Where several models fit, the first of `preferred` is taken.
+   */
+  prefixOf(marker: string, preferred: readonly string[] = ['']): string | undefined {
+    const found = [...this.tensors.keys()]
+      .filter((name) => name === marker || name.endsWith(`.${marker}`))
+      .map((name) => name.slice(0, name.length - marker.length));
+    return preferred.find((prefix) => found.includes(prefix)) ?? (found.length === 1 ? found[0] : undefined);
+  }
 }
 
-export async function readJson(path: string): Promise<Record<string, unknown>> {
-  let text: string;
+async function openWeights(path: string): Promise<ReturnType<typeof native.openSafetensors>> {
   try {
-    text = await readFile(path, 'utf8');
-  } catch (cause) {
-    throw new UniFlowError('BAD_CHECKPOINT', `${path} cannot be read: a model is a folder with config.json and model.safetensors`, {
-      subject: path,
-      cause,
-    });
+    return native.openSafetensors(path);
+  } catch (error) {
+    await refuseForeign(path);
+    throw error;
   }
-  try {
-    const value: unknown = JSON.parse(text);
-    if (value && typeof value === 'object' && !Array.isArray(value)) return value as Record<string, unknown>;
-  } catch (cause) {
-    throw UniFlowError.expected('BAD_CHECKPOINT', path, 'a JSON object', (cause as Error).message, cause);
-  }
-  throw UniFlowError.expected('BAD_CHECKPOINT', path, 'a JSON object', 'another JSON value');
 }
 
 /** `model.safetensors`, or the shards that its index names. */
@@ -61,7 +72,12 @@ async function weightFiles(dir: string): Promise<string[]> {
   const exists = (name: string): Promise<boolean> => pathExists(join(dir, name));
   if (await exists('model.safetensors')) return ['model.safetensors'];
   if (!(await exists('model.safetensors.index.json')))
-    throw UniFlowError.expected('BAD_CHECKPOINT', dir, 'model.safetensors or model.safetensors.index.json', 'neither');
+    throw UniFlowError.expected(
+      'BAD_CHECKPOINT',
+      dir,
+      'model.safetensors or model.safetensors.index.json',
+      `neither${await otherWeightsIn(dir)}`,
+    );
   const index = await readJson(join(dir, 'model.safetensors.index.json'));
   const map = index['weight_map'];
   if (typeof map !== 'object' || map === null || Array.isArray(map) || Object.keys(map).length === 0)
@@ -110,16 +126,17 @@ export class CheckpointSource extends ParameterSource {
 
   /**
    * Throws BAD_CHECKPOINT that lists every missing, misshapen and unexpected tensor; waits for the loading.
-   * Tensors that match `ignore` (heads, other towers) may be there unused.
+   * @returns what is there unused: tensors without elements (no registers), and those that match `unused`.
    */
-  async finish(ignore?: RegExp): Promise<void> {
-    const unexpected = [...this.checkpoint.tensors.keys()].filter(
-      (name) => !this.used.has(name) && name.startsWith(this.under) && !ignore?.test(name.slice(this.under.length)),
-    );
+  async finish(unused?: RegExp): Promise<Carried[]> {
+    const rest = [...this.checkpoint.tensors]
+      .filter(([stored]) => !this.used.has(stored) && stored.startsWith(this.under))
+      .map(([stored, tensor]): Carried => ({ ...tensor, stored, name: stored.slice(this.under.length) }));
+    const carried = rest.filter(({ name, shape }) => shape.includes(0) || unused?.test(name));
     const problems = [
       ...this.misfits,
       ...this.missing.map((name) => `${name}: missing`),
-      ...unexpected.map((name) => `${name}: unexpected`),
+      ...rest.filter((tensor) => !carried.includes(tensor)).map(({ stored }) => `${stored}: unexpected`),
     ];
     if (problems.length > 0) {
       for (const { tensor } of this.parameters) tensor.dispose();
@@ -130,6 +147,7 @@ export class CheckpointSource extends ParameterSource {
       });
     }
     await native.synchronize(this.parameters.map((p) => p.tensor.handle));
+    return carried;
   }
 }
 
@@ -151,11 +169,23 @@ export function saveOptions(options: SaveOptions, own: FloatType): { dtype: Floa
   return { dtype, signal };
 }
 
-/** Writes model.safetensors and the JSON files; they appear under their names only when all are complete. */
+/** `config.json` with the element type that is saved, in both spellings where it had both. */
+export function withDtype(json: Record<string, unknown>, dtype: FloatType, spelling: 'dtype' | 'torch_dtype'): Record<string, unknown> {
+  const spellings = ['dtype', 'torch_dtype'].filter((name) => name === spelling || name in json);
+  return { ...json, ...Object.fromEntries(spellings.map((name) => [name, dtype])) };
+}
+
+export interface SavedModel {
+  /** The other files' texts by name. */
+  files: Record<string, string>;
+  parameters: readonly Parameter[];
+  carried?: readonly Carried[];
+}
+
+/** Writes model.safetensors and the other files; they appear under their names only when all are complete. */
 export async function saveCheckpoint(
   dir: string,
-  json: Record<string, Record<string, unknown>>,
-  parameters: readonly Parameter[],
+  { files, parameters, carried = [] }: SavedModel,
   { dtype, signal }: { dtype: FloatType; signal: AbortSignal | undefined },
 ): Promise<void> {
   if (parameters.some(({ tensor }) => tensor.dtype === 'float8'))
@@ -165,11 +195,8 @@ export async function saveCheckpoint(
   try {
     await mkdir(dir, { recursive: true });
     await replaceFiles([
-      ...Object.entries(json).map(([name, value]): Replacement => ({
-        path: join(dir, name),
-        write: (file) => file.writeFile(JSON.stringify(value, null, 2) + '\n'),
-      })),
-      { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, parameters, dtype, signal) },
+      ...Object.entries(files).map(([name, text]): Replacement => ({ path: join(dir, name), write: (file) => file.writeFile(text) })),
+      { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, parameters, carried, dtype, signal) },
     ]);
   } catch (cause) {
     if (cause instanceof UniFlowError) throw cause;
@@ -180,12 +207,21 @@ export async function saveCheckpoint(
 const storedType = ({ matrix }: Parameter, dtype: FloatType): FloatType => (matrix ? dtype : 'float32');
 const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
-async function writeSafetensors(file: File, parameters: readonly Parameter[], dtype: FloatType, signal?: AbortSignal): Promise<void> {
-  const entries = parameters.flatMap((parameter) => {
+async function writeSafetensors(
+  file: File,
+  parameters: readonly Parameter[],
+  carried: readonly Carried[],
+  dtype: FloatType,
+  signal?: AbortSignal,
+): Promise<void> {
+  const entries: (readonly [name: string, SafetensorsEntry])[] = parameters.flatMap((parameter) => {
     const { name: type } = STORED[storedType(parameter, dtype)];
     const stored = parameter.parts.filter(({ absent }) => !absent);
     return stored.map(({ name, shape }) => [name, { dtype: type, shape }] as const);
   });
+  const others = carried.map((tensor) => ({ ...tensor, bytes: native.tensorBytes(tensor.file, tensor.stored) }));
+  for (const { name, dtype, shape, bytes } of others)
+    entries.push([name, { dtype: dtype as SafetensorsEntry['dtype'], shape, bytes: bytes.length }]);
   await file.writeFile(safetensorsHeader(entries, { format: 'pt' }));
   for (const parameter of parameters) {
     throwIfAborted(signal);
@@ -198,6 +234,7 @@ async function writeSafetensors(file: File, parameters: readonly Parameter[], dt
       at += size;
     }
   }
+  for (const { bytes } of others) await file.writeFile(bytes);
 }
 
 /** A tensor's values as a file stores them, in C order. */

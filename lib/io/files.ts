@@ -78,15 +78,17 @@ const ELEMENT_BYTES = { F64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, U8: 1 } as cons
 export interface SafetensorsEntry {
   dtype: keyof typeof ELEMENT_BYTES;
   shape: readonly number[];
+  /** Where the type is of another file and may be one that we do not store. */
+  bytes?: number;
 }
 
 /** The head of a safetensors file whose tensors follow each other in this order: length and JSON, padded so that the elements are aligned. */
 export function safetensorsHeader(tensors: Iterable<readonly [name: string, SafetensorsEntry]>, metadata: Record<string, string>): Buffer {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let end = 0;
-  for (const [name, { dtype, shape }] of tensors) {
+  for (const [name, { dtype, shape, bytes }] of tensors) {
     const begin = end;
-    end += shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
+    end += bytes ?? shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
     header[name] = { dtype, shape, data_offsets: [begin, end] };
   }
   const json = Buffer.from(JSON.stringify(header));

@@ -5,6 +5,8 @@ import { homedir } from 'node:os';
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { getHFHubCachePath, getRepoFolderName, HUB_URL, HubApiError, listFiles, modelInfo, type ListFileEntry } from '@huggingface/hub';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
+import { otherWeights } from './foreign.js';
+import { PREPROCESSOR, PROCESSOR } from './processor.js';
 
 /** The file that bytes arrived for, and the bytes of all files: so far (those found in the cache included), and in the end. */
 export interface HubProgress {
@@ -32,14 +34,14 @@ interface Repository extends HubOptions {
 }
 
 const CONFIG = 'config.json';
-const PREPROCESSOR = 'preprocessor_config.json';
+const OPTIONAL = [PREPROCESSOR, PROCESSOR]; // what a model may have besides
 const WEIGHTS = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
 const COMMIT = /^[0-9a-f]{40}$/;
 
 /**
  * The local folder of a model: itself where `model` is a folder, else the hub repository `owner/name`, downloaded on
- * first use. Where the hub cannot be reached, the copy in the cache is used if it is complete.
+ * first use. Where the hub cannot be reached, or refuses access, the copy in the cache is used if it is complete.
  *
  * Honours HF_ENDPOINT, HF_TOKEN (or the token that `hf auth login` stored) and HF_HUB_OFFLINE.
  *
@@ -113,17 +115,27 @@ async function locate(repository: Repository): Promise<string> {
     if (cached) return cached;
     throw unavailable(repository, 'HF_HUB_OFFLINE is set');
   }
-  // A commit never changes; but where preprocessor_config.json is missing, only the hub knows whether there is one.
-  if (cached && COMMIT.test(repository.revision) && (await isFile(join(cached, PREPROCESSOR)))) return cached;
+  // A commit never changes; but where the processor's files are missing, only the hub knows whether there are any.
+  const processors = cached ? await Promise.all(OPTIONAL.map((name) => isFile(join(cached, name)))) : [];
+  if (cached && COMMIT.test(repository.revision) && processors.includes(true)) return cached;
   let commit: string;
   try {
     commit = await currentCommit(repository);
   } catch (error) {
-    const refused = error instanceof HubApiError && error.statusCode < 500 && error.statusCode !== 429;
-    if (cached && !refused && !repository.signal?.aborted) return cached;
-    throw explained(repository, error);
+    const unreachable = !(error instanceof HubApiError) || error.statusCode >= 500 || error.statusCode === 429;
+    if (cached && unreachable && !repository.signal?.aborted) return cached;
+    return withoutAccess(repository, cached, explained(repository, error));
   }
-  return download(repository, commit);
+  return download(repository, commit).catch((error: unknown) => withoutAccess(repository, cached, error));
+}
+
+/** The copy in the cache where the hub refuses access, with a warning, as Python's huggingface_hub has it. */
+function withoutAccess({ name, endpoint }: Repository, cached: string | undefined, error: unknown): string {
+  const cause = error instanceof UniFlowError ? error.cause : undefined;
+  if (cached === undefined || !(cause instanceof HubApiError) || ![401, 403].includes(cause.statusCode)) throw error;
+  const why = `${endpoint} refuses access (${cause.statusCode}; is HF_TOKEN missing or expired?)`;
+  process.emitWarning(`${name}: ${why}: the copy in ${cached} is used, which may not be the newest`, { type: 'UniFlowWarning' });
+  return cached;
 }
 
 async function currentCommit({ name, revision, endpoint, fetch }: Repository): Promise<string> {
@@ -200,7 +212,7 @@ async function download(repository: Repository, commit: string): Promise<string>
 /** What there is to download. The index of a sharded model is downloaded here, because it names the other files. */
 async function neededFiles(repository: Repository, commit: string): Promise<ListFileEntry[]> {
   const listed = await listedFiles(repository, commit);
-  const wanted = [CONFIG, ...(listed.has(PREPROCESSOR) ? [PREPROCESSOR] : [])];
+  const wanted = [CONFIG, ...OPTIONAL.filter((name) => listed.has(name))];
   const index = listed.get(INDEX);
   if (index && !listed.has(WEIGHTS)) {
     const snapshot = join(repository.folder, 'snapshots', commit);
@@ -210,7 +222,8 @@ async function neededFiles(repository: Repository, commit: string): Promise<List
   const missing = wanted.filter((file) => !listed.has(file));
   if (missing.length === 0) return wanted.map((file) => listed.get(file) as ListFileEntry);
   const expected = `${CONFIG}, and ${WEIGHTS} or ${INDEX} with the files it names (only safetensors are read)`;
-  throw UniFlowError.expected('BAD_CHECKPOINT', repository.name, expected, `a repository without ${missing.join(', ')}`);
+  const found = missing.includes(WEIGHTS) ? otherWeights([...listed.keys()]) : '';
+  throw UniFlowError.expected('BAD_CHECKPOINT', repository.name, expected, `a repository without ${missing.join(', ')}${found}`);
 }
 
 async function listedFiles(repository: Repository, commit: string): Promise<Map<string, ListFileEntry>> {
@@ -236,9 +249,8 @@ async function downloadFile(
   onBytes: (bytes: number) => void = () => undefined,
 ): Promise<void> {
   const checksum = file.lfs?.oid ?? file.oid ?? '';
-  if (!/^[0-9a-f]+$/.test(checksum))
-    // it names a file
-    throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
+  const named = /^[0-9a-f]+$/.test(checksum); // it is to be the name of a file
+  if (!named) throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
   const blob = join(repository.folder, 'blobs', checksum);
   const bytes = counted(bytesOf(repository, commit, file), onBytes);
   if (await isFile(blob))

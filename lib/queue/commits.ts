@@ -9,9 +9,9 @@
 import { randomUUID } from 'node:crypto';
 import { UniFlowError } from '../errors.js';
 import { isTemporary } from '../io/files.js';
-import { checkSameRun, JOURNAL, type Header } from '../batch/manifest.js';
-import type { Output } from '../batch/output.js';
-import { stemOf, type ShardRecord, type ShardSink } from '../batch/shard.js';
+import { checkSameRun, JOURNAL, type Header } from '../shards/manifest.js';
+import type { Output } from '../shards/output.js';
+import { stemOf, type ShardRecord, type ShardSink } from '../shards/shard.js';
 
 const RUN = 'run.json';
 const RECORDS = 'records/';

@@ -1,5 +1,5 @@
 /** Batch encoding on many machines. What it takes is loaded when it is used: importing the library stays light. */
-import type { Item } from '../batch/picture.js';
+import type { Item } from '../sources/item.js';
 import type { UniFlow } from '../uniflow.js';
 import type { QueueOptions, QueueResult } from './plan.js';
 import type { ShardWorker, WorkerOptions } from './worker.js';

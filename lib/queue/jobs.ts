@@ -3,8 +3,8 @@ import { createHash } from 'node:crypto';
 import { Queue, type JobsOptions } from 'bullmq';
 import { Redis } from 'ioredis';
 import { UniFlowError } from '../errors.js';
-import type { Header } from '../batch/manifest.js';
-import type { Item } from '../batch/picture.js';
+import type { Header } from '../shards/manifest.js';
+import type { Item } from '../sources/item.js';
 
 /** All runs share one queue: a worker takes what there is. */
 export const QUEUE = 'uniflow';

@@ -3,8 +3,8 @@ import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { Utilisation } from '../batch/meter.js';
-import type { ShardRecord } from '../batch/shard.js';
+import type { Utilisation } from '../shards/meter.js';
+import type { ShardRecord } from '../shards/shard.js';
 import { memoryStats } from '../device.js';
 
 /** What became of a job: the shard was made, it was there already, or the attempt failed. */

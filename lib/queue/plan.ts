@@ -6,13 +6,14 @@ import { fileURLToPath } from 'node:url';
 import { checkInteger, checkOptions } from '../check.js';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
 import type { UniFlow } from '../uniflow.js';
-import { headerOf, readManifest, checkSameRun, seal, type Header, type Manifest } from '../batch/manifest.js';
-import { isS3, openOutput } from '../batch/open-output.js';
-import type { Output } from '../batch/output.js';
-import type { Item } from '../batch/picture.js';
-import type { RunOptions } from '../batch/run.js';
-import { Census, ShardEncoder, type ShardRecord } from '../batch/shard.js';
-import { unique } from '../batch/source.js';
+import { headerOf, readManifest, checkSameRun, seal, writeSkips, type Header, type Manifest } from '../shards/manifest.js';
+import { isS3, openOutput } from '../shards/open-output.js';
+import type { Output } from '../shards/output.js';
+import type { Item } from '../sources/item.js';
+import type { RunOptions } from '../shards/run.js';
+import { Census, ShardEncoder, type ShardRecord } from '../shards/shard.js';
+import { Skips } from '../sources/skips.js';
+import { itemsOfSource, unique, type Source } from '../sources/source.js';
 import { beginRun, committed, isRecorded, readRecord, tidy } from './commits.js';
 import { connect, Jobs, runId } from './jobs.js';
 
@@ -52,9 +53,11 @@ export interface QueueResult {
   complete: boolean;
   /** Shards of the run. */
   planned: number;
+  /** Files that the source passed over; they are named in skipped.jsonl. */
+  skips: Skips;
 }
 
-type Items = AsyncIterable<Item> | Iterable<Item>;
+type Items = Source | AsyncIterable<Item> | Iterable<Item>;
 
 const SECOND = 1_000;
 /** Looking at the output takes at most this share of the time. */
@@ -97,7 +100,7 @@ async function planned(redis: Redis, encoder: ShardEncoder, source: Items, out: 
   const sealed = await readManifest(output);
   if (sealed) {
     checkSameRun(output.name, sealed.header, wanted);
-    return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length };
+    return { manifest: sealed, before: sealed.count + sealed.failures, complete: true, planned: sealed.shards.length, skips: new Skips() };
   }
   const header = await beginRun(output, wanted);
   const jobs = new Jobs(redis, runId(where, header), where, settings.attempts);
@@ -118,6 +121,7 @@ class Planner {
   private before = 0;
   private nextLook = 0;
   private workers = 0;
+  private skips = new Skips();
 
   constructor(
     private readonly header: Header,
@@ -139,14 +143,16 @@ class Planner {
   }
 
   private result(manifest: Manifest | undefined): QueueResult {
-    return { manifest, before: this.before, complete: false, planned: this.ids.length };
+    return { manifest, before: this.before, complete: false, planned: this.ids.length, skips: this.skips };
   }
 
   /** Goes through the source, and sees to it that every shard is there or has a job. */
   private async plan(again: boolean): Promise<void> {
     let index = 0;
     let total = 0;
-    for await (const { items, ids } of sections(unique(this.source), this.options.shardSize)) {
+    this.skips = new Skips();
+    const source = unique(itemsOfSource(this.source, this.skips.add));
+    for await (const { items, ids } of sections(source, this.options.shardSize)) {
       this.ids[index] = ids;
       await this.lookNowAndThen();
       this.checkIds(index);
@@ -253,6 +259,7 @@ class Planner {
         `nothing is written: no picture could be read; ${this.failures > 0 ? `${this.failures} failed` : 'there is none'}`,
       );
     await tidy(this.output, records);
+    await writeSkips(this.output, this.skips);
     return seal(this.output, this.header, records);
   }
 }
@@ -286,7 +293,7 @@ function portableItem({ id, image }: Item): Item {
   }
   throw new UniFlowError(
     'UNSUPPORTED',
-    `${id} has no path or URL by which a worker could read it: a queue takes files, archives (.tar, .parquet) and URLs, but neither standard input nor IDX`,
+    `${id} has no path or URL by which a worker could read it: a queue takes files, archives (.tar, .parquet) and URLs, but neither standard input nor .tar.gz nor IDX`,
     { subject: id },
   );
 }

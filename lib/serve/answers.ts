@@ -1,6 +1,7 @@
 /** Answers: JSON, a safetensors file, or one picture, as the client's Accept says. */
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { encodeImage, type RgbImage } from '../io/image.js';
+import { type RgbImage } from '../images/decode.js';
+import { encodeImage } from '../images/write.js';
 import type { Grid } from '../tensor.js';
 import type { EncodedPicture } from './lanes.js';
 import { Refusal } from './problem.js';

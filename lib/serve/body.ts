@@ -2,9 +2,9 @@
 import type { MultipartFile } from '@fastify/multipart';
 import type { FastifyRequest } from 'fastify';
 import type { z } from 'zod';
-import { reasonOf, UniFlowError } from '../errors.js';
+import { UniFlowError } from '../errors.js';
 import type { Settings } from './options.js';
-import { Refusal, Refusals } from './problem.js';
+import { Refusal } from './problem.js';
 import type { Budget, Remote } from './remote.js';
 import { parse, type RequestSchemas } from './schemas.js';
 import { fromBase64, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
@@ -114,24 +114,7 @@ function jsonOf(value: unknown): unknown {
   }
 }
 
-/** `work` on all; where some fail, an error that names them. */
-export async function each<T, R>(items: readonly T[], work: (item: T) => Promise<R>): Promise<R[]> {
-  const outcomes = await Promise.allSettled(items.map(work));
-  const failed = outcomes.filter((outcome) => outcome.status === 'rejected').map((outcome) => outcome.reason as Error);
-  const other = failed.find((error) => !(error instanceof UniFlowError) || error.code === 'ABORTED');
-  if (other !== undefined) throw other;
-  if (failed.length > 0) throw new Refusals(failed as UniFlowError[]);
-  return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<R>).value);
-}
-
 /** The bytes of a picture, fetched where it is a URL. */
 export async function bytesOf(picture: Picture, remote: Remote, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
   return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, budget, signal);
-}
-
-/** An error of a picture's bytes, told of the picture. */
-export function told({ subject }: Picture, error: unknown): unknown {
-  if (!(error instanceof UniFlowError) || error.subject !== '<buffer>') return error;
-  const { code, expected, actual } = error;
-  return new UniFlowError(code, `${subject}: ${reasonOf(error, '<buffer>')}`, { subject, expected, actual, cause: error });
 }

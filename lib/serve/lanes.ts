@@ -1,11 +1,12 @@
 /** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
 import ndarray, { type NdArray } from 'ndarray';
-import { Buffers } from '../batch/buffers.js';
+import { Buffers } from '../images/buffers.js';
 import type { DecodeOptions, UniFlow } from '../uniflow.js';
 import { defaultBatchSize } from '../gather.js';
-import { picturesOf, type RgbImage } from '../io/image.js';
-import type { PixelInput } from '../io/input.js';
-import type { Grid } from '../tensor.js';
+import { type RgbImage } from '../images/decode.js';
+import { toImages } from '../images/write.js';
+import type { PixelInput } from '../images/input.js';
+import { gridOf, type Grid } from '../tensor.js';
 import type { Lane } from './batcher.js';
 
 export type Size = readonly [height: number, width: number];
@@ -55,7 +56,7 @@ export class Lanes {
   ): ModelLane<Float32Array, RgbImage> {
     return this.lane('decode', shape[0], [shape, grid, keyOf(sampling)], async (rows, signal) => {
       const latents = ndarray(stack(rows, new Float32Array(rows.length * shape[0] * shape[1])), [rows.length, ...shape]);
-      return picturesOf(await this.uniflow.decode(latents, { ...sampling, grid, batchSize: rows.length, signal }));
+      return toImages(await this.uniflow.decode(latents, { ...sampling, grid, batchSize: rows.length, signal }));
     });
   }
 
@@ -63,12 +64,13 @@ export class Lanes {
     return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (pictures, signal) => {
       const options = { ...sampling, batchSize: pictures.length, signal };
       const { images, perImage } = await this.stacked(pictures, size, (pixels) => this.uniflow.reconstruct(pixels, options));
-      return picturesOf(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
+      return toImages(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
     });
   }
 
-  patches([height, width]: Size): number {
-    return (height * width) / this.uniflow.config.patch ** 2;
+  patches(size: Size): number {
+    const { rows, cols } = gridOf(size, this.uniflow.config.patch);
+    return rows * cols;
   }
 
   /** For a picture's pixels; {@link encode} and {@link reconstruct} take it back. */

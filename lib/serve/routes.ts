@@ -1,21 +1,22 @@
 /** The three kinds of work over HTTP: read, prepare, compute with others, answer. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { setMaxListeners } from 'node:events';
-import pLimit from 'p-limit';
 import type { UniFlow } from '../uniflow.js';
 import { uniFlowPreprocessing } from '../config.js';
-import { aborted, UniFlowError } from '../errors.js';
-import { checkSize } from '../io/input.js';
-import { DECODERS } from '../io/image.js';
+import { UniFlowError } from '../errors.js';
+import { checkSize } from '../images/input.js';
+import { decodeAhead } from '../images/decode-ahead.js';
+import type { ImageSource, RgbImage } from '../images/decode.js';
 import { loadInto } from '../io/preprocess.js';
+import { gridOf } from '../tensor.js';
 import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
-import { bytesOf, each, readLatents, readPictures, told, type Picture } from './body.js';
+import { bytesOf, readLatents, readPictures, type Picture } from './body.js';
 import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
 import type { Settings } from './options.js';
 import { whenOver } from './over.js';
-import { busy, Refusal } from './problem.js';
-import { Remote, type Budget } from './remote.js';
+import { busy, Refusal, Refusals } from './problem.js';
+import { Remote } from './remote.js';
 import { PICTURE_TYPES, requestSchemas } from './schemas.js';
 
 type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
@@ -80,7 +81,6 @@ class Routes {
   private readonly lanes: Lanes;
   private readonly schemas: ReturnType<typeof requestSchemas>;
   private readonly remote: Remote;
-  private readonly decoding = pLimit(DECODERS); // a picture of 64 megapixels is 192 MB
   private readonly preprocessing: ReturnType<typeof uniFlowPreprocessing>;
 
   constructor(
@@ -101,7 +101,7 @@ class Routes {
     const size = this.sizeOf(options.size);
     const rows = await this.overPictures(pictures, size, this.lanes.encode(size, options.tokens), signal);
     const { encoder, latentChannels: channels, patch } = this.uniflow.config;
-    const grid = { rows: size[0] / patch, cols: size[1] / patch };
+    const grid = gridOf(size, patch);
     return answerEncoded(reply, type, { ids: pictures.map(({ id }) => id), grid, rows, channels, width: encoder.width });
   };
 
@@ -118,7 +118,7 @@ class Routes {
       images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
       psnr: meanOf(results.map(({ psnr }) => psnr)),
       ssim: meanOf(results.map(({ ssim }) => ssim)),
-      grid: { rows: size[0] / patch, cols: size[1] / patch },
+      grid: gridOf(size, patch),
     }));
   };
 
@@ -146,25 +146,27 @@ class Routes {
   /** All pictures are prepared before any is computed: a broken one costs the model nothing. */
   private overPictures<R>(pictures: readonly Picture[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
     return this.traffic.withRoomFor(pictures.length, async () => {
-      const budget = { left: this.settings.maxBody };
-      const pixels = await each(pictures, (picture) => this.pixelsOf(picture, size, budget, signal));
+      const pixels = await this.pixelsOf(pictures, size, signal);
       return Promise.all(pixels.map((one) => this.batcher.submit(lane, one, signal)));
     });
   }
 
-  /** uint8 [H,W,3] */
-  private async pixelsOf(picture: Picture, size: Size, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
-    const bytes = await bytesOf(picture, this.remote, budget, signal);
-    return this.decoding(async () => {
-      if (signal.aborted) throw aborted(signal);
-      try {
-        const pixels = this.lanes.roomFor(size);
-        await loadInto(pixels, bytes, this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
-        return pixels;
-      } catch (error) {
-        throw told(picture, error);
-      }
-    });
+  /** uint8 [H,W,3] of each. @throws {Refusals} naming all that cannot be read. */
+  private async pixelsOf(pictures: readonly Picture[], size: Size, signal: AbortSignal): Promise<Uint8Array[]> {
+    const budget = { left: this.settings.maxBody };
+    const items = pictures.map((picture) => ({ id: picture.subject, image: () => bytesOf(picture, this.remote, budget, signal) }));
+    const prepare = async (image: ImageSource | RgbImage): Promise<{ pixels: Uint8Array }> => {
+      const pixels = this.lanes.roomFor(size);
+      await loadInto(pixels, image, this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
+      return { pixels };
+    };
+    const all: Uint8Array[] = [];
+    const failed: UniFlowError[] = [];
+    for await (const decoded of decodeAhead(items, { count: items.length, prepare, signal }))
+      if ('error' in decoded) failed.push(decoded.error);
+      else all.push(decoded.pixels);
+    if (failed.length > 0) throw new Refusals(failed);
+    return all;
   }
 
   private sizeOf(wanted: number | readonly [number, number] | undefined): Size {

@@ -1,10 +1,11 @@
 /** The linear start of a fresh model: see linear.ts for the codec that it becomes, regression.ts for pretrained encoders. */
-import { batches, type LoaderOptions } from '../data/loader.js';
-import { openDataset, type Dataset } from '../data/dataset.js';
+import { batches, type LoaderOptions } from '../train/loader.js';
+import { openDataset, type Dataset } from '../sources/dataset.js';
 import type { NdArray } from 'ndarray';
 import { patchStatistics, principalComponents } from '../eval/pca.js';
 import { checkBatchSize } from '../gather.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
+import { gridOf } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { capacity, startDecoder, startEncoder, type Kept } from './linear.js';
 
@@ -16,7 +17,7 @@ export { capacity, shortfalls, type Kept } from './linear.js';
 const PATCHES = 2 ** 19;
 
 /** How images become pixels: of {@link LoaderOptions}. Default: whole, as `encode` takes them, at the model's size. */
-export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal'>;
+export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal' | 'onDamaged'>;
 
 /**
  * Turns a fresh model into the linear codec of `data`'s patches: the PCA with as many coefficients as there are latent channels, or as near to it as
@@ -59,7 +60,8 @@ export async function startedOn(uniflow: UniFlow, photos: string, options: Pick<
 async function* sample(uniflow: UniFlow, data: Dataset, options: Partial<StartOptions>): AsyncGenerator<NdArray> {
   const { patch, imageSize } = uniflow.config;
   const size = checkSize(options.size ?? imageSize, patch);
-  const tokens = (size[0] * size[1]) / patch ** 2;
+  const { rows, cols } = gridOf(size, patch);
+  const tokens = rows * cols;
   const batchSize = Math.min(data.length, checkBatchSize(undefined, tokens));
   const loader = batches(data, { crop: 'center', ...options, size, batchSize, shuffle: true, dropLast: false, epochs: 1 });
   let left = PATCHES;

@@ -38,9 +38,10 @@ export async function regressLatents(
   }
   const { mean, covariance } = moments.statistics();
   const all = Matrix.from1DArray(width + channels, width + channels, covariance);
-  const inverse = Array.from({ length: width }, (_, i) => 1 / Math.sqrt(Math.max(all.get(i, i), Number.MIN_VALUE)));
+  const inverse = Array.from({ length: width }, (_, i) => (all.get(i, i) > 0 ? 1 / Math.sqrt(all.get(i, i)) : 0)); // a dead channel says nothing
   const scaled = (m: Matrix): Matrix => m.mulColumnVector(inverse);
-  const tokens = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
+  const correlations = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
+  const tokens = Matrix.add(correlations, correlations.transpose()).mul(0.5); // rounding leaves them not quite symmetric
   for (let i = 0; i < width; i++) tokens.set(i, i, 1 + RIDGE);
   const cross = scaled(all.subMatrix(0, width - 1, width, width + channels - 1));
   const weight = scaled(new CholeskyDecomposition(tokens).solve(cross)).transpose(); // [K,D]

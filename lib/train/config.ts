@@ -3,7 +3,7 @@ import { access } from 'node:fs/promises';
 import { z } from 'zod';
 import { presets } from '../config.js';
 import { UniFlowError } from '../errors.js';
-import { readJson } from '../io/checkpoint.js';
+import { readJson } from '../io/json.js';
 import { DEFAULT_BETA } from '../losses/distillation.js';
 import { regimes, type Regime } from './regimes.js';
 

@@ -3,6 +3,7 @@ import { appendFileSync, fstatSync, ftruncateSync } from 'node:fs';
 import { open, writeFile, type FileHandle } from 'node:fs/promises';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
+import type { LatentUse } from '../eval/latent-use.js';
 import { replaceFile, unwritable } from '../io/files.js';
 import type { Kept } from '../start/index.js';
 import type { StepResult } from './trainer.js';
@@ -19,16 +20,23 @@ export type LogEntry =
       start?: Kept;
       machine: { cpu: string; threads: number; kernels: string; node: string };
     }
+  /** What a PCA reaches on the validation images, see lib/eval/baseline.ts. */
+  | { event: 'baseline'; psnr: number; ssim: number; channels: number; fitted: { path: string; images: number } }
+  /** An image of the training or validation data that cannot be read and is passed over. */
+  | { event: 'damaged'; of: 'data' | 'validation'; index: number; id: string; reason: string }
   | { event: 'resume'; time: string; step: number }
   | (StepResult & { event: 'step'; step: number; epoch: number; lr: number; imagesPerSecond: number })
-  | { event: 'validation'; step: number; psnr: number; ssim: number; flow?: number; distillation?: number }
+  | ({ event: 'validation'; step: number; psnr: number; ssim: number } & Partial<LatentUse>)
+  | { event: 'warning'; step: number; message: string }
   | { event: 'checkpoint'; step: number; path: string }
   | { event: 'end'; time: string; step: number; reason: 'done' | 'interrupted' | 'early-stop' | 'failed'; message?: string };
 
 /** The entries of one kind of event. */
 export type LogEntryOf<Event extends LogEntry['event']> = Extract<LogEntry, { event: Event }>;
 
-const EVENTS: readonly string[] = ['start', 'resume', 'step', 'validation', 'checkpoint', 'end'] satisfies LogEntry['event'][];
+const EVENTS: readonly string[] = [
+  ...(['start', 'baseline', 'damaged', 'resume', 'step', 'validation', 'warning', 'checkpoint', 'end'] satisfies LogEntry['event'][]),
+];
 
 export interface RunLogOptions {
   /**
@@ -87,8 +95,12 @@ async function dropBeyond(path: string, step: number): Promise<void> {
     if (error instanceof UniFlowError && error.code === 'NOT_FOUND') return [];
     throw error;
   });
-  const kept = entries.filter((entry) => !('step' in entry) || entry.step <= step);
-  await replaceFile(path, (file) => writeFile(file, kept.map(lineOf).values()));
+  await replaceFile(path, (file) => writeFile(file, entriesThrough(entries, step).map(lineOf).values()));
+}
+
+/** Without those of later steps. */
+export function entriesThrough(entries: readonly LogEntry[], step: number): LogEntry[] {
+  return entries.filter((entry) => !('step' in entry) || entry.step <= step);
 }
 
 /**

@@ -1,4 +1,5 @@
 /** What the report of a run draws: the numbers of its log over the steps, few enough for a page. */
+import type { LatentUse } from '../eval/latent-use.js';
 import type { LogEntry, LogEntryOf } from './log.js';
 
 /** One line of a chart. */
@@ -48,13 +49,31 @@ export function chartsOf(log: readonly LogEntry[]): Chart[] {
       log: true,
       ...skippedMarks(steps),
     }),
-    chart('psnr', 'Validation PSNR', validations, [{ label: 'dB', colour: 'blue', of: (v) => v.psnr }]),
-    chart('ssim', 'Validation SSIM', validations, [{ label: 'SSIM', colour: 'blue', of: (v) => v.ssim }]),
+    qualityChart('psnr', 'Validation PSNR', 'dB', log),
+    qualityChart('ssim', 'Validation SSIM', 'SSIM', log),
+    measuredChart('effectiveRank', 'Effective rank of the latents', 'rank', validations),
+    measuredChart('channelsInUse', 'Share of the channels in use', 'share', validations),
     layerChart('alpha', 'Misalignment α of each layer', steps, layers, (s) => s.alpha),
     layerChart('weight', 'Distillation weight w of each layer', steps, layers, (s) => s.weight),
     chart('lr', 'Learning rate', steps, [{ label: 'rate', colour: 'blue', of: (s) => s.lr }]),
     noisyChart('speed', 'Images per second', steps, [{ label: 'images/s', colour: 'blue', of: (s) => s.imagesPerSecond }]),
   ].filter(({ steps, series }) => steps.length > 0 && series.length > 0);
+}
+
+/** A measure of the validations, with the baseline's as a line across. */
+function qualityChart(id: 'psnr' | 'ssim', title: string, label: string, log: readonly LogEntry[]): Chart {
+  const validations = log.filter((entry) => entry.event === 'validation');
+  const baseline = log.find((entry) => entry.event === 'baseline');
+  const own: Column<LogEntryOf<'validation'>> = { label, colour: 'blue', of: (v) => v[id] };
+  if (!baseline) return chart(id, title, validations, [own]);
+  const note = `PCA: ${baseline.channels} coefficients a patch, as many as the latents have channels.`;
+  return chart(id, title, validations, [own, { label: 'PCA', colour: 'orange', of: () => baseline[id] }], { note });
+}
+
+/** A measure that validations of older runs lack. */
+function measuredChart(id: keyof LatentUse, title: string, label: string, validations: readonly LogEntryOf<'validation'>[]): Chart {
+  const measured = validations.filter((v) => v[id] !== undefined);
+  return chart(id, title, measured, [{ label, colour: 'blue', of: (v) => v[id] }]);
 }
 
 /** Every value, and the moving average over them. */

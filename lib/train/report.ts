@@ -1,10 +1,14 @@
 /** The report of a training run: one HTML file with everything in it, for any browser. */
+import type { NdArray } from 'ndarray';
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import sharp from 'sharp';
 import { replaceFile } from '../io/files.js';
-import type { RgbImage } from '../io/image.js';
+import type { RgbImage } from '../images/decode.js';
+import { toImages } from '../images/write.js';
+import type { UniFlow } from '../uniflow.js';
 import type { LogEntry } from './log.js';
+import { baselineText, validationText } from './log-text.js';
 import { chartsOf, movingAverage } from './report-charts.js';
 import { reportPage, type Fact, type Picture } from './report-page.js';
 
@@ -21,6 +25,23 @@ export interface Report {
   rows: readonly ReportRow[];
 }
 
+/** Images in the report, and the numbers of Euler steps that it shows. */
+const SHOWN = 6;
+const SHOWN_STEPS = [1, 2, 4, 10] as const;
+
+/** The first images of uint8 [n,H,W,3], beside their reconstructions in more and more Euler steps. */
+export async function reportRows(uniflow: UniFlow, images: NdArray<Uint8Array>): Promise<ReportRow[]> {
+  const pixels = images.hi(Math.min(SHOWN, images.shape[0] as number));
+  const rows: ReportRow[] = toImages(pixels).map((original) => ({ original, reconstructions: [] }));
+  for (const steps of SHOWN_STEPS) {
+    const { images: made, perImage } = await uniflow.reconstruct({ pixels }, { steps });
+    toImages(made).forEach((image: RgbImage, i) => {
+      (rows[i] as ReportRow).reconstructions.push({ steps, image, psnr: perImage.psnr[i] as number });
+    });
+  }
+  return rows;
+}
+
 /** In pixels, at most: twice what the page shows, for dense screens. */
 const PICTURE_SIZE = 448;
 
@@ -31,12 +52,12 @@ export async function writeReport(path: string, { title, log, rows }: Report): P
     readFile(resolve('uplot/dist/uPlot.iife.min.js'), 'utf8'),
     readFile(resolve('uplot/dist/uPlot.min.css'), 'utf8'),
   ]);
-  const pictures = await Promise.all(rows.map(picturesOf));
+  const pictures = await Promise.all(rows.map(cellsOf));
   const page = reportPage({ title, facts: factsOf(log), config: configOf(log), charts: chartsOf(log), pictures, plot: { script, style } });
   await replaceFile(path, (file) => file.writeFile(page));
 }
 
-async function picturesOf({ original, reconstructions }: ReportRow): Promise<Picture[]> {
+async function cellsOf({ original, reconstructions }: ReportRow): Promise<Picture[]> {
   const cells = [
     { image: original, caption: 'Original' },
     ...reconstructions.map(({ steps, image, psnr }) => ({ image, caption: `${count(steps, 'step')} · ${psnr.toFixed(2)} dB` })),
@@ -72,7 +93,10 @@ function factsOf(log: readonly LogEntry[]): Fact[] {
     ],
     endFact(log),
     lossFact(log),
+    baselineFact(log),
     validationFact(log),
+    warningFact(log),
+    damagedFact(log),
   ];
   return facts.filter((fact) => fact !== undefined);
 }
@@ -101,7 +125,27 @@ function lossFact(log: readonly LogEntry[]): Fact | undefined {
 
 function validationFact(log: readonly LogEntry[]): Fact | undefined {
   const last = log.findLast((entry) => entry.event === 'validation');
-  return last && ['Validation', `PSNR ${last.psnr.toFixed(2)} dB, SSIM ${last.ssim.toFixed(4)} at step ${last.step}`];
+  return last && ['Validation', `${validationText(last)} at step ${last.step}`];
+}
+
+function baselineFact(log: readonly LogEntry[]): Fact | undefined {
+  const baseline = log.find((entry) => entry.event === 'baseline');
+  return baseline && ['Baseline', baselineText(baseline)];
+}
+
+function warningFact(log: readonly LogEntry[]): Fact | undefined {
+  const warning = log.find((entry) => entry.event === 'warning');
+  return warning && ['Warning', warning.message];
+}
+
+/** Names this many damaged images; the log names all. */
+const NAMED = 20;
+
+function damagedFact(log: readonly LogEntry[]): Fact | undefined {
+  const damaged = log.filter((entry) => entry.event === 'damaged');
+  const names = damaged.slice(0, NAMED).map(({ id }) => id);
+  const more = damaged.length > NAMED ? ', ...' : '';
+  return damaged.length > 0 ? ['Damaged', `${count(damaged.length, 'image')} skipped: ${names.join(', ')}${more}`] : undefined;
 }
 
 /** The time that the process was up: pauses between sessions do not count, and of a session that was killed nothing is known. */

@@ -11,22 +11,24 @@ import type { NdArray } from 'ndarray';
 import { mkdir, rm } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { batches, type Batch } from '../data/loader.js';
-import { openDataset, type Dataset } from '../data/dataset.js';
+import { batches, type Batch } from './loader.js';
+import { openDataset, type Dataset } from '../sources/dataset.js';
+import type { Skipped } from '../sources/item.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
-import { picturesOf, type RgbImage } from '../io/image.js';
-import { checkSize } from '../io/input.js';
+import { checkSize } from '../images/input.js';
 import { UniFlow } from '../uniflow.js';
 import { linearStart, shortfalls, type Kept } from '../start/index.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
-import { readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
+import { DamagedImages, withGaps } from './images.js';
+import { entriesThrough, readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
 import { regimes } from './regimes.js';
-import { writeReport, type ReportRow } from './report.js';
+import { reportRows, writeReport } from './report.js';
 import { learningRate } from './schedule.js';
 import { loadState, saveState } from './state.js';
 import { Trainer, type StepResult } from './trainer.js';
+import { Validation } from './validation.js';
 
 export interface TrainOptions {
   /** Where it is trained. Default 'auto'. A run that goes on elsewhere does not come to the same bits. */
@@ -36,8 +38,15 @@ export interface TrainOptions {
   /** After every step, with the number of steps done so far. */
   onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
   onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
-  /** What the model's shape keeps the linear start from. */
-  onWarning?: ((message: string) => void) | undefined;
+  /** Once, before the first step, where there are validation images. */
+  onBaseline?: ((baseline: LogEntryOf<'baseline'>) => void) | undefined;
+  /** While the baseline is fitted: images done. */
+  onBaselineProgress?: ((done: number, total: number) => void) | undefined;
+  /** For each image that is passed over, once. */
+  onDamaged?: ((damaged: LogEntryOf<'damaged'>) => void) | undefined;
+  onWarning?: ((warning: LogEntryOf<'warning'>) => void) | undefined;
+  /** Told once of the files that the data set's source passed over, where there are some. */
+  onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
 }
 
 export interface TrainResult {
@@ -47,13 +56,13 @@ export interface TrainResult {
   steps: number;
   /** The last validation. */
   validation: LogEntryOf<'validation'> | undefined;
+  /** What a PCA of the tokenizer's size reaches on the same images. */
+  baseline: LogEntryOf<'baseline'> | undefined;
+  /** Images that were passed over. */
+  damaged: number;
   /** Whether all steps were done; otherwise a signal came. */
   done: boolean;
 }
-
-/** Pictures in the report, and the numbers of Euler steps that it shows. */
-const SHOWN = 6;
-const SHOWN_STEPS = [1, 2, 4, 10] as const;
 
 /**
  * Trains in `folder`, which must not hold a run yet. Nothing is written there before data and model have been found to fit.
@@ -76,6 +85,8 @@ export async function settingsOf(folder: string): Promise<FullTrainConfig> {
 
 class Run {
   private readonly path: Record<'settings' | 'log' | 'state' | 'model' | 'report', string>;
+  /** Whether a step is under way. */
+  private stepping = false;
 
   constructor(
     private readonly folder: string,
@@ -94,6 +105,7 @@ class Run {
 
   async run(resumed: boolean): Promise<TrainResult> {
     const data = await openDataset(this.settings.data);
+    if (data.skipped && data.skipped.length > 0) this.options.onSkipped?.(data.skipped);
     try {
       const { uniflow, teacher } = await startOf(this.settings, this.options.device);
       try {
@@ -113,49 +125,59 @@ class Run {
     teacher: VisionEncoder | UniFlow | undefined,
     resumed: boolean,
   ): Promise<TrainResult> {
-    const { settings } = this;
-    const held = await this.validationPixels(uniflow);
-    const begun = resumed && (await this.begun());
-    const kept = begun ? undefined : await this.start(data, uniflow);
+    const { settings, options } = this;
+    const past = resumed ? await this.past() : [];
+    const damaged = new DamagedImages(past);
+    const begun = past.length > 0;
+    const validation = await Validation.open(uniflow, settings, damaged.in('validation'));
+    const images = await withGaps(data, past);
+    const kept = begun ? undefined : await this.start(images, uniflow, damaged);
     using trainer = trainerOf(settings, uniflow, teacher);
     // Data that has changed would not be met in the order in which the run began.
-    const pins = { images: data.length };
+    const pins = { images: images.length };
     const begin = begun ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
-    const loader = this.loader(data, uniflow, begin);
+    const loader = this.loader(images, uniflow, begin, damaged);
     const log = resumed ? await this.reopen(begun ? begin : undefined) : await this.open();
     let step = begin;
-    let validation: LogEntryOf<'validation'> | undefined;
+    let saved = begun ? begin : -1;
     // The model first: where the state is that of the last step, nothing is left to be done.
     const checkpoint = async (): Promise<void> => {
       await trainer.evaluating(() => uniflow.save(this.path.model));
       await saveState(this.path.state, trainer, pins);
       log.write({ event: 'checkpoint', step, path: this.path.state });
-    };
-    const validate = async (): Promise<void> => {
-      if (!held) return;
-      const { psnr, ssim } = await trainer.evaluating(() => uniflow.reconstruct({ pixels: held }));
-      validation = { event: 'validation', step, psnr, ssim };
-      log.write(validation);
-      this.options.onValidation?.(validation);
+      saved = step;
     };
     try {
-      log.write(begun ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, data, kept));
+      log.write(begun ? { event: 'resume', time: now(), step: begin } : this.startEntry(uniflow, images, kept));
+      damaged.reportTo((entry) => {
+        log.write(entry);
+        options.onDamaged?.(entry);
+      });
+      for (const message of kept ? shortfalls(kept) : []) {
+        const warning = { event: 'warning', step: 0, message } as const;
+        log.write(warning);
+        options.onWarning?.(warning);
+      }
+      await validation?.begin(images, { past: entriesThrough(past, begin), log, options, onDamaged: damaged.in('data') });
       if (!begun) await checkpoint(); // from here on, a kill leaves something to go on from
       for await (const entry of this.steps(trainer, loader, begin)) {
         step = entry.step;
         log.write(entry);
-        this.options.onStep?.(entry);
-        const last = step === settings.steps || this.options.signal?.aborted === true;
-        if (last || step % settings.validateEvery === 0) await validate();
+        options.onStep?.(entry);
+        const last = step === settings.steps || options.signal?.aborted === true;
+        if (validation && (last || step % settings.validateEvery === 0)) await trainer.evaluating(() => validation.run(step));
         if (last || step % settings.checkpointEvery === 0) await checkpoint();
         if (last) break;
       }
       const done = step >= settings.steps;
       log.write({ event: 'end', time: now(), step, reason: done ? 'done' : 'interrupted' });
       await trainer.finish();
-      await this.report(uniflow, held);
-      return { model: this.path.model, report: this.path.report, steps: step, validation, done };
+      await this.report(uniflow, validation?.pixels);
+      const { model, report } = this.path;
+      return { model, report, steps: step, validation: validation?.last, baseline: validation?.baseline, damaged: damaged.count, done };
     } catch (error) {
+      // What a step that fails leaves is no place to go on from: the checkpoint before it is.
+      if (!this.stepping && saved < step) await checkpoint().catch(() => undefined);
       writeIfPossible(log, { event: 'end', time: now(), step, reason: 'failed', message: (error as Error).message });
       throw error;
     } finally {
@@ -164,15 +186,14 @@ class Run {
   }
 
   /** Makes a fresh model the linear codec of the data, as it is cropped. */
-  private async start(data: Dataset, uniflow: UniFlow): Promise<Kept | undefined> {
+  private async start(data: Dataset, uniflow: UniFlow, damaged: DamagedImages): Promise<Kept | undefined> {
     const { start = 'linear', model, encoder, size, seed, scale, flip } = this.settings;
     if (model !== undefined || start === 'random') return undefined;
     const { signal } = this.options;
-    const kept = await linearStart(uniflow, data, {
+    return linearStart(uniflow, data, {
       ...{ encoder: encoder === undefined ? 'random' : 'pretrained', crop: 'random', size, seed, scale, flip, signal },
+      onDamaged: damaged.in('data'),
     });
-    for (const message of shortfalls(kept)) this.options.onWarning?.(message);
-    return kept;
   }
 
   /** Makes the folder a run's. */
@@ -192,12 +213,13 @@ class Run {
     return RunLog.open(this.path.log);
   }
 
-  /** Whether the run came as far as its first checkpoint: one that was killed before starts anew. */
-  private async begun(): Promise<boolean> {
-    return (await readLog(this.path.log)).some(({ event }) => event === 'checkpoint');
+  /** The log of a run that goes on; empty where it was killed before its first checkpoint, and starts again. */
+  private async past(): Promise<LogEntry[]> {
+    const log = await readLog(this.path.log);
+    return log.some(({ event }) => event === 'checkpoint') ? log : [];
   }
 
-  private loader(data: Dataset, uniflow: UniFlow, from: number): AsyncGenerator<Batch> {
+  private loader(data: Dataset, uniflow: UniFlow, from: number, damaged: DamagedImages): AsyncGenerator<Batch> {
     const { settings } = this;
     return batches(data, {
       batchSize: settings.batch,
@@ -208,6 +230,7 @@ class Run {
       scale: settings.scale,
       flip: settings.flip,
       from,
+      onDamaged: damaged.in('data'),
     });
   }
 
@@ -219,25 +242,14 @@ class Run {
     if (step >= settings.steps) return;
     for await (const batch of loader) {
       const lrScale = learningRate(step, { steps: settings.steps, warmup: settings.warmup, floor: settings.lrFloor });
+      this.stepping = true;
       const result: StepResult = await trainer.step({ pixels: batch.pixels }, { lrScale });
+      this.stepping = false;
       const seconds = (performance.now() - last) / 1000;
       last = performance.now();
       step++;
       yield { event: 'step', step, epoch: batch.epoch, ...result, lr: settings.lr * lrScale, imagesPerSecond: settings.batch / seconds };
       if (step >= settings.steps) return;
-    }
-  }
-
-  private async validationPixels(uniflow: UniFlow): Promise<NdArray<Uint8Array> | undefined> {
-    const { validation, validationImages, size = uniflow.config.imageSize } = this.settings;
-    if (validation === undefined) return undefined;
-    const data = await openDataset(validation);
-    try {
-      const batchSize = Math.min(validationImages, data.length);
-      const first = await batches(data, { batchSize, size, crop: 'center', epochs: 1, prefetch: 0 }).next();
-      return first.value?.pixels;
-    } finally {
-      await data.close();
     }
   }
 
@@ -260,7 +272,7 @@ class Run {
   }
 
   private async report(uniflow: UniFlow, held: NdArray<Uint8Array> | undefined): Promise<void> {
-    const rows = held ? await rowsOf(uniflow, first(held, SHOWN)) : [];
+    const rows = held ? await reportRows(uniflow, held) : [];
     await writeReport(this.path.report, { title: 'UniFlow training', log: await readLog(this.path.log), rows });
   }
 }
@@ -295,22 +307,6 @@ function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionE
     ...{ lambdaFlow, lambdaDistillation, beta, time, accumulate, recompute, seed, maxSkipped },
     ...regimes[settings.regime],
   });
-}
-
-/** Pictures beside what is left of them after more and more Euler steps. */
-async function rowsOf(uniflow: UniFlow, pixels: NdArray<Uint8Array>): Promise<ReportRow[]> {
-  const rows: ReportRow[] = picturesOf(pixels).map((original) => ({ original, reconstructions: [] }));
-  for (const steps of SHOWN_STEPS) {
-    const { images, perImage } = await uniflow.reconstruct({ pixels }, { steps });
-    picturesOf(images).forEach((image: RgbImage, i) => {
-      (rows[i] as ReportRow).reconstructions.push({ steps, image, psnr: perImage.psnr[i] as number });
-    });
-  }
-  return rows;
-}
-
-function first(pixels: NdArray<Uint8Array>, count: number): NdArray<Uint8Array> {
-  return pixels.hi(Math.min(count, pixels.shape[0] as number));
 }
 
 /** The end of a run is told where a full disk lets it; why it ended matters more. */

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "native/core/team.h"
 #include "native/cpu/backend.h"
 #include "native/cuda/library.h"
 

@@ -1,23 +1,27 @@
-/// The one OpenMP team of a compute thread: oneDNN's kernels and ours run on it by turns.
+/// Loops over the team of threads.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+
+#include "native/core/team.h"
 
 namespace uniflow {
 
 /// Calls body(i) for i in [0, n) on the team; `dynamic` balances uneven work.
-/// The body must not throw. Which thread runs which i never changes the result: no body may depend on it.
+/// The body must not throw, nor wait for another i. Which thread runs which i never changes the result: no body may depend on it.
 template <class Body>
 inline void parallel_for(int64_t n, Body&& body, bool dynamic = false) {
   if (n == 1) {
     body(int64_t{0});
-  } else if (dynamic) {
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t i = 0; i < n; ++i) body(i);
-  } else {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
   }
+  const auto each = std::addressof(body);
+  const auto run = [](const void* erased, int64_t begin, int64_t end) {
+    auto& item = **static_cast<decltype(each)*>(erased);
+    for (int64_t i = begin; i < end; ++i) item(i);
+  };
+  run_region(n, dynamic ? Schedule::Dynamic : Schedule::Static, {run, &each});
 }
 
 /// Calls body(begin, end) on the team for chunks of [0, n) that are the same whatever the number of threads.

@@ -9,9 +9,8 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -19,6 +18,7 @@
 #include <utility>
 
 #include "native/core/error.h"
+#include "native/core/json.h"
 
 namespace uniflow {
 namespace {
@@ -94,26 +94,24 @@ std::string in_brackets(std::span<const int64_t> numbers) {
 ///
 /// Parsing by events instead of into a document is what makes the reader strict at no cost: a name given
 /// twice is seen, a file can't nest deeper than the format does, and no second copy of the header exists.
-/// Every callback either accepts (true) or throws; the parser is never told to stop.
-class HeaderReader {
+/// Every callback either accepts or throws.
+class HeaderReader final : public JsonEvents {
  public:
   HeaderReader(const std::string& file, const std::byte* data, size_t data_bytes)
       : file_(file), data_(data), data_bytes_(data_bytes) {}
 
-  bool null() { reject("null"); }
-  bool boolean(bool value) { reject(value ? "true" : "false"); }
-  bool number_integer(int64_t value) { reject("the negative number " + std::to_string(value)); }
-  bool number_float(double, const std::string& text) { reject("the number " + printable(text)); }
-  bool binary(std::vector<uint8_t>&) { reject("binary data"); }
+  void literal(std::string_view text) override { reject(std::string(text)); }
 
-  bool number_unsigned(uint64_t value) {
-    if (where_ != Where::Array || value > uint64_t{std::numeric_limits<int64_t>::max()})
-      reject(std::to_string(value));
-    numbers_.push_back(static_cast<int64_t>(value));
-    return true;
+  void number(std::string_view text) override {
+    int64_t value = 0;
+    const char* const last = text.data() + text.size();
+    const auto [end, error] = std::from_chars(text.data(), last, value);
+    if (where_ != Where::Array || error != std::errc() || end != last || text.starts_with('-'))
+      reject("the number " + printable(text));
+    numbers_.push_back(value);
   }
 
-  bool string(std::string& value) {
+  void string(std::string value) override {
     if (where_ == Where::Metadata) {
       contents_.metadata[key_] = std::move(value);
     } else if (where_ == Where::Tensor && field_ == "dtype") {
@@ -121,10 +119,9 @@ class HeaderReader {
     } else {
       reject("the string " + in_quotes(value));
     }
-    return true;
   }
 
-  bool start_object(size_t) {
+  void begin_object() override {
     switch (where_) {
       case Where::Start: where_ = Where::Root; break;
       case Where::Root:
@@ -133,36 +130,32 @@ class HeaderReader {
         break;
       default: reject("an object");
     }
-    return true;
   }
 
-  bool key(std::string& name) {
+  void key(std::string name) override {
     if (where_ != Where::Tensor) {
       if (is_repeated(name)) refuse(file_ + ", header", "every name once", in_quotes(name) + " twice");
       key_ = std::move(name);
-      return true;
+      return;
     }
     if (is_repeated(name)) fail("every field once", in_quotes(name) + " twice");
     if (name != "dtype" && name != "shape" && name != "data_offsets")
       fail("only dtype, shape and data_offsets", "the field " + in_quotes(name));
     field_ = std::move(name);
-    return true;
   }
 
-  bool end_object() {
+  void end_object() override {
     if (where_ == Where::Tensor) add_tensor();
     where_ = Where::Root;
-    return true;
   }
 
-  bool start_array(size_t) {
+  void begin_array() override {
     if (where_ != Where::Tensor || field_ == "dtype") reject("an array");
     where_ = Where::Array;
     numbers_.clear();
-    return true;
   }
 
-  bool end_array() {
+  void end_array() override {
     if (field_ == "shape") {
       shape_ = std::move(numbers_);
     } else {
@@ -170,13 +163,6 @@ class HeaderReader {
       offsets_ = {numbers_[0], numbers_[1]};
     }
     where_ = Where::Tensor;
-    return true;
-  }
-
-  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& error) {
-    std::string_view reason = error.what();
-    reason.remove_prefix(std::min(reason.size(), reason.find("] ") + 2));  // the JSON library's own tag
-    refuse(file_ + ", header", "valid JSON in UTF-8", printable(reason));
   }
 
   SafetensorsFile::Contents take() { return std::move(contents_); }
@@ -282,9 +268,6 @@ std::string_view header_of(const std::byte* bytes, size_t size, const std::strin
   const std::string_view header(reinterpret_cast<const char*>(bytes) + kLengthBytes, length);
   if (!header.starts_with('{'))
     refuse(name + ", header", "text that begins with {", in_quotes(header.substr(0, 16)));
-  // The JSON parser takes a zero byte for the end of its input and would not look behind it.
-  if (const size_t zero = header.find('\0'); zero != std::string_view::npos)
-    refuse(name + ", header", "valid JSON in UTF-8", "a zero byte at byte " + std::to_string(zero));
   return header;
 }
 
@@ -345,7 +328,11 @@ SafetensorsFile::Contents SafetensorsFile::parse(const std::byte* bytes, size_t 
   const size_t data_bytes = size - kLengthBytes - header.size();
 
   HeaderReader reader(name, data, data_bytes);
-  nlohmann::json::sax_parse(header.begin(), header.end(), &reader);
+  try {
+    read_json(header, reader);
+  } catch (const JsonError& error) {
+    refuse(name + ", header", "valid JSON in UTF-8", printable(error.what()));
+  }
   Contents contents = reader.take();
   check_tiling(contents, data, data_bytes, name);
   return contents;

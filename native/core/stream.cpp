@@ -1,7 +1,5 @@
 #include "native/core/stream.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <iterator>
 #include <new>
@@ -9,6 +7,7 @@
 #include <system_error>
 
 #include "native/core/device.h"
+#include "native/core/parallel.h"
 
 namespace uniflow {
 namespace {
@@ -33,8 +32,6 @@ int team_for(const Command& c, int threads) {
 std::shared_ptr<const Error> aborted() { return std::make_shared<const Error>(ErrorCode::Aborted, "the work was aborted"); }
 
 }  // namespace
-
-int default_threads() { return omp_get_max_threads(); }
 
 Device& Session::device() const { return device_ ? *device_ : Device::cpu(); }
 
@@ -175,23 +172,22 @@ std::deque<Stream::Entry>::iterator Stream::wait_for_next(std::unique_lock<std::
   }
 }
 
-void Stream::share(int team) {
+void Stream::share() {
   std::vector<Entry> taken;
   {
     std::lock_guard lock(mutex_);
     const auto computes = [](const Entry& e) { return e.command.computes; };
     const auto first = std::ranges::find_if(queue_, computes);
     if (halted_ || first == queue_.end()) return;
-    const bool enough = std::ranges::count_if(queue_, computes) >= kEachAtOnce * team;
+    const bool enough = std::ranges::count_if(queue_, computes) >= kEachAtOnce * team_size();
     if (!enough && Clock::now() - first->since < kFew) return;
     const auto rest = std::stable_partition(queue_.begin(), queue_.end(), [&](const Entry& e) { return !computes(e); });
     taken.assign(std::make_move_iterator(rest), std::make_move_iterator(queue_.end()));
     queue_.erase(rest, queue_.end());
     for (const Entry& entry : taken) running_.push_back(&entry);
   }
-  const auto count = static_cast<int64_t>(taken.size());
-#pragma omp parallel for schedule(dynamic) num_threads(team)
-  for (int64_t i = 0; i < count; ++i) finish(taken[static_cast<size_t>(i)], execute(taken[static_cast<size_t>(i)]));
+  const auto run = [&](int64_t i) { finish(taken[static_cast<size_t>(i)], execute(taken[static_cast<size_t>(i)])); };
+  parallel_for(static_cast<int64_t>(taken.size()), run, /*dynamic=*/true);
 }
 
 void Stream::wake_workers() {
@@ -199,23 +195,22 @@ void Stream::wake_workers() {
   if (std::ranges::any_of(queue_, [](const Entry& e) { return e.command.computes; })) wake_.notify_all();
 }
 
-void Stream::take_cores(int team) {
-  by_team_ = team > 1;
+void Stream::take_cores(bool take) {
+  by_team_ = take;
   Stream* side = opened_side();
   if (!side) return;
-  if (team > 1) side->share(team);
+  if (take) side->share();
   else side->wake_workers();
 }
 
 void Stream::loop() {
   device_.backend().enter(device_);
   std::unique_lock lock(mutex_);
-  int team = 0;
   const bool is_cpu = this == &Device::cpu().stream();
   while (true) {
     if (is_cpu && queue_.empty()) {
       lock.unlock();
-      take_cores(0);
+      take_cores(false);
       lock.lock();
     }
     const auto chosen = wait_for_next(lock);
@@ -223,9 +218,8 @@ void Stream::loop() {
     queue_.erase(chosen);
     running_.push_back(&entry);
     lock.unlock();
-    const int want = team_for(entry.command, threads());
-    if (is_cpu) take_cores(want);
-    if (want != team) omp_set_num_threads(team = want);
+    set_team_size(team_for(entry.command, threads()));
+    if (is_cpu) take_cores(team_size() > 1);
     finish(entry, execute(entry));
     lock.lock();
   }

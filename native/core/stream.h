@@ -95,7 +95,7 @@ class Stream {
   /// Returns when no command runs; none is begun any more. For the end of the process.
   void halt();
 
-  /// Size of the OpenMP team for the commands that follow.
+  /// Size of the team for the commands that follow.
   void set_threads(int threads) { threads_.store(threads); }
   int threads() const { return threads_.load(); }
 
@@ -116,12 +116,12 @@ class Stream {
   /// The first in the queue that one of its workers may begin, or the end.
   std::deque<Entry>::iterator next();
   std::deque<Entry>::iterator wait_for_next(std::unique_lock<std::mutex>& lock);
-  /// Of the side stream, on the CPU's thread: runs with a team what computes, if that is enough to keep the team busy, or has waited for some time.
-  void share(int team);
+  /// Of the side stream, on the CPU's thread: runs with the team what computes, if that is enough to keep it busy, or has waited for some time.
+  void share();
   /// Of the side stream: has the workers look again.
   void wake_workers();
-  /// Of the CPU's stream: so many threads take part in what it does next, 0 if it has nothing to do.
-  void take_cores(int team);
+  /// Of the CPU's stream: whether several threads take part in its next command.
+  void take_cores(bool take);
   void drop(const Session& session);
 
   Device& device_;
@@ -133,8 +133,5 @@ class Stream {
   std::atomic<int> threads_;
   std::atomic<bool> by_team_{false};  // of the CPU's stream: several threads are at work, or about to be
 };
-
-/// Cores that this process may use: the affinity mask, or OMP_NUM_THREADS where set.
-int default_threads();
 
 }  // namespace uniflow

@@ -1,6 +1,8 @@
 /// GELU (erf, tanh, quick) and SiLU with their derivatives, on vectors. Included by kernels, once per instruction set.
 #pragma once
 
+#include <iterator>
+
 #include "native/cpu/kernels.h"
 #include "native/cpu/simd.h"
 
@@ -8,16 +10,17 @@ namespace uniflow::cpu::UNIFLOW_ISA {
 
 static inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
-/// erf, absolute error below 1.5e-7 (Abramowitz and Stegun 7.1.26).
+/// erf, relative error below 4e-7: x P(x^2) / Q(x^2), a minimax fit on |x| <= 3.92, where erf rounds to 1. NaN stays NaN.
 static inline vf erf(vf x) {
-  const vf a = max(x, -x), t = 1.0f / (1.0f + 0.3275911f * a);
-  vf p = splat(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  const vf r = 1.0f - p * t * exp(-a * a);
-  return x < 0.0f ? -r : r;
+  constexpr float kP[] = {1.9924227601109123e-8f, -1.9578451428969856e-6f, 1.4185254985932261e-4f, 3.7016912829130888e-3f,
+                          5.0573583692312241e-2f, 1.9992639124393463e-1f, 1.1283791065216064f};
+  constexpr float kQ[] = {9.560593171045184e-4f, 1.4353368431329727e-2f, 1.1499918997287750e-1f, 5.1051181554794312e-1f, 1.0f};
+  x = max(splat(-3.92f), min(splat(3.92f), x));
+  const vf u = x * x;
+  vf p = splat(kP[0]), q = splat(kQ[0]);
+  for (size_t i = 1; i < std::size(kP); ++i) p = p * u + kP[i];
+  for (size_t i = 1; i < std::size(kQ); ++i) q = q * u + kQ[i];
+  return max(splat(-1.0f), min(splat(1.0f), x * p / q));
 }
 
 static inline vf tanh(vf x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }

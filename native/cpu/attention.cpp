@@ -12,8 +12,6 @@
 /// A packed block of keys (attention_tile.h) is [keys, transposed | values, as they are] in one piece.
 ///
 /// Floors, relative L2: 2e-6 in float32; 6e-3 in bfloat16, whose weights are rounded before they meet v.
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -92,7 +90,7 @@ static void softmax(float* scores, int64_t stride, int64_t rows, int64_t keys, f
 
 /// One query block of one head, `q`, and all of the head's packed blocks; log_sum_exp, one per query, may be null.
 template <class Units>
-static void attend(const Plan<Units>& plan, const HeadRows<typename Units::Element>& q, const uint32_t* packed,
+static void attend(const Plan<Units>& plan, const Rows<typename Units::Element>& q, const uint32_t* packed,
                    typename Units::Element* out, int64_t out_stride, float* log_sum_exp) {
   const int64_t steps = plan.head_steps, columns = plan.head_vectors * kWidth;
   alignas(64) uint32_t query[kQueryFloats];
@@ -135,7 +133,7 @@ static void attention_of(const AttentionArgs& args) {
   using Element = typename Units::Element;
   const Plan<Units> plan(args);
   const int64_t width = plan.heads * plan.head_dim, heads = args.batch * plan.heads;
-  const int64_t threads = omp_get_max_threads(), whole = heads / threads * threads, rest = heads - whole;
+  const int64_t threads = team_size(), whole = heads / threads * threads, rest = heads - whole;
   const int64_t head_units = plan.key_blocks * plan.block_units;
   uint32_t* const packed = scratch(std::min(heads, threads) * head_units);
 
@@ -143,7 +141,7 @@ static void attention_of(const AttentionArgs& args) {
   const auto rows_of = [&](int64_t head, int64_t part, int64_t start, int64_t count) {
     const Element* q = static_cast<const Element*>(args.qkv) + head / plan.heads * plan.seq * plan.row_stride +
                        head % plan.heads * plan.head_dim;
-    return HeadRows<Element>{q + part * width + start * plan.row_stride, plan.row_stride, count, plan.head_dim};
+    return Rows<Element>{q + part * width + start * plan.row_stride, plan.row_stride, count, plan.head_dim};
   };
   const auto pack_block = [&](int64_t head, int64_t block, uint32_t* to) {
     const int64_t start = block * plan.key_block, keys = plan.keys_in(block);

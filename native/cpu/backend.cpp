@@ -9,7 +9,6 @@
 
 #include "native/core/tensor.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 
 namespace uniflow::cpu {
 namespace {
@@ -44,13 +43,13 @@ class HostMemory : public Memory {
 class CpuBackend : public Backend {
  public:
   const Kernels& kernels() const override { return cpu::kernels(); }
-  std::string description() const override { return std::string(cpu::kernels().name) + " kernels, " + linear_backend(); }
+  std::string description() const override { return std::string(cpu::kernels().name) + " kernels"; }
   Memory& memory() override { return memory_; }
   Memory* staging() override { return nullptr; }
   void enter(Device&) override {}
   void upload(const Tensor& to, const Tensor& staged) override { std::memcpy(to.data(), staged.data(), static_cast<size_t>(to.bytes())); }
   void download(void* to, DType dtype, const Tensor& from) override {
-    if (from.packing()) unpack(*from.packing(), from.data(), to, dtype);
+    if (from.packing()) cpu::kernels().unpack(*from.packing(), from.data(), to, dtype);
     else if (from.dtype() != dtype) cpu::kernels().cast(from.data(), from.dtype(), to, dtype, from.size());
     else if (from.bytes()) std::memcpy(to, from.data(), static_cast<size_t>(from.bytes()));
   }

@@ -2,9 +2,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "native/core/error.h"
 #include "native/cpu/flow.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/linear.h"
 #include "native/cpu/quality.h"
 
 namespace uniflow::cpu {
@@ -18,37 +18,35 @@ namespace portable { extern const Kernels table; }
 
 namespace {
 
-struct Choice {
-  const Kernels* table;
-  bool supported;
-};
+/// The tables that run on this machine, the best first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tables;
+#ifdef UNIFLOW_X86
+  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512bf16::table);
+    tables.push_back(&avx512::table);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::table);
+#endif
+  tables.push_back(&portable::table);
+  return tables;
+}
 
 const Kernels& choose() {
-  const Choice choices[] = {
-#ifdef UNIFLOW_X86
-      {&avx512bf16::table, __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&avx512::table, __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-#endif
-      {&portable::table, true},
-  };
+  const auto tables = supported();
   const char* wanted = std::getenv("UNIFLOW_ISA");
-  for (const Choice& c : choices)
-    if (c.supported && (!wanted || std::strcmp(wanted, c.table->name) == 0)) return *c.table;
-  for (const Choice& c : choices)
-    if (c.supported) return *c.table;
-  return portable::table;
+  if (!wanted || !*wanted) return *tables[0];
+  std::string names;
+  for (const Kernels* table : tables) {
+    if (std::strcmp(wanted, table->name) == 0) return *table;
+    names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
+  throw Error(ErrorCode::BadInput, "UNIFLOW_ISA", "an instruction set of this machine (" + names + ")", wanted);
 }
 
 /// The chosen table, with what does not depend on the instruction set.
 Kernels complete() {
   Kernels k = choose();
-  k.linear_packing = linear_packing;
-  k.packed_bytes = packed_bytes;
-  k.pack = pack;
-  k.unpack = unpack;
-  k.linear = linear;
-  k.linear_backward = linear_backward;
   k.flow_integrate = flow_integrate;
   k.flow_velocity = flow_velocity;
   k.time_waves = time_waves;
@@ -61,6 +59,12 @@ Kernels complete() {
 const Kernels& kernels() {
   static const Kernels chosen = complete();
   return chosen;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* table : supported()) names.emplace_back(table->name);
+  return names;
 }
 
 }  // namespace uniflow::cpu

@@ -18,7 +18,7 @@ void put(T* p, float v) {
   else *p = v;
 }
 
-/// One row of patches: [3, p, W] pixels -> W/p patch vectors.
+/// One row of patches: [p, W, 3] pixels -> W/p patch vectors.
 template <class T>
 void unfold_uint8(const UnfoldArgs& a, const uint8_t* rows, T* out) {
   const int64_t p = a.patch, cols = a.width / p;
@@ -54,10 +54,11 @@ void unfold_all(const UnfoldArgs& a) {
   const int64_t p = a.patch, rows = a.height / p, per_row = (a.width / p) * 3 * p * p;
   parallel_for(a.batch * rows, [&](int64_t i) {
     T* out = static_cast<T*>(a.out) + i * per_row;
+    const int64_t image = i / rows, row = i % rows;
     if (a.pixel_dtype == DType::UInt8) {
-      unfold_uint8(a, static_cast<const uint8_t*>(a.pixels) + i * p * a.width * 3, out);
+      unfold_uint8(a, static_cast<const uint8_t*>(a.pixels) + (image * a.height + row * p) * a.width * 3, out);
     } else {
-      unfold_float(a, static_cast<const float*>(a.pixels) + (i / rows) * 3 * a.height * a.width, i % rows, out);
+      unfold_float(a, static_cast<const float*>(a.pixels) + image * 3 * a.height * a.width, row, out);
     }
   });
 }

@@ -7,10 +7,6 @@
 #include "native/cpu/kernels.h"
 #include "native/cpu/simd.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
@@ -27,7 +23,7 @@ inline void unrolled(Step&& step, std::index_sequence<I...>) {
 /// Runs kRounds of kChains multiply-adds on every thread and returns the best FLOP/s of a few tries.
 template <class Chain>
 double best_rate(double flops_per_step, Chain&& chain) {
-  const int threads = omp_get_max_threads();
+  const int threads = team_size();
   double best = 0;
   for (int attempt = 0; attempt < 5; ++attempt) {
     const auto begin = std::chrono::steady_clock::now();

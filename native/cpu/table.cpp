@@ -6,6 +6,12 @@
 
 namespace uniflow::cpu::UNIFLOW_ISA {
 
+std::shared_ptr<const Packing> linear_packing(int64_t, int64_t, DType);
+int64_t packed_bytes(const Packing&);
+void pack(const Packing&, const void*, DType, void*);
+void unpack(const Packing&, const void*, void*, DType);
+void linear(const LinearArgs&);
+void linear_backward(const LinearBackwardArgs&);
 void attention(const AttentionArgs&);
 void attention_backward(const AttentionBackwardArgs&);
 void norm(const NormArgs&);
@@ -48,12 +54,17 @@ extern const Kernels table;
 /// What does not depend on the instruction set is filled in by isa.cpp.
 const Kernels table = {
     .name = UNIFLOW_STRING(UNIFLOW_ISA),
-    .linear_packing = nullptr,
-    .packed_bytes = nullptr,
-    .pack = nullptr,
-    .unpack = nullptr,
-    .linear = nullptr,
-    .linear_backward = nullptr,
+#if defined(__AVX512BF16__)
+    .native_bfloat16 = true,
+#else
+    .native_bfloat16 = false,
+#endif
+    .linear_packing = linear_packing,
+    .packed_bytes = packed_bytes,
+    .pack = pack,
+    .unpack = unpack,
+    .linear = linear,
+    .linear_backward = linear_backward,
     .flow_integrate = nullptr,
     .flow_velocity = nullptr,
     .time_waves = nullptr,

@@ -73,6 +73,6 @@ void interpolate(const float*, const float*, const float*, float*, float*, int64
 // statistics.cu, quality.cu
 void top_k(const float*, int64_t, int64_t, int64_t, float*, int32_t*);
 void covariance(const float*, int64_t, int64_t, float*, float*);
-void image_quality(const uint8_t*, const uint8_t*, float*, int64_t, int64_t, int64_t);
+void image_quality(const uint8_t*, const uint8_t*, float*, int64_t, int64_t, int64_t, SsimConvention);
 
 }  // namespace uniflow::cuda

@@ -1,10 +1,9 @@
 /// PSNR and SSIM of pairs of pictures, as native/cpu/quality.cpp: squares summed exactly, windows in float64, for variances are small
 /// differences of large numbers.
 ///
-/// SSIM: a block takes 32 x 16 windows of a picture, all channels: the pixels go to shared memory, are blurred along the rows into
+/// SSIM: a block takes 32 x 16 windows of a picture, all channels: the pixels go to shared memory, are averaged along the rows into
 /// moments there, then along the columns. PSNR: a block takes 64 KiB of a picture. Sums of blocks are added up by one more block per
 /// picture. Floor: the arithmetic in float64, some 300 FLOPs a value.
-#include <cmath>
 #include <limits>
 
 #include "native/cuda/kernels.h"
@@ -14,24 +13,13 @@ namespace uniflow::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRadius = 5;
-constexpr int kWindow = 2 * kRadius + 1;
 constexpr int kMoments = 5;                // of a, b, a*a, b*b, a*b
 constexpr int kColumns = 32, kRows = 16;   // windows of a block
-constexpr int kLines = kRows + kWindow - 1, kLine = 3 * (kColumns + kWindow - 1);
+template <int kSize>
+constexpr int kLines = kRows + kSize - 1;  // and its pixels, for windows of kSize x kSize
+template <int kSize>
+constexpr int kLine = 3 * (kColumns + kSize - 1);
 constexpr int64_t kChunk = 64 << 10;
-
-struct Gaussian {
-  double weight[kWindow];
-};
-
-Gaussian gaussian() {
-  Gaussian g;
-  double total = 0;
-  for (int i = 0; i < kWindow; ++i) total += g.weight[i] = std::exp(-0.5 * (i - kRadius) * (i - kRadius) / (1.5 * 1.5));
-  for (double& w : g.weight) w /= total;
-  return g;
-}
 
 /// Windows of a picture, and tiles of them.
 struct Windows {
@@ -40,62 +28,65 @@ struct Windows {
   int64_t tiles() const { return int64_t{down} * across; }
 };
 
-Windows windows_of(int64_t height, int64_t width) {
-  if (height < kWindow || width < kWindow) return {0, 0, 0, 0};
-  const int64_t rows = height - kWindow + 1, columns = width - kWindow + 1;
+Windows windows_of(int64_t height, int64_t width, int size) {
+  if (height < size || width < size) return {0, 0, 0, 0};
+  const int64_t rows = height - size + 1, columns = width - size + 1;
   return {rows, columns, static_cast<int>(blocks_for(rows, kRows)), static_cast<int>(blocks_for(columns, kColumns))};
 }
 
-__device__ inline double window_ssim(const double (&m)[kMoments]) {
-  constexpr double c1 = (0.01 * 255) * (0.01 * 255), c2 = (0.03 * 255) * (0.03 * 255);
-  const double va = m[2] - m[0] * m[0], vb = m[3] - m[1] * m[1], cov = m[4] - m[0] * m[1];
-  return ((2 * m[0] * m[1] + c1) * (2 * cov + c2)) / ((m[0] * m[0] + m[1] * m[1] + c1) * (va + vb + c2));
+template <int kSize>
+__device__ inline double window_ssim(const double (&m)[kMoments], const SsimWindow<kSize>& w) {
+  const double va = w.unbiased * (m[2] - m[0] * m[0]), vb = w.unbiased * (m[3] - m[1] * m[1]), cov = w.unbiased * (m[4] - m[0] * m[1]);
+  return ((2 * m[0] * m[1] + w.c1) * (2 * cov + w.c2)) / ((m[0] * m[0] + m[1] * m[1] + w.c1) * (va + vb + w.c2));
 }
 
 /// Lines of a tile from its upper left corner on; what lies outside the picture is not used, and zero.
-__device__ inline void load_lines(const uint8_t* picture, int64_t height, int64_t width, int64_t top, int64_t left, uint8_t (*to)[kLine]) {
-  for (int i = static_cast<int>(threadIdx.x); i < kLines * kLine; i += kThreads) {
-    const int64_t y = top + i / kLine, at = left * 3 + i % kLine;
-    to[i / kLine][i % kLine] = y < height && at < width * 3 ? picture[y * width * 3 + at] : 0;
+template <int kHeight, int kWidth>
+__device__ inline void load_lines(const uint8_t* picture, int64_t height, int64_t width, int64_t top, int64_t left, uint8_t (&to)[kHeight][kWidth]) {
+  for (int i = static_cast<int>(threadIdx.x); i < kHeight * kWidth; i += kThreads) {
+    const int64_t y = top + i / kWidth, at = left * 3 + i % kWidth;
+    to[i / kWidth][i % kWidth] = y < height && at < width * 3 ? picture[y * width * 3 + at] : 0;
   }
 }
 
-/// The moments of the pixels at p and q, and of the 10 to the right of them.
-__device__ inline void blur_pixels(const uint8_t* p, const uint8_t* q, const Gaussian& g, double (&m)[kMoments]) {
+/// The moments of the pixels at p and q, and of those to the right of them in the window.
+template <int kSize>
+__device__ inline void average_pixels(const uint8_t* p, const uint8_t* q, const SsimWindow<kSize>& w, double (&m)[kMoments]) {
 #pragma unroll
-  for (int k = 0; k < kWindow; ++k) {
-    const double a = p[k * 3], b = q[k * 3], ga = g.weight[k] * a, gb = g.weight[k] * b;
+  for (int k = 0; k < kSize; ++k) {
+    const double a = p[k * 3], b = q[k * 3], ga = w.weight[k] * a, gb = w.weight[k] * b;
     m[0] += ga, m[1] += gb, m[2] += ga * a, m[3] += gb * b, m[4] += ga * b;
   }
 }
 
 /// sums [images, tiles] of the windows' SSIM.
-__global__ void __launch_bounds__(kThreads) ssim_kernel(const uint8_t* a, const uint8_t* b, int64_t height, int64_t width, Windows w, Gaussian g,
-                                                        double* sums) {
-  __shared__ uint8_t left_lines[kLines][kLine], right_lines[kLines][kLine];
-  __shared__ double moments[kMoments][kLines][kColumns];
-  const int64_t tiles = int64_t{w.down} * w.across, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const int64_t top = tile / w.across * kRows, left = tile % w.across * kColumns, bytes = height * width * 3;
+template <int kSize>
+__global__ void __launch_bounds__(kThreads) ssim_kernel(const uint8_t* a, const uint8_t* b, int64_t height, int64_t width, Windows windows,
+                                                        SsimWindow<kSize> w, double* sums) {
+  __shared__ uint8_t left_lines[kLines<kSize>][kLine<kSize>], right_lines[kLines<kSize>][kLine<kSize>];
+  __shared__ double moments[kMoments][kLines<kSize>][kColumns];
+  const int64_t tiles = int64_t{windows.down} * windows.across, image = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t top = tile / windows.across * kRows, left = tile % windows.across * kColumns, bytes = height * width * 3;
   load_lines(a + image * bytes, height, width, top, left, left_lines);
   load_lines(b + image * bytes, height, width, top, left, right_lines);
   double total = 0;
   for (int channel = 0; channel < 3; ++channel) {
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kLines * kColumns; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kLines<kSize> * kColumns; i += kThreads) {
       const int y = i / kColumns, x = i % kColumns;
       double m[kMoments] = {};
-      blur_pixels(&left_lines[y][x * 3 + channel], &right_lines[y][x * 3 + channel], g, m);
+      average_pixels(&left_lines[y][x * 3 + channel], &right_lines[y][x * 3 + channel], w, m);
       for (int j = 0; j < kMoments; ++j) moments[j][y][x] = m[j];
     }
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += kThreads) {
       const int y = i / kColumns, x = i % kColumns;
-      if (top + y >= w.rows || left + x >= w.columns) continue;
+      if (top + y >= windows.rows || left + x >= windows.columns) continue;
       double m[kMoments] = {};
 #pragma unroll
-      for (int k = 0; k < kWindow; ++k)
-        for (int j = 0; j < kMoments; ++j) m[j] += g.weight[k] * moments[j][y + k][x];
-      total += window_ssim(m);
+      for (int k = 0; k < kSize; ++k)
+        for (int j = 0; j < kMoments; ++j) m[j] += w.weight[k] * moments[j][y + k][x];
+      total += window_ssim(m, w);
     }
   }
   total = block_sum(total);
@@ -134,18 +125,23 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const int64_t* squares
   out[image * 2 + 1] = static_cast<float>(similarity / (3 * static_cast<double>(windows)));  // NaN where there is no window
 }
 
-}  // namespace
-
-void image_quality(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width) {
-  if (images == 0) return;
-  const Windows w = windows_of(height, width);
+template <int kSize>
+void image_quality(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, const SsimWindow<kSize>& window) {
+  const Windows w = windows_of(height, width, kSize);
   const int64_t bytes = height * width * 3, chunks = blocks_for(bytes, kChunk);
   const Tensor squares = scratch(DType::Float32, {2 * images * chunks}), ssim = scratch(DType::Float32, {2 * images * w.tiles()});
   const bool whole = bytes % 16 == 0 && aligned({a, b});
   launch(whole ? squares_kernel<16> : squares_kernel<1>, static_cast<unsigned>(images * chunks), kThreads, 0, a, b, bytes, chunks, squares.data<int64_t>());
-  launch(ssim_kernel, static_cast<unsigned>(images * w.tiles()), kThreads, 0, a, b, height, width, w, gaussian(), ssim.data<double>());
+  launch(ssim_kernel<kSize>, static_cast<unsigned>(images * w.tiles()), kThreads, 0, a, b, height, width, w, window, ssim.data<double>());
   launch(finish_kernel, static_cast<unsigned>(images), kThreads, 0, squares.data<int64_t>(), chunks, bytes, ssim.data<double>(), w.tiles(),
          w.rows * w.columns, out);
+}
+
+}  // namespace
+
+void image_quality(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, SsimConvention convention) {
+  if (images == 0) return;
+  with_ssim_window(convention, [&](const auto& window) { image_quality(a, b, out, images, height, width, window); });
 }
 
 }  // namespace uniflow::cuda

@@ -8,6 +8,7 @@ namespace uniflow::cuda {
 const Kernels& kernels() {
   static const Kernels table = {
       .name = "CUDA",
+      .native_bfloat16 = true,
       .linear_packing = cuda::linear_packing,
       .packed_bytes = cuda::packed_bytes,
       .pack = cuda::pack,

@@ -1,4 +1,4 @@
-# Finds nvcc, and says in one line what is built. cuBLASLt is neither needed nor linked here: it is opened at run time.
+# Finds nvcc and NVIDIA's driver, and says in one line what is built. cuBLASLt is neither needed nor linked here: it is opened at run time.
 include(CheckLanguage)
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   # Ampere, Hopper, and PTX of the latter for what comes after.
@@ -7,9 +7,14 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   unset(CMAKE_CUDA_COMPILER CACHE)  # it may have come since the last time
 endif()
-check_language(CUDA)
 set(UNIFLOW_CUDA_FOUND OFF)
-if(CMAKE_CUDA_COMPILER)  # asked before CMake tries it: an older one does not know our architectures, and CMake would stop
+# Compiling for a GPU takes minutes, which a machine that has nvcc but no driver would spend in vain.
+find_file(UNIFLOW_CUDA_DRIVER libcuda.so.1 PATHS /usr/lib64 /usr/lib/${CMAKE_LIBRARY_ARCHITECTURE} /usr/lib/wsl/lib /usr/local/nvidia/lib64
+          /run/opengl-driver/lib ENV LD_LIBRARY_PATH NO_CACHE)
+if(UNIFLOW_CUDA_DRIVER OR UNIFLOW_CUDA STREQUAL "ON")
+  check_language(CUDA)
+endif()
+if(CMAKE_CUDA_COMPILER AND (UNIFLOW_CUDA_DRIVER OR UNIFLOW_CUDA STREQUAL "ON"))  # asked before CMake tries it: an older one does not know our architectures, and CMake would stop
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET)
   string(REGEX MATCH "release ([0-9.]+)" nvcc_says "${nvcc_says}")
   if(CMAKE_MATCH_1 VERSION_GREATER_EQUAL 12.4)
@@ -30,6 +35,8 @@ if(UNIFLOW_CUDA_FOUND)
   message(STATUS "GPU backend: with nvcc ${CMAKE_CUDA_COMPILER_VERSION}, for ${CMAKE_CUDA_ARCHITECTURES}")
 elseif(UNIFLOW_CUDA STREQUAL "ON")
   message(FATAL_ERROR "UNIFLOW_CUDA=ON, but no CUDA toolkit from 12.4 was found. Put nvcc on the PATH, or set CUDACXX to it.")
+elseif(NOT UNIFLOW_CUDA_DRIVER)
+  message(STATUS "GPU backend: none, as there is no NVIDIA driver (libcuda.so.1); UNIFLOW_CUDA=ON builds it all the same")
 else()
   message(STATUS "GPU backend: none, as no CUDA toolkit from 12.4 was found (nvcc on the PATH)")
 endif()

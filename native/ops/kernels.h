@@ -11,6 +11,7 @@
 
 #include "native/core/activation.h"
 #include "native/core/dtype.h"
+#include "native/core/ssim.h"
 
 namespace uniflow {
 
@@ -99,7 +100,7 @@ struct NormArgs {
 struct UnfoldArgs {
   const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
   DType pixel_dtype;
-  void* out;  // [B * (H/p) * (W/p), 3*p*p]
+  void* out;  // [B * floor(H/p) * floor(W/p), 3*p*p]
   DType dtype;
   int64_t batch, height, width, patch;
   float mean[3], std[3];
@@ -261,6 +262,7 @@ struct AdamWArgs {
 
 struct Kernels {
   const char* name;
+  bool native_bfloat16;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
 
   // --- linear ---
   /// How a weight [out, in] is stored for products in `dtype`, and in how many bytes.
@@ -332,7 +334,7 @@ struct Kernels {
   /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
   void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
   /// a, b uint8 [images, height, width, 3] -> out [images, 2]: PSNR, SSIM.
-  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width);
+  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, SsimConvention convention);
   /// The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on
   /// a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait.
   double (*peak)(DType dtype);

@@ -19,8 +19,7 @@ PixelShape check_pixels(const Tensor& pixels, int64_t patch) {
   const bool bytes = pixels.dtype() == DType::UInt8;
   const PixelShape s{pixels.dim(0), pixels.dim(bytes ? 1 : 2), pixels.dim(bytes ? 2 : 3)};
   if (pixels.dim(bytes ? 3 : 1) != 3) reject("pixels", bytes ? "[B, H, W, 3]" : "[B, 3, H, W]", describe(pixels));
-  if (s.height <= 0 || s.width <= 0 || s.height % patch || s.width % patch)
-    reject("pixels", "height and width that are multiples of the patch size " + std::to_string(patch), describe(pixels));
+  if (s.height < patch || s.width < patch) reject("pixels", "height and width of at least the patch size " + std::to_string(patch), describe(pixels));
   return s;
 }
 

@@ -1,4 +1,5 @@
-/// Pixels to tokens. p is the patch size, N = (H/p)*(W/p), P = 3*p*p; patch vectors are (channel, row, column).
+/// Pixels to tokens. p is the patch size, N = floor(H/p)*floor(W/p), P = 3*p*p; patch vectors are (channel, row, column). Pixels right of and
+/// below the last whole patch are cut off, as a convolution of stride p does.
 #pragma once
 
 #include <array>

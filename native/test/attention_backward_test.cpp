@@ -2,13 +2,12 @@
 /// (environment variable UNIFLOW_ISA): against the derivatives written out in double precision, those against finite
 /// differences, and the promise that the gradient of an image depends neither on its batch, nor on the run, nor on the
 /// number of threads.
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
 
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/test/check.h"
 
@@ -179,13 +178,13 @@ bool independent(const Case& all, const Array& d_qkv) {
 
 /// Whether numbers of threads that split the heads in other ways give the same bits.
 bool same_with_threads(const Case& c, const Array& d_qkv) {
-  const int usual = omp_get_max_threads();
+  const int usual = team_size();
   bool same = true;
   for (int threads : {1, 2, 5}) {
-    omp_set_num_threads(threads);
+    set_team_size(threads);
     same &= c.backward() == d_qkv;
   }
-  omp_set_num_threads(usual);
+  set_team_size(usual);
   return same;
 }
 

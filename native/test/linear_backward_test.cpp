@@ -1,5 +1,6 @@
 /// Gradients of linear layers, and layers whose weight is left plain, against double precision.
-#include "native/cpu/linear.h"
+#include "native/core/team.h"
+#include "native/cpu/kernels.h"
 #include "native/ops/linear.h"
 #include "native/test/check.h"
 
@@ -58,7 +59,7 @@ void test_gradients(const Size& s, DType dtype) {
     for (bool want_weight : {false, true})
       for (bool want_x : {false, true}) {
         const Array d_x(dtype, layer.x.size(), NAN), d_weight(DType::Float32, layer.weight.size(), NAN), d_bias(DType::Float32, s.out, NAN);
-        const std::string thrown = error_code([&] { cpu::linear_backward({.x = layer.x.data(), .weight = layer.weight.data(), .d_out = layer.d_out.data(), .dtype = dtype, .rows = s.rows, .in = s.in,
+        const std::string thrown = error_code([&] { cpu::kernels().linear_backward({.x = layer.x.data(), .weight = layer.weight.data(), .d_out = layer.d_out.data(), .dtype = dtype, .rows = s.rows, .in = s.in,
                               .out = s.out, .d_x = want_x ? d_x.data() : nullptr, .d_weight = want_weight ? d_weight.floats() : nullptr,
                               .d_bias = want_bias ? d_bias.floats() : nullptr}); });
         if (thrown != "nothing") return check(false, std::string("gradients, ") + name_of(dtype) + s.text(), thrown);
@@ -93,6 +94,36 @@ void test_op(DType dtype) {
         "no rows: gradients of zero" + name);
 }
 
+struct Gradients {
+  Array x, weight, bias;
+  bool operator==(const Gradients&) const = default;
+};
+
+/// d_x of a row is a function of that row; sums over the rows do not depend on the threads.
+void test_bits(DType dtype) {
+  const Size s{600, 70, 130};
+  const Layer layer(s, dtype);
+  const auto gradients = [&](int64_t first, int64_t rows) {
+    Gradients g{Array(dtype, rows * s.in), Array(DType::Float32, s.out * s.in), Array(DType::Float32, s.out)};
+    cpu::kernels().linear_backward({.x = layer.x.bytes() + first * s.in * size_of(dtype), .weight = layer.weight.data(), .d_out = layer.d_out.bytes() + first * s.out * size_of(dtype), .dtype = dtype,
+                                    .rows = rows, .in = s.in, .out = s.out, .d_x = g.x.data(), .d_weight = g.weight.floats(), .d_bias = g.bias.floats()});
+    return g;
+  };
+  const Gradients all = gradients(0, s.rows);
+  bool same = true, alone = true;
+  for (int threads : {1, 2, 3, 7}) {
+    set_team_size(threads);
+    same &= gradients(0, s.rows) == all;
+    for (int64_t rows : {1, 7, 17}) {
+      const Gradients part = gradients(5, rows);
+      alone &= std::memcmp(part.x.data(), all.x.bytes() + 5 * s.in * size_of(dtype), static_cast<size_t>(rows * s.in * size_of(dtype))) == 0;
+    }
+  }
+  set_team_size(2);
+  check(same, std::string("the same gradients with 1, 2, 3 and 7 threads, ") + name_of(dtype));
+  check(alone, std::string("the same gradient of a row alone and among others, ") + name_of(dtype));
+}
+
 void test_refusals() {
   const auto s = idle_session();
   const Tensor x(DType::Float32, {3, 7}), weight(DType::Float32, {5, 7}), d(DType::Float32, {3, 5});
@@ -111,13 +142,14 @@ void test_refusals() {
 int main() {
   using namespace uniflow;
   using namespace uniflow::test;
-  std::printf("linear backward, %s\n", cpu::linear_backend().c_str());
+  std::printf("linear backward, %s\n", cpu::kernels().name);
   for (DType dtype : {DType::Float32, DType::BFloat16}) {
     for (const Size& s : kSizes) {
       test_gradients(s, dtype);
       test_plain(s, dtype);
     }
     test_op(dtype);
+    test_bits(dtype);
   }
   test_refusals();
   return finish();

@@ -1,9 +1,6 @@
-/// Linear layers through oneDNN against double precision: out = residual + scale * act(x W^T + bias), and how weights
-/// are packed. ONEDNN_MAX_CPU_ISA=AVX2 in the environment tests a machine without bfloat16 products.
-#include "native/cpu/linear.h"
-
-#include <omp.h>
-
+/// Linear layers against double precision: out = residual + scale * act(x W^T + bias), and how weights are packed.
+#include "native/core/team.h"
+#include "native/cpu/kernels.h"
 #include "native/ops/linear.h"
 #include "native/test/check.h"
 
@@ -36,11 +33,11 @@ struct Layer {
         bias(DType::Float32, normal(s.out, 3)),
         scale(DType::Float32, normal(s.out, 4)),
         residual(out_dtype, normal(s.rows * s.out, 5)),
-        packing(cpu::linear_packing(s.out, s.in, weight_dtype)),
-        packed(DType::UInt8, {cpu::packed_bytes(*packing)}),
+        packing(cpu::kernels().linear_packing(s.out, s.in, weight_dtype)),
+        packed(DType::UInt8, {cpu::kernels().packed_bytes(*packing)}),
         products(static_cast<size_t>(s.rows * s.out)) {
     packed.buffer()->allocate();
-    cpu::pack(*packing, plain.data(), weight_dtype, packed.data());
+    cpu::kernels().pack(*packing, plain.data(), weight_dtype, packed.data());
     for (int64_t r = 0; r < s.rows; ++r)
       for (int64_t o = 0; o < s.out; ++o)
         for (int64_t i = 0; i < s.in; ++i) products[static_cast<size_t>(r * s.out + o)] += x[r * s.in + i] * plain[o * s.in + i];
@@ -48,7 +45,7 @@ struct Layer {
 
   Array run(Activation activation, bool with_bias, bool with_scale, bool with_residual) const {
     Array out(residual.dtype(), size.rows * size.out, NAN);
-    cpu::linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = size.rows, .in = size.in, .width = size.out, .x_dtype = x.dtype(),
+    cpu::kernels().linear({.x = x.data(), .weight = packed.data(), .packing = packing.get(), .out = out.data(), .rows = size.rows, .in = size.in, .width = size.out, .x_dtype = x.dtype(),
                  .out_dtype = out.dtype(), .bias = with_bias ? bias.floats() : nullptr, .scale = with_scale ? scale.floats() : nullptr,
                  .residual = with_residual ? residual.data() : nullptr, .activation = activation});
     return out;
@@ -102,35 +99,39 @@ void test_packing(int64_t out, int64_t in) {
   const Array narrowed = to_array(ops::unpack_linear(s, ops::pack_linear(s, to_tensor(plain, shape), DType::BFloat16)));
   for (int64_t i = 0; i < plain.size(); ++i) {
     same &= back[i] == half[i] && widened[i] == half[i];
-    rounded &= narrowed[i] == (cpu::native_bfloat16() ? half[i] : plain[i]);
+    rounded &= narrowed[i] == half[i];
   }
   check(same, "bfloat16 packed and unpacked" + name);
-  check(rounded, std::string("float32 packed as bfloat16") + (cpu::native_bfloat16() ? ", rounded" : ", which this machine keeps in float32") + name);
+  check(rounded, "float32 packed as bfloat16, rounded" + name);
 }
 
-/// More shapes than the cache of primitives holds, and back to the first.
-void test_cache() {
-  bool ok = true;
-  for (int64_t rows = 1; rows <= 600; ++rows) {
-    const Layer layer({rows % 590 + 1, 3, 2}, DType::Float32, DType::Float32, DType::Float32);
-    ok &= worst(layer.run(Activation::None, true, false, false), layer.reference(Activation::None, true, false, false)) < 1e-6;
-  }
-  check(ok, "600 numbers of rows, one after the other");
+/// Rows [first, first + count) of x alone, as the layer computes them.
+Array run_rows(const Layer& layer, int64_t first, int64_t count, Activation activation) {
+  const int64_t in = layer.size.in, out = layer.size.out;
+  Array result(layer.residual.dtype(), count * out, NAN);
+  const auto row = [first](const Array& a, int64_t width) { return a.bytes() + first * width * size_of(a.dtype()); };
+  cpu::kernels().linear({.x = row(layer.x, in), .weight = layer.packed.data(), .packing = layer.packing.get(), .out = result.data(), .rows = count, .in = in, .width = out,
+                         .x_dtype = layer.x.dtype(), .out_dtype = result.dtype(), .bias = layer.bias.floats(), .scale = layer.scale.floats(),
+                         .residual = row(layer.residual, out), .activation = activation});
+  return result;
 }
 
-/// The size of the team may change between two runs of the same layer.
-void test_threads(DType dtype) {
-  const Size sizes[] = {{256, 384, 512}, {3, 4096, 17}, {1025, 64, 33}};
-  double error = 0;
-  for (const Size& s : sizes) {
+/// A row's result is a function of that row and the weights: not of the rows beside it, nor of the threads.
+void test_rows_are_independent(DType dtype) {
+  for (const Size& s : {Size{300, 1100, 130}, {200, 48, 17}, {40, 64, 600}}) {
     const Layer layer(s, dtype, dtype, dtype);
-    for (int threads : {1, 4, 2, 7, 1}) {
-      omp_set_num_threads(threads);
-      error = std::max(error, worst(layer.run(Activation::Gelu, true, true, true), layer.reference(Activation::Gelu, true, true, true)));
+    const Array all = layer.run(Activation::Gelu, true, true, true);
+    bool same = true;
+    for (int threads : {1, 2, 3, 7}) {
+      set_team_size(threads);
+      for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 1}, {3, 1}, {5, 7}, {1, 17}, {11, 29}, {0, s.rows}}) {
+        const Array part = run_rows(layer, first, count, Activation::Gelu);
+        same &= std::memcmp(part.data(), all.bytes() + first * s.out * size_of(dtype), static_cast<size_t>(count * s.out * size_of(dtype))) == 0;
+      }
     }
+    set_team_size(2);
+    check(same, std::string("the same bits for a row alone and among others, with 1, 2, 3 and 7 threads, ") + name_of(dtype) + " " + std::to_string(s.in) + " -> " + std::to_string(s.out));
   }
-  omp_set_num_threads(2);
-  check_below(error, floor_of(dtype, 200), std::string(name_of(dtype)) + " with 1, 4, 2, 7 and 1 threads");
 }
 
 void test_op() {
@@ -177,7 +178,7 @@ void test_refusals() {
 int main() {
   using namespace uniflow;
   using namespace uniflow::test;
-  std::printf("linear, %s\n", cpu::linear_backend().c_str());
+  std::printf("linear, %s\n", cpu::kernels().name);
   constexpr DType f = DType::Float32, h = DType::BFloat16;
   for (const Size& s : {Size{1, 1, 1}, {7, 17, 1}, {17, 7, 588}, {5, 588, 1025}, {1025, 17, 7}, {3, 1025, 17}, {64, 64, 64}}) {
     test_options(s, f, f, f);
@@ -189,9 +190,8 @@ int main() {
   for (const Size& s : {Size{64, 8192, 48}, {2, 12800, 64}, {300, 4096, 40}, {520, 1536, 130}})
     for (DType dtype : {f, h}) test_long(s, dtype);
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{1, 1}, {7, 17}, {17, 7}, {588, 33}, {33, 1025}, {64, 64}}) test_packing(out, in);
-  test_cache();
-  test_threads(f);
-  test_threads(h);
+  test_rows_are_independent(f);
+  test_rows_are_independent(h);
   test_op();
   test_refusals();
   return finish();

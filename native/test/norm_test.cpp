@@ -2,8 +2,7 @@
 /// that NormArgs can ask for, and the checks of ops::norm.
 #include "native/ops/norm.h"
 
-#include <omp.h>
-
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/test/check.h"
 
@@ -131,9 +130,9 @@ void test_in_place(DType dtype) {
 void test_rows() {
   Array x(DType::Float32, normal(40 * 17, 4));
   const Array clean = plain(x, 17, false);
-  omp_set_num_threads(3);
+  set_team_size(3);
   check(plain(x, 17, false) == clean, "the same bits with three threads");
-  omp_set_num_threads(2);
+  set_team_size(2);
   x.set(20 * 17 + 3, NAN);
   const Array out = plain(x, 17, false);
   bool ok = true;

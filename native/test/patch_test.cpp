@@ -85,6 +85,21 @@ void test_fold(const Grid& g) {
   }
 }
 
+/// Pixels right of and below the last whole patch are cut off.
+void test_cut(DType dtype) {
+  const Grid g{2, 2, 3, 7};
+  const int64_t height = g.height() + 3, width = g.width() + 5;
+  const Array inside = random_pixels(g, dtype);
+  Array pixels(dtype, g.batch * 3 * height * width, 200);
+  g.each([&](int64_t, int64_t b, int64_t c, int64_t y, int64_t x) {
+    if (dtype == DType::UInt8) pixels.set(((b * height + y) * width + x) * 3 + c, inside[g.packed(b, c, y, x)]);
+    else pixels.set(((b * 3 + c) * height + y) * width + x, inside[g.planar(b, c, y, x)]);
+  });
+  const Tensor out = ops::unfold(session(), to_tensor(pixels, dtype == DType::UInt8 ? Shape{2, height, width, 3} : Shape{2, 3, height, width}), g.patch,
+                                 kImageNet, DType::Float32);
+  check(out.shape() == Shape{2, 6, 147} && to_array(out) == unfold(g, inside, DType::Float32), std::string("unfold cuts what is over, ") + name_of(dtype));
+}
+
 /// 8-bit pixels are the denormalised values, rounded to the nearest and clamped.
 void test_rounding() {
   const Grid g{1, 16, 16, 4};
@@ -222,7 +237,7 @@ void test_refusals() {
   const auto s = idle_session();
   const Tensor pixels(DType::UInt8, {1, 8, 12, 3}), patches(DType::Float32, {1, 6, 48}), table(DType::Float32, {6, 8});
   auto unfold = [&](const char* name, const Tensor& t, int64_t patch, DType dtype) { check_refused(name, [&] { ops::unfold(s, t, patch, kImageNet, dtype); }); };
-  unfold("a patch size that does not divide the height", pixels, 3, DType::Float32);
+  unfold("a patch larger than the picture", pixels, 9, DType::Float32);
   unfold("a patch size of 0", pixels, 0, DType::Float32);
   unfold("four channels", Tensor(DType::UInt8, {1, 8, 12, 4}), 4, DType::Float32);
   unfold("planar bytes", Tensor(DType::UInt8, {1, 3, 8, 12}), 4, DType::Float32);
@@ -257,6 +272,7 @@ int main() {
       for (DType to : {DType::Float32, DType::BFloat16}) test_unfold(g, from, to);
     test_fold(g);
   }
+  for (DType dtype : {DType::UInt8, DType::Float32}) test_cut(dtype);
   test_rounding();
   test_fold_part();
   for (DType dtype : {DType::Float32, DType::BFloat16})

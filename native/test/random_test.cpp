@@ -1,9 +1,8 @@
 /// The noise: Philox4x32-10 against the published vectors, the normal numbers against stored ones and against their
 /// distribution, and what they may not depend on.
-#include <omp.h>
-
 
 #include "native/core/philox.h"
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/ops/flow.h"
 #include "native/ops/load.h"
@@ -105,7 +104,7 @@ void test_independence() {
 
   bool same = true;
   for (int threads : {1, 3, 8}) {
-    omp_set_num_threads(threads);
+    set_team_size(threads);
     same &= noise(7, {5, 9, 5}, 10, 49) == x;
   }
   check(same, "1, 3 or 8 threads give the same bits");

@@ -1,7 +1,7 @@
 /// libFuzzer entry point for the checkpoint reader: whatever the bytes, parse() returns entries that lie
 /// inside them or throws Error; anything else is a crash.
 ///
-///   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. native/core/safetensors.cpp
+///   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. native/core/safetensors.cpp native/core/json.cpp
 ///       native/test/safetensors_fuzz.cpp -o safetensors_fuzz
 #include <cstddef>
 #include <cstdint>

@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "native/core/team.h"
 #include "native/cpu/kernels.h"
 #include "native/test/check.h"
 

@@ -1,14 +1,12 @@
-/// The ordered queue: order, failures and what depends on them, sessions, cancellation, and the life of tensors. Uses no
-/// OpenMP team, so that the thread sanitizer can watch all of it.
+/// The ordered queue: order, failures and what depends on them, sessions, cancellation, and the life of tensors.
 #include "native/core/stream.h"
-
-#include <omp.h>
 
 #include <atomic>
 #include <chrono>
 #include <new>
 #include <thread>
 
+#include "native/core/team.h"
 #include "native/test/check.h"
 
 namespace uniflow::test {
@@ -282,7 +280,7 @@ void test_streams() {
   const int threads = Device::cpu().stream().threads();
   int inside = 0;
   Device::cpu().stream().set_threads(threads + 3);
-  enqueue(a, "count", {}, {}, [&](const Run&) { inside = omp_get_max_threads(); }).wait();
+  enqueue(a, "count", {}, {}, [&](const Run&) { inside = team_size(); }).wait();
   Device::cpu().stream().set_threads(threads);
   check(inside == threads + 3, "set_threads holds for the commands that follow");
 }
@@ -295,7 +293,7 @@ void test_sharing() {
   std::atomic<int> by_team{0}, ended{0};
   int before_next = 0;
   const auto compute = [&](const Run&) {
-    by_team += omp_in_parallel();
+    by_team += in_region();
     ++ended;
   };
   std::vector<std::future<Failure>> all;

@@ -78,6 +78,24 @@ void check_unfold(const Grid& g, DType from, DType to) {
   check_close(without_first(odd_out.host()), want, tolerance, name + ", misaligned");
 }
 
+/// Pixels right of and below the last whole patch are cut off.
+void check_cut(DType from, int64_t below, int64_t right) {
+  const Grid g{2, 2, 16, 14};
+  const int64_t height = g.height() + below, width = g.width() + right, values = g.batch * 3 * height * width;
+  Array pixels(from, values), want(DType::Float32, g.count());
+  const Array noise(DType::Float32, normal(values, 12));
+  for (int64_t i = 0; i < values; ++i) pixels.set(i, from == DType::UInt8 ? static_cast<double>(i * 7 % 256) : noise[i]);
+  const DeviceArray in(pixels), out(DType::Float32, g.count());
+  auto args = [&](const void* source, void* to) {
+    UnfoldArgs a = unfold_args(g, source, from, to, DType::Float32);
+    a.height = height, a.width = width;
+    return a;
+  };
+  cpu::kernels().unfold(args(pixels.data(), want.data()));
+  gpu().unfold(args(in.data(), out.data()));
+  check_close(out.host(), want, from == DType::Float32 ? 0 : 1e-6, std::string("unfold cuts what is over, ") + name_of(from));
+}
+
 /// Rows [first, first + rows) of patch vectors that hold everything a network may come up with.
 void check_fold(const Grid& g, DType dtype, int64_t first, int64_t rows) {
   Array patches(DType::Float32, normal(rows * g.size(), 5, 2));
@@ -181,6 +199,7 @@ void check_patch() {
       check_round_trip(g, pixels);
     }
   for (const DType dtype : {DType::UInt8, DType::Float32}) {
+    for (const int64_t right : {2, 12}) check_cut(dtype, 5, right);
     check_fold({2, 3, 4, 5}, dtype, 7, 10);
     check_fold({2, 3, 4, 5}, dtype, 6, 1);
     check_fold({2, 3, 4, 5}, dtype, 24, 0);

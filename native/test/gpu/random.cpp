@@ -25,7 +25,7 @@ void check_noise(const Noise& n, bool misaligned = false) {
   const std::vector<uint32_t> ids = ids_of((n.first + n.rows) / n.patches + 1, n.first);
   const Array want(DType::Float32, n.rows * n.width);
   const DeviceArray out(DType::Float32, want.size() + misaligned);
-  auto args = [&, logit_normal = logit_normal, zero = zero](float* to) { return NoiseArgs{to, n.first, n.rows, n.width, n.patches, kSeed, ids.data()}; };
+  auto args = [&](float* to) { return NoiseArgs{to, n.first, n.rows, n.width, n.patches, kSeed, ids.data()}; };
   cpu::kernels().noise(args(want.floats()));
   gpu().noise(args(out.as<float>() + misaligned));
   Array got = out.host();

@@ -1,0 +1,116 @@
+/**
+ * How much of a tokenizer's latents carries something. With λ the eigenvalues of the latents' covariance over all patches, in descending
+ * order, and V_k its first k eigenvectors:
+ *
+ * - effective rank = exp(−Σ p_i ln p_i), p_i = λ_i / Σ λ: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality",
+ *   of the covariance matrix, whose singular values are its eigenvalues. From 1, where all latents are on a line, to Z.
+ * - channels in use = k* / Z, where k* is the least k with PSNR(k) ≥ PSNR(Z) − 0.1 dB. PSNR(k) is the mean over images decoded from
+ *   m + V_k V_kᵀ (z − m): a tokenizer of k* channels would do as well. Principal directions stand for channels because any rotation of the
+ *   channels makes the same tokenizer.
+ */
+import ndarray, { type NdArray } from 'ndarray';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
+import type { DecodeOptions } from '../decoder/options.js';
+import { imageQuality, linear } from '../ops.js';
+import { onDevice, Tensor, tidy } from '../tensor.js';
+import type { UniFlow } from '../uniflow.js';
+import { imagesOf } from './features.js';
+import { Moments, principalComponents, type PrincipalComponents } from './pca.js';
+import { projection } from './projection.js';
+
+export interface LatentUse {
+  /** In [1, Z]; 0 where all latents are equal. */
+  effectiveRank: number;
+  /** In [0, 1]. */
+  channelsInUse: number;
+}
+
+/** Latents in use may lose this much PSNR, in dB. */
+const TOLERANCE = 0.1;
+/** So many images are decoded, a few times over, to find the latents in use. */
+const SAMPLE = 8;
+
+/** exp of the entropy of the variances' shares. */
+export function effectiveRank(variances: Float64Array): number {
+  const total = variances.reduce((sum, v) => sum + v, 0);
+  if (total <= 0) return 0;
+  return Math.exp(variances.reduce((sum, v) => (v > 0 ? sum - (v / total) * Math.log(v / total) : sum), 0));
+}
+
+/** Takes in images with their latents as they come, then measures. */
+export class LatentMeter {
+  private readonly moments = new Moments();
+  private readonly sampled: Set<number>;
+  private readonly sample: { pixels: Uint8Array; z: Float32Array }[] = [];
+  private shapes: { pixels: number[]; z: number[] } | undefined;
+  private seen = 0;
+
+  /** @param count how many images will come. */
+  constructor(
+    private readonly uniflow: Pick<UniFlow, 'device' | 'decode'>,
+    count: number,
+  ) {
+    this.sampled = new Set(evenlySpaced(count, SAMPLE));
+  }
+
+  /** uint8 [B,H,W,3] and their latents, float32 [B,N,Z]. Each image is summed on its own: the numbers do not depend on the batch. */
+  async add(pixels: NdArray<Uint8Array>, z: NdArray): Promise<void> {
+    const [count, ...image] = pixels.shape as [number, ...number[]];
+    const [, patches, channels] = z.shape as [number, number, number];
+    this.shapes ??= { pixels: image, z: [patches, channels] };
+    const part = <A extends Uint8Array | Float32Array>(array: A, b: number): A =>
+      array.subarray((b * array.length) / count, ((b + 1) * array.length) / count) as A;
+    for (let b = 0; b < count; b++, this.seen++) {
+      const own = part(z.data as unknown as Float32Array, b);
+      using rows = onDevice(this.uniflow.device, () => Tensor.from({ data: own, shape: [patches, channels] }));
+      await this.moments.add(rows);
+      if (this.sampled.has(this.seen)) this.sample.push({ pixels: part(pixels.data, b).slice(), z: own.slice() });
+    }
+  }
+
+  async measure(options: DecodeOptions): Promise<LatentUse> {
+    const components = principalComponents(this.moments.statistics());
+    const { variances } = components;
+    return {
+      effectiveRank: effectiveRank(variances),
+      channelsInUse: (await this.leastWithin(components, options)) / variances.length,
+    };
+  }
+
+  /** k*, by bisection. */
+  private async leastWithin(components: PrincipalComponents, options: DecodeOptions): Promise<number> {
+    const z = stacked(this.sample.map((s) => s.z), this.shapes!.z); // prettier-ignore
+    const pixels = stacked(this.sample.map((s) => s.pixels), this.shapes!.pixels) as NdArray<Uint8Array>; // prettier-ignore
+    const psnr = async (latents: NdArray): Promise<number> => this.meanPsnr(pixels, latents, options);
+    const enough = (await psnr(z)) - TOLERANCE;
+    let [low, high] = [0, components.variances.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((await psnr(await this.kept(z, components, middle))) >= enough) high = middle;
+      else low = middle + 1;
+    }
+    return high;
+  }
+
+  /** Latents with only their first `count` principal directions. */
+  private async kept(z: NdArray, components: PrincipalComponents, count: number): Promise<NdArray> {
+    using latents = onDevice(this.uniflow.device, () => tidy(() => linear(Tensor.from(z), projection(components, count))));
+    return await latents.read();
+  }
+
+  private async meanPsnr(pixels: NdArray<Uint8Array>, z: NdArray, options: DecodeOptions): Promise<number> {
+    const images = (await this.uniflow.decode(z, options)) as NdArray<Uint8Array>;
+    using quality = onDevice(this.uniflow.device, () => tidy(() => imageQuality(imagesOf(pixels), imagesOf(images))));
+    const read = await quality.read();
+    const count = pixels.shape[0] as number;
+    return Array.from({ length: count }, (_, i) => read.get(i, 0)).reduce((sum, value) => sum + value, 0) / count;
+  }
+}
+
+/** Arrays of one shape, one behind the other. */
+function stacked<A extends Uint8Array | Float32Array>(arrays: readonly A[], shape: readonly number[]): NdArray {
+  const size = (arrays[0] as A).length;
+  const data = new ((arrays[0] as A).constructor as new (n: number) => A)(arrays.length * size);
+  arrays.forEach((array, i) => data.set(array, i * size));
+  return ndarray(data, [arrays.length, ...shape]);
+}

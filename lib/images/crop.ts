@@ -1,0 +1,112 @@
+/** From a picture to the pixels of a sample: a random resized crop, or the tokenizer's centre crop. */
+import { readFile } from 'node:fs/promises';
+import sharp, { type Sharp } from 'sharp';
+import { isPixels } from '../sources/item.js';
+import { decodeImage, openImage, type ImageSource, type RgbImage } from './decode.js';
+
+/** Of a sample, in pixels. */
+export type Size = readonly [height: number, width: number];
+
+/** Part of a picture, in pixels. */
+export interface Box {
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+}
+
+/** As in torchvision's RandomResizedCrop. */
+const RATIO = [3 / 4, 4 / 3] as const;
+const ATTEMPTS = 10;
+/** How many random numbers {@link randomBox} takes at most. */
+export const BOX_DRAWS = 2 * ATTEMPTS + 2;
+
+/**
+ * A box of `scale` times the picture's area and an aspect from 3/4 to 4/3, uniform in its logarithm, anywhere in the picture. Where none
+ * fits in ten attempts, the middle of the picture with the nearest aspect: torchvision's RandomResizedCrop.
+ */
+export function randomBox(width: number, height: number, scale: readonly [number, number], draws: Float64Array): Box {
+  const between = (low: number, high: number, i: number): number => low + (high - low) * (draws[i] as number);
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    const area = width * height * between(...scale, 2 * attempt);
+    const ratio = Math.exp(between(Math.log(RATIO[0]), Math.log(RATIO[1]), 2 * attempt + 1));
+    const [w, h] = [Math.round(Math.sqrt(area * ratio)), Math.round(Math.sqrt(area / ratio))];
+    if (w < 1 || h < 1 || w > width || h > height) continue;
+    const [left, top] = [Math.floor(between(0, width - w + 1, 2 * ATTEMPTS)), Math.floor(between(0, height - h + 1, 2 * ATTEMPTS + 1))];
+    return { left, top, width: w, height: h };
+  }
+  const w = Math.max(1, Math.min(width, Math.round(height * RATIO[1])));
+  const h = Math.max(1, Math.min(height, Math.round(width / RATIO[0])));
+  return { left: (width - w) >> 1, top: (height - h) >> 1, width: w, height: h };
+}
+
+/** What {@link randomCrop} makes of a picture. */
+export interface RandomCrop {
+  size: Size;
+  /** Range of the box's share of the picture's area. */
+  scale: readonly [number, number];
+  mirrored: boolean;
+  /** {@link BOX_DRAWS} numbers on [0, 1). */
+  draws: Float64Array;
+  signal?: AbortSignal | undefined;
+}
+
+/** A {@link randomBox} of the picture at `size`, packed RGB [H,W,3]. Errors are those of {@link decodeImage}. */
+export async function randomCrop(image: ImageSource | RgbImage, crop: RandomCrop): Promise<Uint8Array> {
+  if (isPixels(image)) return cropped(sharp(image.data, { raw: { ...sizeOf(image), channels: 3 } }), image, crop);
+  // Where the quick way fails, the exact one says why.
+  const quick = await shrinkOnLoad(image, crop).catch(() => undefined);
+  return quick ?? randomCrop(await decodeImage(image, crop.signal ? { signal: crop.signal } : {}), crop);
+}
+
+/** JPEG and WebP can be shrunk while they are decoded, which saves most of the work with large photographs. */
+async function shrinkOnLoad(source: ImageSource, crop: RandomCrop): Promise<Uint8Array | undefined> {
+  const bytes = source instanceof Uint8Array ? source : await readFile(source, { signal: crop.signal });
+  const { format, space, autoOrient } = await sharp(bytes).metadata();
+  if (format !== 'jpeg' && format !== 'webp') return undefined;
+  // As in decodeImage, whose limit of pixels is sharp's own.
+  return cropped(sharp(bytes, { failOn: 'error', ignoreIcc: space !== 'cmyk' }).autoOrient(), autoOrient, crop);
+}
+
+/** Resizes the whole picture and cuts the box out of it: in this order sharp shrinks on load, and computes only what is in the box. */
+function cropped(
+  picture: Sharp,
+  { width, height }: Extent,
+  { size: [rows, columns], scale, mirrored, draws }: RandomCrop,
+): Promise<Buffer> {
+  const box = randomBox(width, height, scale, draws);
+  const [allColumns, allRows] = [Math.round((width * columns) / box.width), Math.round((height * rows) / box.height)];
+  const left = Math.min(allColumns - columns, Math.round((box.left * columns) / box.width));
+  const top = Math.min(allRows - rows, Math.round((box.top * rows) / box.height));
+  return picture
+    .flatten({ background: '#ffffff' })
+    .resize(allColumns, allRows, { fit: 'fill', kernel: 'cubic' })
+    .flop(mirrored)
+    .extract({ left: mirrored ? allColumns - columns - left : left, top, width: columns, height: rows }) // sharp mirrors first
+    .toColourspace('srgb')
+    .raw({ depth: 'uchar' })
+    .toBuffer();
+}
+
+/** The centre of the picture as {@link UniFlow.encode} sees it, written `into` packed RGB [H,W,3]. */
+export async function centerCrop(
+  image: ImageSource | RgbImage,
+  [height, width]: Size,
+  into: Uint8Array,
+  signal?: AbortSignal,
+): Promise<void> {
+  const picture = await openImage(image, signal ? { signal } : {});
+  const options = { width, height, mode: 'cover', edge: Math.max(height, width), filter: 'bicubic' } as const;
+  await picture.resample(into, options);
+}
+
+/** Packed RGB [H,W,3] with left and right exchanged. */
+export function mirror(pixels: Uint8Array, [height, width]: Size): Promise<Uint8Array> {
+  return sharp(pixels, { raw: { width, height, channels: 3 } })
+    .flop()
+    .raw()
+    .toBuffer();
+}
+
+type Extent = Pick<RgbImage, 'width' | 'height'>;
+const sizeOf = ({ width, height }: Extent): Extent => ({ width, height });

@@ -1,0 +1,61 @@
+/** Images decoded while the caller uses those before them: a bounded number at a time, and a broken one ends none of the others. */
+import pLimit from 'p-limit';
+import { throwIfAborted, UniFlowError } from '../errors.js';
+import { prefetch, untilAborted } from '../prefetch.js';
+import { readPicture, type ImageSource, type Item, type RgbImage } from '../sources/item.js';
+import type { DownloadOptions } from '../sources/url.js';
+import { DECODERS } from './decode.js';
+
+/** An image that could not be read. */
+export interface DecodeFailure {
+  id: string;
+  error: UniFlowError;
+}
+
+export interface DecodeAhead<T extends Item, R> {
+  /** Further items under way while one is used. */
+  count: number;
+  /** Decodes an image that is read, as for openImage. */
+  prepare: (image: ImageSource | RgbImage, item: T) => Promise<R>;
+  download?: Omit<DownloadOptions, 'signal'> | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** One limit for all of the process: an image of 64 megapixels is 192 MB. */
+const decoding = pLimit(DECODERS);
+/** Resources that the system is out of: no fault of an image. */
+const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
+
+/**
+ * What `prepare` makes of each item, in their order; of one that cannot be read, why.
+ * @throws {UniFlowError} `ABORTED`; where the system is out of memory or files; and what the items throw.
+ */
+export async function* decodeAhead<T extends Item, R extends object>(
+  items: Iterable<T> | AsyncIterable<T>,
+  options: DecodeAhead<T, R>,
+): AsyncGenerator<R | DecodeFailure, void, undefined> {
+  yield* prefetch(untilAborted(items, options.signal), options.count, (item) => decodeItem(item, options));
+}
+
+async function decodeItem<T extends Item, R>(item: T, { prepare, download, signal }: DecodeAhead<T, R>): Promise<R | DecodeFailure> {
+  throwIfAborted(signal);
+  try {
+    const image = await readPicture(item.image, { ...download, signal });
+    return await decoding(() => {
+      throwIfAborted(signal);
+      return prepare(image, item);
+    });
+  } catch (error) {
+    throwIfAborted(signal);
+    const { code, cause } = error as NodeJS.ErrnoException;
+    if ([code, (cause as NodeJS.ErrnoException | undefined)?.code].some((c) => EXHAUSTED.has(c ?? ''))) throw error;
+    return { id: item.id, error: named(error, item.id) };
+  }
+}
+
+/** Images that are no files of their own are named by their id. */
+function named(error: unknown, id: string): UniFlowError {
+  if (!(error instanceof UniFlowError)) return new UniFlowError('BAD_INPUT', (error as Error).message, { cause: error });
+  if (error.subject !== '<buffer>') return error;
+  return new UniFlowError(error.code, error.message.replace('<buffer>', id), { ...error, subject: id, cause: error.cause });
+}

@@ -1,0 +1,14 @@
+/** Many pictures to shards of latents, and back. docs/shards.md has the layout. */
+export { encodeToShards, type RunOptions, type RunProgress, type RunResult } from './run.js';
+export { openShards, type ReadOptions, type Shards, type ShardSample } from './reader.js';
+export { openSource, unique, type Source } from '../sources/source.js';
+export { ShardEncoder, type EncodeShardOptions, type FileRecord, type ShardOptions, type ShardRecord } from './shard.js';
+export { headerOf, seal, type Header, type Manifest } from './manifest.js';
+export { openOutput } from './open-output.js';
+export { FolderOutput, type ByteRange, type Output } from './output.js';
+export type { DownloadOptions } from '../sources/url.js';
+export type { Fit, Placement } from '../images/fit.js';
+export type { FormatName } from './formats/index.js';
+export type { Utilisation } from './meter.js';
+export type { Item, Picture } from '../sources/item.js';
+export type { StoreType } from './store.js';

@@ -1,0 +1,179 @@
+/** Shards as one array of pictures on disk: in order, by number or by id, with no more in memory than what is asked for. */
+import ndarray, { type NdArray } from 'ndarray';
+import { createHash } from 'node:crypto';
+import { checkInteger, checkOptions } from '../check.js';
+import { UniFlowError } from '../errors.js';
+import type { ArrayName, RowReader } from './formats/format.js';
+import type { PictureRecord } from './pipeline.js';
+import { FORMATS } from './formats/index.js';
+import { IdTable } from '../sources/id-table.js';
+import { MANIFEST, readManifest, type Manifest } from './manifest.js';
+import { FolderOutput, type Output } from './output.js';
+import { stemOf, type ShardRecord } from './shard.js';
+import { fromStored } from './store.js';
+
+/** A picture of {@link Shards}. */
+export interface ShardSample extends PictureRecord {
+  /** float32 [N,Z]; undefined where they were not stored. */
+  latents?: NdArray<Float32Array>;
+  /** float32 [N,D] */
+  tokens?: NdArray<Float32Array>;
+}
+
+/** Of {@link openShards}. */
+export interface ReadOptions {
+  /** Whether to read the tokens, where they were stored. Default true. */
+  tokens?: boolean;
+}
+
+interface OpenShard {
+  pictures: PictureRecord[];
+  offsets: number[];
+  read: RowReader;
+}
+
+/** Shards whose lists of pictures are held in memory. */
+const KEPT_SHARDS = 8;
+/** Bytes of a file that are held in memory to be verified. */
+const PIECE = 2 ** 24;
+
+/**
+ * Opens the shards of a complete run.
+ * @throws {UniFlowError} `NOT_FOUND` where there is no manifest (the run is not complete), `BAD_INPUT` where it is damaged.
+ */
+export async function openShards(folder: string | Output, options: ReadOptions = {}): Promise<Shards> {
+  checkOptions(options);
+  const input = typeof folder === 'string' ? new FolderOutput(folder) : folder;
+  const manifest = await readManifest(input);
+  if (manifest) return new Shards(input, manifest, options.tokens ?? true);
+  throw UniFlowError.expected('NOT_FOUND', input.name, `a complete run with ${MANIFEST}`, 'none');
+}
+
+/** The pictures of a run, in the order of its source. Made by {@link openShards}. */
+export class Shards implements AsyncIterable<ShardSample> {
+  /** Pictures. */
+  readonly length: number;
+  private readonly begins: number[] = [];
+  private readonly opened = new Map<number, Promise<OpenShard>>();
+  private readonly arrays: ArrayName[];
+  private ids: Promise<IdTable> | undefined;
+
+  /** @internal */
+  constructor(
+    private readonly input: Output,
+    readonly manifest: Manifest,
+    tokens: boolean,
+  ) {
+    this.length = manifest.count;
+    this.arrays = (Object.keys(manifest.header.arrays) as ArrayName[]).filter((name) => tokens || name !== 'tokens');
+    let begin = 0;
+    for (const { count } of manifest.shards) {
+      this.begins.push(begin);
+      begin += count;
+    }
+  }
+
+  /** Picture `index`. @throws {UniFlowError} `BAD_INPUT` where there is none, or its shard is damaged; `NOT_FOUND` where that is gone. */
+  async at(index: number): Promise<ShardSample> {
+    checkInteger('index', index, 0, this.length - 1);
+    const shard = this.shardOf(index);
+    try {
+      return await this.sample(await this.open(shard), index - (this.begins[shard] as number));
+    } catch (error) {
+      this.opened.delete(shard); // what is known of its files may be wrong
+      if (error instanceof UniFlowError) throw error;
+      const { message } = error as Error; // of a library, or of what was made of wrong numbers
+      throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stemOf(shard)}`, 'the files that were written', message, error);
+    }
+  }
+
+  /** The picture of that id, or undefined. The first call reads all ids, and keeps 12 bytes of each. */
+  async get(id: string): Promise<ShardSample | undefined> {
+    this.ids ??= this.readIds();
+    const index = (await this.ids).get(id);
+    if (index === undefined) return undefined;
+    const sample = await this.at(index);
+    return sample.id === id ? sample : undefined;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<ShardSample, void, undefined> {
+    for (let index = 0; index < this.length; index++) yield await this.at(index);
+  }
+
+  /** Reads all files and compares them with the manifest. @throws {UniFlowError} `BAD_INPUT` naming the first that is damaged. */
+  async verify(): Promise<void> {
+    for (const { name, sha256 } of this.manifest.shards.flatMap(({ files }) => files)) {
+      const actual = await this.hash(name);
+      if (actual !== sha256) throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${name}`, `sha256 ${sha256}`, actual);
+    }
+  }
+
+  private async hash(name: string): Promise<string> {
+    const hash = createHash('sha256');
+    const size = (await this.input.size(name)) ?? 1; // where there is none, reading it says so
+    for (let begin = 0; begin < size; begin += PIECE)
+      hash.update(await this.input.read(name, { begin, end: Math.min(size, begin + PIECE) }));
+    return hash.digest('hex');
+  }
+
+  /** The last shard that begins at `index` or before, and has a picture. */
+  private shardOf(index: number): number {
+    let [low, high] = [0, this.begins.length];
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if ((this.begins[middle] as number) <= index) low = middle;
+      else high = middle;
+    }
+    return low;
+  }
+
+  private open(shard: number): Promise<OpenShard> {
+    const found = this.opened.get(shard) ?? this.openShard(this.manifest.shards[shard] as ShardRecord);
+    this.opened.delete(shard);
+    this.opened.set(shard, found);
+    for (const oldest of this.opened.keys()) {
+      if (this.opened.size <= KEPT_SHARDS) break;
+      this.opened.delete(oldest);
+    }
+    return found;
+  }
+
+  private async openShard({ index, count }: ShardRecord): Promise<OpenShard> {
+    const stem = stemOf(index);
+    const pictures = await this.picturesOf(stem);
+    if (pictures.length !== count)
+      throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stem}.jsonl`, `${count} lines`, `${pictures.length}`);
+    const offsets = [0];
+    for (const { grid } of pictures) offsets.push((offsets.at(-1) as number) + grid.rows * grid.cols);
+    const { store, format, arrays } = this.manifest.header;
+    const widths = { latents: 0, tokens: 0, ...arrays };
+    return { pictures, offsets, read: await FORMATS[format].open({ input: this.input, stem, store, widths, offsets }) };
+  }
+
+  private async picturesOf(stem: string): Promise<PictureRecord[]> {
+    const text = (await this.input.read(`${stem}.jsonl`)).toString().trimEnd();
+    try {
+      return text.split('\n').map((line) => JSON.parse(line) as PictureRecord);
+    } catch (cause) {
+      throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stem}.jsonl`, 'lines of JSON', (cause as Error).message, cause);
+    }
+  }
+
+  private async sample({ pictures, read }: OpenShard, row: number): Promise<ShardSample> {
+    const picture = pictures[row] as PictureRecord;
+    const { store, arrays: widths } = this.manifest.header;
+    const arrays = this.arrays.map(async (name) => {
+      const values = await fromStored(await read(name, row), store);
+      return [name, ndarray(values, [picture.grid.rows * picture.grid.cols, widths[name] as number])] as const;
+    });
+    return { ...picture, ...Object.fromEntries(await Promise.all(arrays)) };
+  }
+
+  private async readIds(): Promise<IdTable> {
+    const ids = new IdTable();
+    let number = 0;
+    for (const { index, count } of this.manifest.shards)
+      if (count > 0) for (const { id } of await this.picturesOf(stemOf(index))) ids.add(id, number++);
+    return ids;
+  }
+}

@@ -1,0 +1,14 @@
+/// In place of jpeg.cpp where there is no libjpeg-turbo: every file is declined, and sharp decodes it.
+#include "native/image/jpeg.h"
+
+namespace uniflow {
+
+std::optional<Bytes> read_jpeg_file(const std::string&) { return std::nullopt; }
+
+std::optional<Jpeg> read_jpeg_header(std::span<const uint8_t>) { return std::nullopt; }
+
+bool decode_jpeg(const Jpeg&, uint8_t*, const CancelToken&) { return false; }
+
+bool decode_jpeg(const Jpeg&, const Resampling&, uint8_t*, const CancelToken&) { return false; }
+
+}  // namespace uniflow
