@@ -14,7 +14,7 @@ import { regressLatents } from './regression.js';
 export { capacity, shortfalls, type Kept } from './linear.js';
 
 /** Patches that the statistics are taken of, at most. */
-const PATCHES = 2 ** 18;
+const PATCHES = 2 ** 19;
 
 /** How images become pixels: of {@link LoaderOptions}. Default: whole, as `encode` takes them, at the model's size. */
 export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal' | 'onDamaged'>;

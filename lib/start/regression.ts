@@ -9,9 +9,8 @@
 import { CholeskyDecomposition, Matrix } from 'ml-matrix';
 import type { NdArray } from 'ndarray';
 import { Moments, type PrincipalComponents } from '../eval/pca.js';
-import { native } from '../native.js';
-import { cast, linear, sliceTokens, unfold } from '../ops.js';
-import { onDevice, Tensor, tensorOf, tidy } from '../tensor.js';
+import { add, cast, linear, sliceTokens, unfold, type Linear } from '../ops.js';
+import { onDevice, Tensor, tidy } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { capacity, inverseDeviation } from './linear.js';
 import type { LinearMap } from './units.js';
@@ -39,9 +38,10 @@ export async function regressLatents(
   }
   const { mean, covariance } = moments.statistics();
   const all = Matrix.from1DArray(width + channels, width + channels, covariance);
-  const inverse = Array.from({ length: width }, (_, i) => 1 / Math.sqrt(Math.max(all.get(i, i), Number.MIN_VALUE)));
+  const inverse = Array.from({ length: width }, (_, i) => (all.get(i, i) > 0 ? 1 / Math.sqrt(all.get(i, i)) : 0)); // a dead channel says nothing
   const scaled = (m: Matrix): Matrix => m.mulColumnVector(inverse);
-  const tokens = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
+  const correlations = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
+  const tokens = Matrix.add(correlations, correlations.transpose()).mul(0.5); // rounding leaves them not quite symmetric
   for (let i = 0; i < width; i++) tokens.set(i, i, 1 + RIDGE);
   const cross = scaled(all.subMatrix(0, width - 1, width, width + channels - 1));
   const weight = scaled(new CholeskyDecomposition(tokens).solve(cross)).transpose(); // [K,D]
@@ -60,17 +60,21 @@ function coefficientsOf(
   return { weight: Float32Array.from(weight.to1DArray()), bias: Float32Array.from(bias.to1DArray()) };
 }
 
-/** [B·N, D + K] float32. */
+/** Both side by side, [B·N, D + K] float32: the sum of two products, as rows of different widths cannot be joined. */
 function tokensAndCoefficients(uniflow: UniFlow, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
   const { encoder, normalisation, config } = uniflow;
   const { last } = encoder.forward(pixels);
   const tokens = cast(sliceTokens(last, encoder.prefix, last.dim(1)), 'float32');
   const patches = unfold(pixels, config.patch, normalisation, 'float32');
-  const channels = bias.length;
-  const layer = {
-    weight: Tensor.from({ data: weight, shape: [channels, weight.length / channels] }),
-    bias: Tensor.from({ data: bias, shape: [channels] }),
-  };
-  const both = tensorOf(native.concat([tokens.handle, linear(patches, layer).handle]));
-  return both.reshape([both.dim(0) * both.dim(1), both.dim(2)]);
+  const width = tokens.dim(2);
+  const rows = width + bias.length;
+  const upper = new Float32Array(rows * width);
+  for (let i = 0; i < width; i++) upper[i * (width + 1)] = 1;
+  const lower = new Float32Array(rows * patches.dim(2));
+  lower.set(weight, width * patches.dim(2));
+  const offset = new Float32Array(rows);
+  offset.set(bias, width);
+  const layer = (values: Float32Array): Linear => ({ weight: Tensor.from({ data: values, shape: [rows, values.length / rows] }) });
+  const both = add(linear(tokens, layer(upper)), linear(patches, { ...layer(lower), bias: Tensor.from({ data: offset, shape: [rows] }) }));
+  return both.reshape([both.dim(0) * both.dim(1), rows]);
 }
