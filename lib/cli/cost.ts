@@ -9,7 +9,10 @@ const linear = (rows: number, inputs: number, out: number): number => 2 * rows *
 type Size = readonly [height: number, width: number];
 
 /** Of a picture. `prefix` is the tokens in front of the patches: class token and registers. */
-export function tokensOf(config: EncoderConfig, size: Size = config.imageSize): { prefix: number; rows: number; cols: number; patches: number } {
+export function tokensOf(
+  config: EncoderConfig,
+  size: Size = config.imageSize,
+): { prefix: number; rows: number; cols: number; patches: number } {
   const { rows, cols } = gridOf(size, config.patch);
   return { prefix: (families[config.family].classToken ? 1 : 0) + config.registers, rows, cols, patches: rows * cols };
 }

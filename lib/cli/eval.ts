@@ -43,7 +43,8 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
   const data = await open(path, options.limit, signal);
   const train = options.train === undefined ? undefined : await open(options.train, options.limit, signal);
   const baseline = options.baseline === undefined ? undefined : await open(options.baseline, undefined, signal);
-  for (const { dataset } of [data, ...(train ? [train] : []), ...(baseline ? [baseline] : [])]) reportSkips(Skips.of(dataset.skipped ?? []), undefined, json === true);
+  for (const { dataset } of [data, ...(train ? [train] : []), ...(baseline ? [baseline] : [])])
+    reportSkips(Skips.of(dataset.skipped ?? []), undefined, json === true);
   const features = await featuresOf(options, signal);
   if (saveFeatures !== undefined && !(features && 'extract' in features))
     throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');

@@ -77,7 +77,10 @@ const MAX_DAMAGED = 100;
  * @throws {UniFlowError} `BAD_INPUT` at once for bad options. The iteration rejects with `ABORTED`, and, at the batch it belongs to, with
  * what is wrong with a picture, by name, unless `onDamaged` is given.
  */
-export function batches(dataset: Pick<Dataset, 'length' | 'read' | 'blocks'>, options: LoaderOptions): AsyncGenerator<Batch, void, undefined> {
+export function batches(
+  dataset: Pick<Dataset, 'length' | 'read' | 'blocks'>,
+  options: LoaderOptions,
+): AsyncGenerator<Batch, void, undefined> {
   return new Loader(dataset, options).run();
 }
 
