@@ -12,7 +12,9 @@ import { prepare, root } from './prepare.mjs';
 /** Native tests that run no kernels of the CPU's. */
 const WITHOUT_KERNELS = 'allocator|cuda_emulated|emulator|jpeg|resample|safetensors|stream|team';
 /** Suites of the numbers: for every instruction set. */
-const NUMBERS = ['batch', 'distillation', 'families', 'gradients', 'recompute', 'reproduction', 'train', 'trainer', 'uniflow'];
+const NUMBERS = ['bits', 'distillation', 'families', 'gradients', 'recompute', 'trainer', 'uniflow'];
+/** Suites of whole runs, minutes long: for the best instruction set, and for AVX2, which most machines have. */
+const RUNS = ['batch', 'reproduction', 'train'];
 /** Suites that hold for every device. */
 const DEVICES = ['cuda', 'distillation', 'families', 'gradients', 'trainer', 'uniflow'];
 
@@ -35,7 +37,7 @@ function everything() {
     ...others.map((set) => ctest(set, ['-E', `^(${WITHOUT_KERNELS})_test$`])),
     jest(best),
     jest('cuda, emulated', suites(DEVICES), emulated),
-    ...others.map((set) => jest(set, suites(NUMBERS), { UNIFLOW_ISA: set })),
+    ...others.map((set) => jest(set, suites([...NUMBERS, ...(set === 'avx2' ? RUNS : [])]), { UNIFLOW_ISA: set })),
   ];
 }
 
