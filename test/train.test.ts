@@ -43,7 +43,7 @@ const micro = {
 
 /** A few steps of the smallest model. */
 const small = (changes: Partial<TrainConfig> = {}): TrainConfig => ({
-  ...{ init: micro, regime: 'finetune', data, steps: 4, batch: 6, lr: 2e-3, warmup: 2, ema: 0.9, seed: 7 },
+  ...{ init: micro, start: 'random', regime: 'finetune', data, steps: 4, batch: 6, lr: 2e-3, warmup: 2, ema: 0.9, seed: 7 },
   ...changes,
 });
 
@@ -123,6 +123,10 @@ describe('a minute on photographs', () => {
     expect(written).toEqual(parseTrainConfig(settings()));
     const log = await logOf(straight);
     expect(log[0]).toMatchObject({ event: 'start', config: written, data: { path: data, images: 6 } });
+    expect(only(log, 'warning')[0]).toMatchObject({
+      step: 0,
+      message: expect.stringMatching(/^the flow head is too narrow: 527 of the 588/),
+    });
     const steps = only(log, 'step');
     expect(steps.map(({ step }) => step)).toEqual(numbersTo(240));
     expect(steps.map(({ epoch }) => epoch)).toEqual(numbersTo(240).map((n) => n - 1)); // six pictures are one batch
@@ -141,7 +145,7 @@ describe('a minute on photographs', () => {
     expect(stopped.code).toBe(130);
     expect(stopped.stdout).toMatch(/^stopped after \d+ steps: .*twin\/model \(PSNR .* dB, SSIM .*\); see .*report\.html\n$/);
     expect(stopped.stderr).toMatch(
-      /^(baseline: \d\/6 images.*\n)*baseline: PCA of 16 coefficients a patch, fitted to 6 images of .*: PSNR .* dB, SSIM .*\ntrain: \d+\/1440 images\n(.*\n)*step \d+: validation PSNR .*, effective rank .*, \d+ % of the channels in use\n(train: .*\n)*uniflow: interrupted\n$/,
+      /^uniflow: the flow head is too narrow: .*\n(baseline: \d\/6 images.*\n)*baseline: PCA of 16 coefficients a patch, fitted to 6 images of .*: PSNR .* dB, SSIM .*\ntrain: \d+\/1440 images\n(.*\n)*step \d+: validation PSNR .*, effective rank .*, \d+ % of the channels in use\n(train: .*\n)*uniflow: interrupted\n$/,
     );
     const log = await logOf(twin);
     const at = only(log, 'step').length;
@@ -471,7 +475,7 @@ describe('from an encoder', () => {
     beforeAll(async () => {
       for (const regime of Object.keys(regimes) as Regime[]) {
         folders[regime] = inDir(`regime-${regime}`);
-        await train(folders[regime], from('dinov2', { regime, steps: 30, encoderLr: 1e-3, lambdaDistillation: 3 }));
+        await train(folders[regime], from('dinov2', { regime, start: 'random', steps: 30, encoderLr: 1e-3, lambdaDistillation: 3 }));
       }
     });
 
