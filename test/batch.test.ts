@@ -591,7 +591,7 @@ describe('shards', () => {
 
   test('a run that is not complete is not opened; bad options are refused', async () => {
     expect((await failure(openShards(inDir('pictures')))).code).toBe('NOT_FOUND');
-    for (const [option, value] of Object.entries({ shardSize: 0, fit: 'stretch', format: 'zip', store: 'int8', maxFailures: -1, size: 50 }))
+    for (const [option, value] of Object.entries({ shardSize: 0, fit: 'stretch', format: 'zip', store: 'int8', maxFailures: -1, size: 13 }))
       expect((await failure(encode('refused', { [option]: value }))).code).toBe('BAD_INPUT');
     expect(await readdir(dir)).not.toContain('refused');
   });
