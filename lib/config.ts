@@ -41,7 +41,7 @@ export interface UniFlowConfig {
   latentChannels: number;
   /** Euler steps when decode() is not told. */
   steps: number;
-  /** What pictures are brought to by default; the encoder's positions may be for another size. */
+  /** Default size of images; the encoder's positions may be for another size. */
   imageSize: readonly [height: number, width: number];
   patch: number;
   mean: readonly [number, number, number];

@@ -8,7 +8,7 @@ const linear = (rows: number, inputs: number, out: number): number => 2 * rows *
 
 type Size = readonly [height: number, width: number];
 
-/** Of a picture. `prefix` is the tokens in front of the patches: class token and registers. */
+/** Shape of an image's tokens. `prefix` counts the tokens in front of the patches: class token and registers. */
 export function tokensOf(
   config: EncoderConfig,
   size: Size = config.imageSize,
