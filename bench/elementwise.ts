@@ -40,7 +40,7 @@ function rope(dtype: FloatType): Row {
     cost: { bytes: 2 * qkv * sizeOf(dtype) + 4 * 2 * patches * headDim },
     setup: (make) => {
       const x = make.tensor([batch, prefix + patches, 3 * heads * headDim], dtype);
-      const table = make.keep(native.ropeTable(side, side, headDim, 100));
+      const table = make.keep(native.ropeTable(side, side, headDim, 100, 'image'));
       return () => native.rope(x, heads, prefix, table);
     },
   };

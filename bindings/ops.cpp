@@ -75,6 +75,13 @@ Tensor from_host(const ops::SessionRef& session, const Info& info) {
   return t;
 }
 
+RopeUnit rope_unit(Napi::Value v) {
+  const std::string s = string(v, "unit");
+  if (s == "patch") return RopeUnit::Patch;
+  if (s == "image") return RopeUnit::Image;
+  throw Error(ErrorCode::BadInput, "unit", "'patch' or 'image'", "'" + s + "'");
+}
+
 void define_matrix_ops(Napi::Object exports) {
   define(exports, "packLinear", [](const auto& s, const Info& i) { return ops::pack_linear(s, tensor(i[0], "weight"), dtype(i[1], "dtype")); });
   define(exports, "linear", [](const auto& s, const Info& i) {
@@ -91,7 +98,7 @@ void define_matrix_ops(Napi::Object exports) {
     return ops::rope(s, tensor(i[0], "qkv"), integer(i[1], "heads"), integer(i[2], "prefix"), tensor(i[3], "table"));
   });
   define(exports, "ropeTable", [](const auto& s, const Info& i) {
-    return ops::rope_table(s, integer(i[0], "rows"), integer(i[1], "cols"), integer(i[2], "headDim"), static_cast<float>(number(i[3], "theta")));
+    return ops::rope_table(s, integer(i[0], "rows"), integer(i[1], "cols"), integer(i[2], "headDim"), static_cast<float>(number(i[3], "theta")), rope_unit(i[4]));
   });
   define(exports, "norm", [](const auto& s, const Info& i) {
     const Napi::Object o = object(i[1], "options");

@@ -95,7 +95,7 @@ export interface DecoderShape {
 }
 
 export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniFlowConfig {
-  const { patch, width } = encoder;
+  const { family, patch, width } = encoder;
   const imageSize = shape.imageSize ?? encoder.imageSize;
   const statistics = defaultPreprocessing('internvit', imageSize);
   return {
@@ -108,6 +108,7 @@ export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniF
       hidden: 4 * width,
       patch,
       grid: gridOf(imageSize, patch),
+      rope: family === 'internvit' ? encoder.rope : undefined,
     },
     latentChannels: shape.latentChannels,
     steps: shape.steps ?? 1,

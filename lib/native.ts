@@ -8,6 +8,8 @@ export type FloatType = 'float32' | 'bfloat16';
 /** How a linear weight is stored for products: float8 (e4m3) only on GPUs that compute with it. */
 export type WeightType = FloatType | 'float8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
+/** What rotary positions count: patches, or the width of the image, from −2π at one edge to 2π at the other (DINOv3). */
+export type RopeUnit = 'patch' | 'image';
 export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
 export interface Resampling {
   width: number;
@@ -145,7 +147,7 @@ export interface Native {
   attention(qkv: TensorHandle, heads: number): TensorHandle;
   qkNorm(qkv: TensorHandle, qWeight: TensorHandle, kWeight: TensorHandle, eps: number): TensorHandle;
   rope(qkv: TensorHandle, heads: number, prefix: number, table: TensorHandle): TensorHandle;
-  ropeTable(rows: number, cols: number, headDim: number, theta: number): TensorHandle;
+  ropeTable(rows: number, cols: number, headDim: number, theta: number, unit: RopeUnit): TensorHandle;
   norm(x: TensorHandle, options: NativeNormOptions): TensorHandle;
   unfold(pixels: TensorHandle, patch: number, normalisation: NativeNormalisation, dtype: FloatType): TensorHandle;
   fold(

@@ -4,7 +4,7 @@
  * In inference linear() is one fused kernel. Where a tape records, it is the same in pieces, because the backward pass
  * needs the values in between.
  */
-import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention } from './native.js';
+import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention, type RopeUnit } from './native.js';
 import { differentiable, recording } from './tape.js';
 import { tensorOf, tidy, type Grid, type Tensor } from './tensor.js';
 
@@ -87,9 +87,15 @@ export function rope(qkv: Tensor, heads: number, prefix: number, table: Tensor):
   return differentiable(y, [qkv], (d) => [tensorOf(native.ropeBackward(d.handle, heads, prefix, table.handle))]);
 }
 
-/** DINOv3's rotary table [2, rows*cols, headDim]: cosines, sines. */
-export function ropeTable(grid: Grid, headDim: number, theta: number): Tensor {
-  return tensorOf(native.ropeTable(grid.rows, grid.cols, headDim, theta));
+/** Rotary positions in two dimensions: half of a head's pairs turn with the row, half with the column, the k-th by theta^(−4k / headDim) of the position. */
+export interface Rope {
+  theta: number;
+  unit: RopeUnit;
+}
+
+/** Rotary table [2, rows*cols, headDim]: cosines, sines. */
+export function ropeTable(grid: Grid, headDim: number, { theta, unit }: Rope): Tensor {
+  return tensorOf(native.ropeTable(grid.rows, grid.cols, headDim, theta, unit));
 }
 
 export interface Norm {

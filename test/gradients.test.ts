@@ -116,7 +116,7 @@ const cases: Case[] = [
   {
     name: 'rope',
     inputs: { qkv: tokens(B, S, 3 * D) },
-    of: (v) => ops.rope(v.qkv!, 4, 1, ops.ropeTable({ rows: 2, cols: 3 }, D / 4, 100)),
+    of: (v) => ops.rope(v.qkv!, 4, 1, ops.ropeTable({ rows: 2, cols: 3 }, D / 4, { theta: 100, unit: 'image' })),
   },
   ...[false, true].flatMap((rms) => {
     const name = rms ? 'RMSNorm' : 'LayerNorm';

@@ -4,7 +4,7 @@ import { transformerBlock, type Block } from '../encoder/transformer.js';
 import { native, type NativeNormalisation } from '../native.js';
 import { makeFlowHead, nativeFlowHead, type FlowHead } from './flow.js';
 import { GAIN, type ParameterSource } from '../parameters.js';
-import { assemble, linear, resizeTable, type Linear } from '../ops.js';
+import { assemble, linear, resizeTable, ropeTable, type Linear, type Rope } from '../ops.js';
 import { tensorOf, type Grid, type Tensor } from '../tensor.js';
 import type { timeGrid } from './schedule.js';
 
@@ -20,9 +20,11 @@ export interface DecoderConfig {
   patch: number;
   /** The grid that the position tables were trained for. */
   grid: Grid;
+  /** Rotary positions in the global blocks instead of tables. */
+  rope: Rope | undefined;
 }
 
-const HEADS = 16; // always, whatever the encoder has
+export const HEADS = 16; // always, whatever the encoder has
 const EPS = 1e-5;
 
 export interface FlowOptions {
@@ -37,8 +39,8 @@ export interface FlowOptions {
 export class Decoder {
   private readonly up1: Linear;
   private readonly up2: Linear;
-  private readonly globalPositions: Tensor; // [N, D]
-  private readonly flowPositions: Tensor; // [N, D]
+  private readonly globalPositions: Tensor | undefined; // [N, D]
+  private readonly flowPositions: Tensor | undefined; // [N, D]
   private readonly blocks: Block[];
   readonly head: FlowHead;
 
@@ -52,7 +54,8 @@ export class Decoder {
     this.up1 = source.linear('chal_unproj.c_fc', d, config.latentChannels);
     this.up2 = source.linear('chal_unproj.c_proj', d, d, { gain: GAIN.gelu });
     const patches = config.grid.rows * config.grid.cols;
-    const table = (name: string): Tensor => source.plain(name, [1, patches, d], { std: 0.02 }, [patches, d]);
+    const table = (name: string): Tensor | undefined =>
+      config.rope ? undefined : source.plain(name, [1, patches, d], { std: 0.02 }, [patches, d]);
     this.globalPositions = table('global_block_pos_embed');
     this.flowPositions = table('decoder_pos_embed');
     const share = 1 / (2 * config.globalBlocks); // as in the encoder
@@ -73,9 +76,11 @@ export class Decoder {
   /** Latents [B,N,Z] → condition of each patch, with global context [B,N,D]. `recompute`: as in {@link Encoder.forward}. */
   condition(latents: Tensor, grid: Grid, { recompute = false } = {}): Tensor {
     let h = linear(linear(latents, this.up1, { activation: 'gelu' }), this.up2);
-    h = assemble(h, { position: this.resized(this.globalPositions, grid) });
-    for (const block of this.blocks) h = transformerBlock(h, block, { heads: HEADS, eps: EPS, activation: 'gelu', recompute });
-    return assemble(h, { position: this.resized(this.flowPositions, grid) });
+    h = this.placed(h, this.globalPositions, grid);
+    const { rope, width } = this.config;
+    const rotary = rope && this.blocks.length > 0 ? { table: ropeTable(grid, width / HEADS, rope), prefix: 0 } : undefined;
+    for (const block of this.blocks) h = transformerBlock(h, block, { heads: HEADS, eps: EPS, activation: 'gelu', rotary, recompute });
+    return this.placed(h, this.flowPositions, grid);
   }
 
   /** Integrates the flow of every patch: [B,N,D] → pixels, uint8 [B,H,W,3] or float32 [B,3,H,W]. */
@@ -95,8 +100,10 @@ export class Decoder {
     );
   }
 
-  private resized(table: Tensor, grid: Grid): Tensor {
+  /** h + positions. */
+  private placed(h: Tensor, table: Tensor | undefined, grid: Grid): Tensor {
+    if (!table) return h;
     const from = this.config.grid;
-    return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid);
+    return assemble(h, { position: from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid) });
   }
 }

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { Activation } from '../native.js';
+import type { Rope } from '../ops.js';
 import { isObject, parseConfig, unused, withoutNulls } from './config-fields.js';
 
 export type Family = 'internvit' | 'internvl' | 'dinov2' | 'dinov3' | 'siglip' | 'clip';
@@ -34,8 +35,8 @@ export interface EncoderConfig {
   finalNorm: boolean;
   /** Whether position tables are resized with antialiasing. */
   antialiasPositions: boolean;
-  /** Base of the rotary frequencies; without it, positions are a table. */
-  ropeTheta: number | undefined;
+  /** Rotary positions; without them, positions are a table. */
+  rope: Rope | undefined;
   bias: { q: boolean; k: boolean; v: boolean; proj: boolean; mlp: boolean };
 }
 
@@ -104,7 +105,7 @@ function base(family: Family, c: z.infer<z.ZodObject<typeof common>>, hidden: nu
     registers: 0,
     finalNorm: false,
     antialiasPositions: false,
-    ropeTheta: undefined,
+    rope: undefined,
     bias: { q: true, k: true, v: true, proj: true, mlp: true },
   };
 }
@@ -117,6 +118,9 @@ export const internVitFields = {
   norm_type: z.enum(['layer_norm', 'rms_norm']).default('layer_norm'),
   qk_normalization: z.boolean().default(false),
   qkv_bias: z.boolean().default(true),
+  /** Of this library: rotary positions, counted in patches, instead of tables. Neighbours are found alike in images of all sizes. */
+  position_embedding_type: z.enum(['absolute', 'rope']).default('absolute'),
+  rope_theta: z.number().positive().default(100),
   /** InternVL3 configures a mixture of experts that no published model has. */
   use_moe: z.literal(false).default(false),
   ...unused(
@@ -131,6 +135,7 @@ export function internVitConfig(c: z.infer<z.ZodObject<typeof internVitFields>>)
     norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
     qkNorm: c.qk_normalization,
     layerScale: true,
+    rope: c.position_embedding_type === 'rope' ? { theta: c.rope_theta, unit: 'patch' } : undefined,
     bias: { q: c.qkv_bias, k: c.qkv_bias, v: c.qkv_bias, proj: true, mlp: true },
   };
 }
@@ -216,7 +221,7 @@ function dinoV3(config: Record<string, unknown>): EncoderConfig {
     layerScale: true,
     registers: c.num_register_tokens,
     finalNorm: true,
-    ropeTheta: c.rope_theta,
+    rope: { theta: c.rope_theta, unit: 'image' },
     bias: { q: c.query_bias, k: c.key_bias, v: c.value_bias, proj: c.proj_bias, mlp: c.mlp_bias },
   };
 }

@@ -49,7 +49,7 @@ export class Encoder {
       this.classToken = source.plain(names.classToken.name, names.classToken.rank === 1 ? [d] : [1, 1, d], random, [1, 1, d]);
     if (names.registers && config.registers > 0) this.registers = source.plain(names.registers, [1, config.registers, d], random);
     this.projection = source.linear(names.patch, d, 3 * p * p, { bias: names.patchBias, weightShape: [d, 3, p, p] });
-    if (names.position) {
+    if (names.position && !config.rope) {
       const rows = grid.rows * grid.cols + (names.classToken ? 1 : 0);
       this.position = source.plain(names.position.name, names.position.rank === 2 ? [rows, d] : [1, rows, d], random, [1, rows, d]);
     }
@@ -124,7 +124,7 @@ export class Encoder {
       rms: c.norm === 'rms',
       activation: c.activation,
       gated: c.gated,
-      rotary: c.ropeTheta === undefined ? undefined : { table: this.positionsFor(grid), prefix: this.prefix },
+      rotary: c.rope === undefined ? undefined : { table: this.positionsFor(grid), prefix: this.prefix },
       recompute,
     };
     for (const block of this.blocks) {
@@ -169,7 +169,7 @@ export class Encoder {
 
   private makePositions(grid: Grid): Tensor {
     const c = this.config;
-    if (c.ropeTheta !== undefined) return ropeTable(grid, c.width / c.heads, c.ropeTheta);
+    if (c.rope) return ropeTable(grid, c.width / c.heads, c.rope);
     const position = this.position as Tensor;
     const from = this.trainedGrid;
     const table = reshape(sliceTokens(position, this.classToken ? 1 : 0, position.dim(1)), [from.rows * from.cols, c.width]);

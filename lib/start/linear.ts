@@ -11,8 +11,11 @@
  */
 import { Matrix } from 'ml-matrix';
 import type { PrincipalComponents } from '../eval/pca.js';
+import { HEADS } from '../decoder/decoder.js';
+import type { Rope } from '../ops.js';
 import type { UniFlow } from '../uniflow.js';
 import { startFlow } from './flow.js';
+import { lookAtNeighbours } from './neighbours.js';
 import { Units, type LinearMap } from './units.js';
 import { Weights } from './weights.js';
 
@@ -57,7 +60,7 @@ export function capacity({ latentChannels, patch, encoder }: UniFlow['config']):
 /** Makes an InternViT encoder with random weights carry the patches' principal components. @returns latents as a function of its tokens. */
 export async function startEncoder(uniflow: UniFlow, components: PrincipalComponents): Promise<LinearMap> {
   const weights = new Weights(uniflow);
-  const { width, layers } = uniflow.config.encoder;
+  const { width, layers, heads, rope } = uniflow.config.encoder;
   const { channels } = capacity(uniflow.config);
   const carried = Math.min(width, components.variances.length);
   const scales = embeddingScales(components.variances.subarray(0, carried));
@@ -68,8 +71,8 @@ export async function startEncoder(uniflow: UniFlow, components: PrincipalCompon
       bias.set(0, k, -row.reduce((sum, w, i) => sum + w * (components.mean[i] as number), 0));
     }
   });
-  await weights.editTable('embeddings.position_embedding', (table) => clearColumns(table, carried));
-  for (let i = 0; i < layers; i++) zeroBranches(weights, `encoder.layers.${i}`);
+  if (!rope) await weights.editTable('embeddings.position_embedding', (table) => clearColumns(table, carried));
+  for (let i = 0; i < layers; i++) await startBlock(weights, `encoder.layers.${i}`, { heads, rope });
   const map = { weight: Matrix.zeros(channels, width), bias: new Float64Array(channels) };
   for (let k = 0; k < channels; k++) map.weight.set(k, k, inverseDeviation(components.variances, k) / (scales[k] as number));
   return map;
@@ -87,15 +90,18 @@ export async function startDecoder(uniflow: UniFlow, components: PrincipalCompon
   await weights.edit('chal_proj.c_proj', (layer) => units.leave(layer, Matrix.eye(uniflow.config.latentChannels, channels)));
   await weights.edit('chal_unproj.c_fc', (layer) => units.enter(layer, same(uniflow.config.latentChannels)));
   await weights.edit('chal_unproj.c_proj', (layer) => units.leave(layer, Matrix.eye(channels)));
-  for (let i = 0; i < uniflow.config.decoder.globalBlocks; i++) zeroBranches(weights, `global_blocks.${i}`);
-  for (const table of ['global_block_pos_embed', 'decoder_pos_embed']) await weights.editTable(table, (t) => clearColumns(t, channels));
+  const { globalBlocks, rope } = uniflow.config.decoder;
+  for (let i = 0; i < globalBlocks; i++) await startBlock(weights, `global_blocks.${i}`, { heads: HEADS, rope });
+  if (!rope)
+    for (const table of ['global_block_pos_embed', 'decoder_pos_embed']) await weights.editTable(table, (t) => clearColumns(t, channels));
 
   await startFlow(weights, uniflow.config, components, capacity(uniflow.config));
 }
 
 /** Attention and MLP add nothing at first: h + 0. Their last layers learn at once, the others as soon as those have moved. */
-function zeroBranches(weights: Weights, block: string): void {
+async function startBlock(weights: Weights, block: string, { heads, rope }: { heads: number; rope: Rope | undefined }): Promise<void> {
   for (const layer of ['attn.proj', 'mlp.fc2']) weights.zero(`${block}.${layer}`);
+  if (rope) await lookAtNeighbours(weights, block, { heads, rope });
 }
 
 function clearColumns(table: Matrix, count: number): void {

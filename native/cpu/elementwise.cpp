@@ -119,13 +119,14 @@ void rope(const RopeArgs& a) {
   else rope_as<float>(a);
 }
 
-void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out) {
+void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out) {
   const int64_t quarter = head_dim / 4, half = rows * cols * head_dim;
   parallel_for(rows * cols, [&](int64_t n) {
     for (int64_t i = 0; i < head_dim; ++i) {
       const int64_t k = i % (2 * quarter), at = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
       const double centre = 2.0 * (static_cast<double>(at) + 0.5) / static_cast<double>(of) - 1.0;
-      const double angle = 2.0 * std::numbers::pi * centre * std::pow(theta, -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim));
+      const double position = unit == RopeUnit::Patch ? static_cast<double>(at) : 2.0 * std::numbers::pi * centre;
+      const double angle = position * std::pow(theta, -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim));
       out[n * head_dim + i] = static_cast<float>(std::cos(angle));
       out[half + n * head_dim + i] = static_cast<float>(std::sin(angle));
     }

@@ -22,7 +22,7 @@ void assemble(const AssembleArgs&);
 void resize_table(const ResizeTableArgs&);
 void resize_table_backward(const ResizeTableArgs&);
 void rope(const RopeArgs&);
-void rope_table(int64_t, int64_t, int64_t, float, float*);
+void rope_table(int64_t, int64_t, int64_t, float, RopeUnit, float*);
 void noise(const NoiseArgs&);
 void draw(const DrawArgs&);
 void copy_rows(void*, int64_t, const void*, int64_t, int64_t, int64_t);

@@ -166,14 +166,15 @@ void rope_as(const RopeArgs& a) {
 }
 
 /// Angles in double, as on the CPU: a table is made once for each grid.
-__global__ void rope_table_kernel(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out) {
+__global__ void rope_table_kernel(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out) {
   const int64_t half = rows * cols * head_dim, at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= half) return;
   const int64_t n = at / head_dim, quarter = head_dim / 4, k = at % head_dim % (2 * quarter);
-  const int64_t position = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
-  const double centre = 2.0 * (static_cast<double>(position) + 0.5) / static_cast<double>(of) - 1.0;
+  const int64_t place = k < quarter ? n / cols : n % cols, of = k < quarter ? rows : cols;
   const double power = -4.0 * static_cast<double>(k % quarter) / static_cast<double>(head_dim);
-  const double angle = 2.0 * std::numbers::pi * centre * pow(static_cast<double>(theta), power);
+  const double centre = 2.0 * (static_cast<double>(place) + 0.5) / static_cast<double>(of) - 1.0;
+  const double position = unit == RopeUnit::Patch ? static_cast<double>(place) : 2.0 * std::numbers::pi * centre;
+  const double angle = position * pow(static_cast<double>(theta), power);
   out[at] = static_cast<float>(cos(angle));
   out[half + at] = static_cast<float>(sin(angle));
 }
@@ -256,9 +257,9 @@ void rope(const RopeArgs& a) {
   else rope_as<float>(a);
 }
 
-void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out) {
+void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out) {
   constexpr unsigned kBlock = 128;
-  launch(rope_table_kernel, blocks_for(rows * cols * head_dim, kBlock), kBlock, 0, rows, cols, head_dim, theta, out);
+  launch(rope_table_kernel, blocks_for(rows * cols * head_dim, kBlock), kBlock, 0, rows, cols, head_dim, theta, unit, out);
 }
 
 int64_t count_non_finite(const float* x, int64_t n) {

@@ -39,7 +39,7 @@ void resize_table_backward(const ResizeTableArgs&);
 
 // elementwise.cu
 void rope(const RopeArgs&);
-void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out);
+void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out);
 void cast(const void*, DType, void*, DType, int64_t);
 void swiglu(const void*, void*, DType, int64_t, int64_t);
 void silu_sum(const float*, const float*, int64_t, void*, DType, int64_t, int64_t);

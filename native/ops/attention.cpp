@@ -138,13 +138,13 @@ Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t
   return out;
 }
 
-Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta) {
+Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit) {
   check_grid(rows, cols);
   check_positive(head_dim, "headDim");
   if (head_dim % 4 != 0) reject("headDim", "a multiple of 4", std::to_string(head_dim));
   Tensor out(session->device(), DType::Float32, {2, rows * cols, head_dim});
   enqueue(session, {"ropeTable", {}, {out}, [=](const Run& run) {
-    run.kernels.rope_table(rows, cols, head_dim, theta, out.data<float>());
+    run.kernels.rope_table(rows, cols, head_dim, theta, unit, out.data<float>());
   }});
   return out;
 }

@@ -2,6 +2,7 @@
 /// qkv [B, S, 3*D], columns q | k | v, D = heads * E. FLOPs 4*B*S*S*D, bytes 8*B*S*D in bfloat16.
 #pragma once
 
+#include "native/core/rope.h"
 #include "native/ops/linear.h"
 
 namespace uniflow::ops {
@@ -33,8 +34,8 @@ QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, c
 /// `inverse` turns the other way, which is the gradient.
 Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table, bool inverse = false);
 
-/// DINOv3's table [2, rows*cols, E] float32: patch centres scaled to [-1, 1], angles 2 pi * (row, column) * theta^-(4i/E),
-/// first the row's E/4, then the column's, all twice.
-Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta);
+/// Rotary table [2, rows*cols, E] float32, cosines and sines of angles (row, column) * theta^-(4i/E) in `unit`: first the row's
+/// E/4, then the column's, all twice.
+Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit);
 
 }  // namespace uniflow::ops

@@ -11,6 +11,7 @@
 
 #include "native/core/activation.h"
 #include "native/core/dtype.h"
+#include "native/core/rope.h"
 #include "native/core/ssim.h"
 
 namespace uniflow {
@@ -296,8 +297,8 @@ struct Kernels {
   /// The transpose: `in` is the gradient on the out grid, `out` that on the in grid.
   void (*resize_table_backward)(const ResizeTableArgs&);
   void (*rope)(const RopeArgs&);
-  /// Cosines, then sines, [2, rows*cols, head_dim], of DINOv3's angles.
-  void (*rope_table)(int64_t rows, int64_t cols, int64_t head_dim, float theta, float* out);
+  /// Cosines, then sines, [2, rows*cols, head_dim], of the rows' angles and the columns': position * theta^(-4k / head_dim).
+  void (*rope_table)(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out);
   void (*noise)(const NoiseArgs&);
   void (*draw)(const DrawArgs&);
   /// out[i] = x[i] converted; any pair of Float32 and BFloat16.

@@ -128,8 +128,8 @@ void test_rope(const Rope& r) {
                                                           ", prefix " + std::to_string(r.prefix));
 }
 
-void test_rope_table(int64_t rows, int64_t cols, int64_t head_dim) {
-  const Array table = to_array(ops::rope_table(session(), rows, cols, head_dim, 100));
+void test_rope_table(int64_t rows, int64_t cols, int64_t head_dim, RopeUnit unit) {
+  const Array table = to_array(ops::rope_table(session(), rows, cols, head_dim, 100, unit));
   const int64_t n = rows * cols, quarter = head_dim / 4;
   std::vector<double> want(static_cast<size_t>(2 * n * head_dim));
   for (int64_t r = 0; r < rows; ++r)
@@ -137,7 +137,9 @@ void test_rope_table(int64_t rows, int64_t cols, int64_t head_dim) {
       for (int64_t i = 0; i < head_dim; ++i) {
         const double centre[2] = {(2.0 * static_cast<double>(r) + 1) / static_cast<double>(rows) - 1, (2.0 * static_cast<double>(c) + 1) / static_cast<double>(cols) - 1};
         const double frequency = 1 / std::pow(100.0, static_cast<double>(i % quarter) / static_cast<double>(quarter));
-        const double angle = 2 * std::numbers::pi * centre[i / quarter % 2] * frequency;
+        const int64_t place[2] = {r, c};
+        const auto axis = i / quarter % 2;
+        const double angle = (unit == RopeUnit::Patch ? static_cast<double>(place[axis]) : 2 * std::numbers::pi * centre[axis]) * frequency;
         const auto at = static_cast<size_t>((r * cols + c) * head_dim + i);
         want[at] = std::cos(angle);
         want[at + static_cast<size_t>(n * head_dim)] = std::sin(angle);
@@ -225,8 +227,8 @@ void test_refusals() {
   check_refused("rope with a longer prefix than tokens", [&] { ops::rope(s, qkv, 1, 5, table(0, 6)); });
   check_refused("rope with a number of heads that does not divide", [&] { ops::rope(s, qkv, 4, 1, table(3, 6)); });
   check_refused("rope of an odd head width, whose middle has no pair", [&] { ops::rope(s, qkv, 2, 1, table(3, 3)); });
-  check_refused("a rope table of a width that 4 does not divide", [&] { ops::rope_table(s, 2, 2, 6, 100); });
-  check_refused("a rope table of no rows", [&] { ops::rope_table(s, 0, 2, 8, 100); });
+  check_refused("a rope table of a width that 4 does not divide", [&] { ops::rope_table(s, 2, 2, 6, 100, RopeUnit::Image); });
+  check_refused("a rope table of no rows", [&] { ops::rope_table(s, 0, 2, 8, 100, RopeUnit::Image); });
 }
 
 }  // namespace
@@ -250,8 +252,10 @@ int main() {
   }
   for (int64_t n : kSizes)
     for (bool guided : {false, true}) test_euler(n, guided);
-  test_rope_table(1, 1, 4);
-  test_rope_table(5, 3, 64);
+  for (RopeUnit unit : {RopeUnit::Image, RopeUnit::Patch}) {
+    test_rope_table(1, 1, 4, unit);
+    test_rope_table(5, 3, 64, unit);
+  }
   test_count_non_finite();
   test_exp();
   test_ops();

@@ -106,12 +106,12 @@ void check_rope(DType dtype, const Rope& r) {
   check_close(gpu_x.host(), want, tolerance_of(dtype), title + ", in place");
 }
 
-void check_rope_table(int64_t rows, int64_t cols, int64_t head_dim) {
+void check_rope_table(int64_t rows, int64_t cols, int64_t head_dim, RopeUnit unit) {
   const int64_t n = 2 * rows * cols * head_dim;
   const Array want(DType::Float32, n);
   const DeviceArray got(DType::Float32, n);
-  cpu::kernels().rope_table(rows, cols, head_dim, 100, want.floats());
-  gpu().rope_table(rows, cols, head_dim, 100, got.as<float>());
+  cpu::kernels().rope_table(rows, cols, head_dim, 100, unit, want.floats());
+  gpu().rope_table(rows, cols, head_dim, 100, unit, got.as<float>());
   check_close(got.host(), want, 2e-7, "rope_table" + text_of({rows, cols, head_dim}));
 }
 
@@ -242,9 +242,11 @@ void check_elementwise() {
   constexpr Rope kRopes[] = {{2, 5, 3, 16, 1}, {1, 7, 2, 64, 0, true}, {1, 3, 1, 4, 3}, {2, 3, 16, 64, 1}, {1, 4, 2, 20, 2, true}};
   for (const DType dtype : kTypes)
     for (const Rope& r : kRopes) check_rope(dtype, r);
-  check_rope_table(1, 1, 4);
-  check_rope_table(3, 5, 64);
-  check_rope_table(7, 2, 20);
+  for (RopeUnit unit : {RopeUnit::Image, RopeUnit::Patch}) {
+    check_rope_table(1, 1, 4, unit);
+    check_rope_table(3, 5, 64, unit);
+    check_rope_table(7, 2, 20, unit);
+  }
   check_copies();
   for (const int64_t n : {1, 17, 5000}) check_fill(n);
   for (const int64_t n : {0, 1, 17, 5000, emulated() ? 100003 : 5000003}) check_count_non_finite(n);

@@ -1,0 +1,48 @@
+/**
+ * Attention that begins by looking at neighbours, where positions are rotary and count patches. A score that its biases alone make depends on nothing but where two patches lie to
+ * each other: with q = a everywhere, and k = a turned back by the angles of an offset o,
+ *
+ *   q_p · k_p' = a² Σ_f cos(ω_f · (p' − p − o)), largest at p' = p + o
+ *
+ * Each head has one of the eight neighbours, and takes over some of the patch's first channels.
+ */
+import type { Matrix } from 'ml-matrix';
+import type { Rope } from '../ops.js';
+import type { Weights } from './weights.js';
+
+/** (row, column), the nearest first. */
+const NEIGHBOURS = [
+  ...[[0, -1] as const, [0, 1] as const, [-1, 0] as const, [1, 0] as const],
+  ...[[-1, -1] as const, [-1, 1] as const, [1, -1] as const, [1, 1] as const],
+] as const;
+/** Of the score at the offset itself: 16 leaves the next patch less than e^−8 of the weight. */
+const SHARPNESS = 16;
+/** Of the random part of q and k, which is to learn what else to look at. */
+const CONTENT = 0.1;
+
+/** `block` is the block's name, up to `.attn`. */
+export async function lookAtNeighbours(weights: Weights, block: string, { heads, rope }: { heads: number; rope: Rope }): Promise<void> {
+  await weights.edit(`${block}.attn.qkv`, ({ weight, bias }) => {
+    const width = weight.columns;
+    const size = width / heads;
+    const pairs = size / 2; // (i, i + pairs): rows' frequencies, then columns'
+    const a = Math.sqrt((SHARPNESS * Math.sqrt(size)) / (pairs / 2));
+    for (let row = 0; row < 2 * width; row++) weight.mulRow(row, CONTENT);
+    for (let head = 0; head < heads; head++) {
+      const offset = NEIGHBOURS[head % NEIGHBOURS.length] as readonly [number, number];
+      for (let i = 0; i < pairs; i++) {
+        const quarter = pairs / 2;
+        const axis = i < quarter ? 0 : 1;
+        const angle = offset[axis] * rope.theta ** (-(i % quarter) / quarter);
+        const [q, k] = [head * size + i, width + head * size + i];
+        bias.set(0, q, a).set(0, k, a * Math.cos(angle)).set(0, k + pairs, -a * Math.sin(angle));
+      }
+      const first = size * Math.floor(head / NEIGHBOURS.length); // the next round of heads takes the next channels
+      for (let i = 0; i < size; i++) takeChannel(weight, 2 * width + head * size + i, first + i);
+    }
+  });
+}
+
+function takeChannel(weight: Matrix, row: number, channel: number): void {
+  weight.setRow(row, Array.from({ length: weight.columns }, (_, i) => (i === channel ? 1 : 0)));
+}
