@@ -2,7 +2,8 @@
 import pLimit from 'p-limit';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { prefetch, untilAborted } from '../prefetch.js';
-import { readPicture, type ImageSource, type Item, type RgbImage } from '../sources/item.js';
+import type { ImageSource, Item, RgbImage } from '../sources/item.js';
+import { readPicture } from '../sources/read.js';
 import type { DownloadOptions } from '../sources/url.js';
 import { DECODERS } from './decode.js';
 

@@ -1,16 +1,8 @@
 /** The tokenizer as an HTTP service. The server is loaded when the first one is started: importing the library stays light. */
 import type { UniFlow } from '../uniflow.js';
-import { settingsOf, type ServeOptions } from './options.js';
+import { settingsOf, type ServeOptions, type Service } from './options.js';
 
-export type { ServeOptions } from './options.js';
-
-/** A service that runs. */
-export interface Service {
-  /** Where it listens, as `http://127.0.0.1:8080`. */
-  readonly url: string;
-  /** Accepts no more, finishes what is under way within `drain` milliseconds, and stops. The model stays the caller's. */
-  close(): Promise<void>;
-}
+export type { ServeOptions, Service } from './options.js';
 
 /**
  * Serves a model over HTTP: `/v1/encode`, `/v1/decode`, `/v1/reconstruct`; what they take and give is at `/openapi.json` and in docs/serve.md.

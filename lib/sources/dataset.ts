@@ -12,10 +12,11 @@ import { prefetch } from '../prefetch.js';
 import { readBytes, unreadable } from './files.js';
 import type { Failed, Part } from './folder.js';
 import { expandBraces, isGlob } from './glob.js';
-import { isPixels, readPicture, type ImageSource, type Item, type Reading, type RgbImage, type Skipped } from './item.js';
+import { isPixels, type ImageSource, type Item, type Reading, type RgbImage, type Skipped } from './item.js';
 import { numberLabels, numberNames, type Labels } from './labels.js';
 import { formatOf } from './names.js';
 import type { ImageGroups, ParquetImages } from './parquet.js';
+import { readPicture } from './read.js';
 import { itemsIn, partsOf } from './source.js';
 
 /** One image of a data set. */

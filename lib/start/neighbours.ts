@@ -35,7 +35,10 @@ export async function lookAtNeighbours(weights: Weights, block: string, { heads,
         const axis = i < quarter ? 0 : 1;
         const angle = offset[axis] * rope.theta ** (-(i % quarter) / quarter);
         const [q, k] = [head * size + i, width + head * size + i];
-        bias.set(0, q, a).set(0, k, a * Math.cos(angle)).set(0, k + pairs, -a * Math.sin(angle));
+        bias
+          .set(0, q, a)
+          .set(0, k, a * Math.cos(angle))
+          .set(0, k + pairs, -a * Math.sin(angle));
       }
       const first = size * Math.floor(head / NEIGHBOURS.length); // the next round of heads takes the next channels
       for (let i = 0; i < size; i++) takeChannel(weight, 2 * width + head * size + i, first + i);
@@ -44,5 +47,8 @@ export async function lookAtNeighbours(weights: Weights, block: string, { heads,
 }
 
 function takeChannel(weight: Matrix, row: number, channel: number): void {
-  weight.setRow(row, Array.from({ length: weight.columns }, (_, i) => (i === channel ? 1 : 0)));
+  weight.setRow(
+    row,
+    Array.from({ length: weight.columns }, (_, i) => (i === channel ? 1 : 0)),
+  );
 }

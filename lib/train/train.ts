@@ -13,7 +13,6 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
-import type { Skipped } from '../sources/item.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
@@ -23,46 +22,13 @@ import { linearStart, shortfalls, type Kept } from '../start/index.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
 import { DamagedImages, withGaps } from './images.js';
 import { entriesThrough, readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
+import type { TrainOptions, TrainResult } from './options.js';
 import { regimes } from './regimes.js';
 import { reportRows, writeReport } from './report.js';
 import { learningRate } from './schedule.js';
 import { loadState, saveState } from './state.js';
 import { Trainer, type StepResult } from './trainer.js';
 import { Validation } from './validation.js';
-
-export interface TrainOptions {
-  /** Where it is trained. Default 'auto'. A run that goes on elsewhere does not come to the same bits. */
-  device?: DeviceOptions['device'];
-  /** Stops the run after the step under way, with a checkpoint. */
-  signal?: AbortSignal | undefined;
-  /** After every step, with the number of steps done so far. */
-  onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
-  onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
-  /** Once, before the first step, where there are validation images. */
-  onBaseline?: ((baseline: LogEntryOf<'baseline'>) => void) | undefined;
-  /** While the baseline is fitted: images done. */
-  onBaselineProgress?: ((done: number, total: number) => void) | undefined;
-  /** For each image that is passed over, once. */
-  onDamaged?: ((damaged: LogEntryOf<'damaged'>) => void) | undefined;
-  onWarning?: ((warning: LogEntryOf<'warning'>) => void) | undefined;
-  /** Told once of the files that the data set's source passed over, where there are some. */
-  onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
-}
-
-export interface TrainResult {
-  /** Folder of the tokenizer. */
-  model: string;
-  report: string;
-  steps: number;
-  /** The last validation. */
-  validation: LogEntryOf<'validation'> | undefined;
-  /** What a PCA of the tokenizer's size reaches on the same images. */
-  baseline: LogEntryOf<'baseline'> | undefined;
-  /** Images that were passed over. */
-  damaged: number;
-  /** Whether all steps were done; otherwise a signal came. */
-  done: boolean;
-}
 
 /**
  * Trains in `folder`, which must not hold a run yet. Nothing is written there before data and model have been found to fit.
