@@ -6,7 +6,15 @@ import { fileURLToPath } from 'node:url';
 /** The package's folder, from `lib/` (tests) as from `dist/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
 
-export const packageVersion = (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version;
+const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
+  version: string;
+  peerDependencies: Readonly<Record<string, string>>;
+};
+
+export const packageVersion = manifest.version;
+
+/** Versions of the optional packages (optional.ts) that this package works with. */
+export const peerRanges = manifest.peerDependencies;
 
 /**
  * The folder of the tokenizer that comes with the package: a small one for colour photographs, trained from photographs in Debian's wallpaper

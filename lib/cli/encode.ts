@@ -3,6 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { ArraySpool } from '../io/arrays.js';
+import { optional } from '../optional.js';
 import { embeddedName } from '../package.js';
 import type { Grid } from '../tensor.js';
 import { checkFolder, encodeShards, isFolder, refuseShardOptions } from './encode-shards.js';
@@ -52,6 +53,6 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
 async function encodeFolder(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   await checkFolder(inputs, options);
   if (options.queue === undefined) return encodeShards(inputs, options, signal);
-  const { encodeOnQueue } = await import('./encode-queue.js');
+  const { encodeOnQueue } = await optional('queue', () => import('./encode-queue.js'));
   await encodeOnQueue(inputs, options, options.queue, signal);
 }

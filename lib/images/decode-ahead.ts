@@ -1,6 +1,7 @@
 /** Images decoded while the caller uses those before them: a bounded number at a time, and a broken one ends none of the others. */
 import pLimit from 'p-limit';
 import { throwIfAborted, UniFlowError } from '../errors.js';
+import { MissingPackageError } from '../optional.js';
 import { prefetch, untilAborted } from '../prefetch.js';
 import type { ImageSource, Item, RgbImage } from '../sources/item.js';
 import { readPicture } from '../sources/read.js';
@@ -29,7 +30,8 @@ const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
 
 /**
  * What `prepare` makes of each item, in their order; of one that cannot be read, why.
- * @throws {UniFlowError} `ABORTED`; where the system is out of memory or files; and what the items throw.
+ * @throws {UniFlowError} `ABORTED`; where the system is out of memory or files; where the images take a package that is not installed; and what
+ * the items throw.
  */
 export async function* decodeAhead<T extends Item, R extends object>(
   items: Iterable<T> | AsyncIterable<T>,
@@ -48,10 +50,16 @@ async function decodeItem<T extends Item, R>(item: T, { prepare, download, signa
     });
   } catch (error) {
     throwIfAborted(signal);
-    const { code, cause } = error as NodeJS.ErrnoException;
-    if ([code, (cause as NodeJS.ErrnoException | undefined)?.code].some((c) => EXHAUSTED.has(c ?? ''))) throw error;
+    if (isFatal(error)) throw error;
     return { id: item.id, error: named(error, item.id) };
   }
+}
+
+/** Whether the images that follow would fail alike. */
+function isFatal(error: unknown): boolean {
+  const { code, cause } = error as NodeJS.ErrnoException;
+  const codes = [code, (cause as NodeJS.ErrnoException | undefined)?.code];
+  return error instanceof MissingPackageError || codes.some((c) => EXHAUSTED.has(c ?? ''));
 }
 
 /** Images that are no files of their own are named by their id. */

@@ -1,6 +1,6 @@
 /**
  * Images in Parquet files, in the layout of Hugging Face data sets: a column of bytes, or of { bytes, path }, and one of labels. Rows are read
- * a row group at a time. Loaded when it is needed: hyparquet takes 20 MB.
+ * a row group at a time. Imported by load-parquet.ts alone.
  */
 import {
   asyncBufferFromFile,

@@ -2,6 +2,7 @@
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { refuseEndless } from './files.js';
 import type { ImageSource, Picture, RgbImage } from './item.js';
+import { loadParquet } from './load-parquet.js';
 import { readEntry } from './tar.js';
 import { download, type DownloadOptions } from './url.js';
 
@@ -13,6 +14,6 @@ export async function readPicture(image: Picture, options: DownloadOptions): Pro
   if (typeof image === 'string' || image instanceof URL || image instanceof Uint8Array || 'data' in image) return image;
   if ('error' in image) throw new UniFlowError('BAD_INPUT', image.error);
   if ('url' in image) return download(image.url, options);
-  if ('parquet' in image) return (await import('./parquet.js')).readCell(image);
+  if ('parquet' in image) return (await loadParquet()).readCell(image);
   return readEntry(image.path, image);
 }
