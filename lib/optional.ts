@@ -24,7 +24,7 @@ export type Feature = keyof typeof FEATURES;
 export class MissingPackageError extends UniFlowError {
   constructor(feature: Feature, missing: string, cause: unknown) {
     const { title } = FEATURES[feature];
-    super('UNSUPPORTED', `${title} needs ${missing}, which is not installed. Install it with: ${installCommand(feature)}`, {
+    super('UNSUPPORTED', `${title} needs packages that are not installed, such as ${missing}. Install them with: ${installCommand(feature)}`, {
       ...{ subject: missing, expected: `${missing} ${peerRanges[missing]}`, actual: 'not installed', cause },
     });
   }
