@@ -168,7 +168,7 @@ void define_ops(Napi::Object exports) {
   define(exports, "flowIntegrate", [](const auto& s, const Info& i) {
     return ops::flow_integrate(s, flow_head(i[0]), tensor(i[1], "condition"), flow_options(i[2]));
   });
-  define(exports, "timeWaves", [](const auto& s, const Info& i) { return ops::time_waves(s, tensor(i[0], "t")); });
+  define(exports, "timestepEmbedding", [](const auto& s, const Info& i) { return ops::timestep_embedding(s, tensor(i[0], "t")); });
   define(exports, "flowVelocity", [](const auto& s, const Info& i) {
     return ops::flow_velocity(s, flow_head(i[0]), tensor(i[1], "x"), tensor(i[2], "t"), tensor(i[3], "condition"));
   });

@@ -1,19 +1,39 @@
-/** Values by key, made once; those used last are kept. A value that fails is made again. */
+/** Values by key, made once; those used last are kept, as many as fit. A value that fails is made again. */
 export class Lru<V> {
-  private readonly values = new Map<string, Promise<V>>();
+  private readonly values = new Map<string, { value: Promise<V>; size: number }>();
+  private total = 0;
 
-  constructor(public capacity: number) {}
+  /** @param capacity of all sizes together. @param sizeOf default: 1 each, so that the capacity is a number of values. */
+  constructor(
+    public capacity: number,
+    private readonly sizeOf: (value: V) => number = () => 1,
+  ) {}
 
   get(key: string | number, make: () => Promise<V>): Promise<V> {
     const name = String(key);
-    const value = this.values.get(name) ?? make();
+    const entry = this.values.get(name) ?? this.add(name, make());
     this.values.delete(name);
-    this.values.set(name, value);
-    value.catch(() => this.values.get(name) === value && this.values.delete(name));
-    for (const oldest of this.values.keys()) {
-      if (this.values.size <= this.capacity) break;
+    this.values.set(name, entry);
+    return entry.value;
+  }
+
+  private add(name: string, value: Promise<V>): { value: Promise<V>; size: number } {
+    const entry = { value, size: 0 };
+    value.then(
+      (made) => {
+        this.total += entry.size = this.sizeOf(made);
+        this.trim();
+      },
+      () => this.values.get(name) === entry && this.values.delete(name),
+    );
+    return entry;
+  }
+
+  private trim(): void {
+    for (const [oldest, { size }] of this.values) {
+      if (this.total <= this.capacity) break;
+      this.total -= size;
       this.values.delete(oldest);
     }
-    return value;
   }
 }

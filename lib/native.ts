@@ -258,7 +258,7 @@ export interface Native {
   /** Of the columns, divisor N − 1: [N,D] → [D], [D,D]. */
   covariance(x: TensorHandle): { mean: TensorHandle; covariance: TensorHandle };
   /** Sinusoids of 1000 t, cosines first: [M] → [M, 256]. */
-  timeWaves(t: TensorHandle): TensorHandle;
+  timestepEmbedding(t: TensorHandle): TensorHandle;
   globalNorm(grads: TensorHandle[]): TensorHandle;
   adamw(parameters: NativeOptimizedParameter[], norm: TensorHandle, options: NativeAdamWOptions): void;
   /** A plain copy of a parameter that lives as long as its handle, whatever the pool does. */

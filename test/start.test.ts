@@ -13,6 +13,7 @@ import { patchStatistics, principalComponents } from '../lib/eval/pca.js';
 import { native } from '../lib/native.js';
 import { cast, imageQuality, linear, unfold } from '../lib/ops.js';
 import { linearStart, shortfalls } from '../lib/start/index.js';
+import { Weights } from '../lib/start/weights.js';
 import { Tensor, tensorOf, tidy } from '../lib/tensor.js';
 import type { TrainConfig } from '../lib/train/config.js';
 import { resume, train } from '../lib/train/train.js';
@@ -34,12 +35,12 @@ afterAll(async () => {
 
 const meanSquare = (x: NdArray): number => (x.data as unknown as Float32Array).reduce((sum, v) => sum + v * v, 0) / x.size;
 
-/** Standard normal pixels [1,3,S,S]. */
-async function noisePixels(size: number): Promise<NdArray> {
-  const tensor = new Tensor(native.noise(1, Uint32Array.of(0), 1, 3 * size * size));
+/** Standard normal pixels [1,3,H,W]. */
+async function noisePixels(rows: number, cols = rows): Promise<NdArray> {
+  const tensor = new Tensor(native.noise(1, Uint32Array.of(0), 1, 3 * rows * cols));
   const { data: values } = await tensor.read();
   tensor.dispose();
-  return ndarray(values, [1, 3, size, size]);
+  return ndarray(values, [1, 3, rows, cols]);
 }
 
 describe('random weights', () => {
@@ -147,6 +148,41 @@ describe('the linear start', () => {
     },
     240_000,
   );
+
+  test.each([
+    [4, 6],
+    [9, 8],
+  ])('looks at the eight neighbours, in images of any size: %i x %i patches', async (rows, cols) => {
+    const width = 128;
+    const heads = 16;
+    const rotary = { ...config({ patch: 4, channels: 8, width }), position_embedding_type: 'rope', num_attention_heads: heads };
+    await using uniflow = await UniFlow.random(rotary, { photos, dtype: 'float32', device: 'cpu' });
+    const neighbours = [[0, -1], [0, 1], [-1, 0], [1, 0], [-1, -1], [-1, 1], [1, -1], [1, 1]] as const; // prettier-ignore
+    const weights = new Weights(uniflow);
+    await weights.edit('encoder.layers.0.attn.proj', ({ weight }) => {
+      for (let head = 0; head < heads / 2; head++) weight.set(head, (head * width) / heads, 1); // each head's first channel to a channel of its own
+    });
+    uniflow.encoder.invalidate();
+
+    const { hiddenStates } = await uniflow.encode({ pixels: await noisePixels(4 * rows, 4 * cols) }, { hiddenStates: true });
+    const [before, after] = hiddenStates as [NdArray, NdArray];
+    const row = (r: number, c: number): number => 1 + r * cols + c; // behind the class token
+    const normed = (n: number): number => {
+      const h = Array.from({ length: width }, (_, d) => before.get(0, n, d));
+      const mean = h.reduce((a, b) => a + b) / width;
+      const variance = h.reduce((sum, v) => sum + (v - mean) ** 2, 0) / width;
+      return (h[0]! - mean) / Math.sqrt(variance + 1e-6);
+    };
+    // but for the first corner: the class token, which is not turned, is as near as its patch
+    for (let r = 2; r < rows - 1; r++) {
+      for (let c = 2; c < cols - 1; c++) {
+        neighbours.forEach(([dr, dc], head) => {
+          const added = after.get(0, row(r, c), head) - before.get(0, row(r, c), head);
+          expect(Math.abs(added - normed(row(r + dr, c + dc)))).toBeLessThan(0.25);
+        });
+      }
+    }
+  });
 
   test('says what a flow head loses that is narrower than a patch', async () => {
     await using uniflow = UniFlow.random(config({ patch: 8, channels: 70, width: 64 }), { device: 'cpu' });

@@ -38,7 +38,7 @@ import type { WorkerCommandOptions } from './worker.js';
 
 const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
 
-const PRESETS: Record<Preset, true> = { nano: true, tiny: true, base: true, official: true };
+const PRESETS: Record<Preset, true> = { nano: true, tiny: true, small: true, base: true, official: true };
 
 const FORMATS: Record<FormatName, true> = { safetensors: true, npy: true, tar: true, parquet: true };
 

@@ -60,7 +60,7 @@ function flowBlock(h: Tensor, y: Tensor, block: FlowBlock): Tensor {
  * @param options.recompute in training, computes each block again in the backward pass instead of keeping what is inside.
  */
 export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype: FloatType, { recompute: again = false } = {}): Tensor {
-  const waves = cast(tensorOf(native.timeWaves(t.handle)), dtype);
+  const waves = cast(tensorOf(native.timestepEmbedding(t.handle)), dtype);
   const time = linear(linear(waves, head.time1, { activation: 'silu' }), head.time2);
   const y = activate(add(time, linear(c, head.condition)), 'silu');
   let h = linear(cast(x, dtype), head.input);

@@ -48,6 +48,8 @@ export interface RandomCrop {
   mirrored: boolean;
   /** {@link BOX_DRAWS} numbers on [0, 1). */
   draws: Float64Array;
+  /** Decodes what cannot be shrunk while it is decoded. Default {@link decodeImage}. */
+  decode?: ((source: ImageSource) => Promise<RgbImage>) | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -56,7 +58,9 @@ export async function randomCrop(image: ImageSource | RgbImage, crop: RandomCrop
   if (isPixels(image)) return cropped(sharp(image.data, { raw: { ...sizeOf(image), channels: 3 } }), image, crop);
   // Where the quick way fails, the exact one says why.
   const quick = await shrinkOnLoad(image, crop).catch(() => undefined);
-  return quick ?? randomCrop(await decodeImage(image, crop.signal ? { signal: crop.signal } : {}), crop);
+  if (quick) return quick;
+  const decode = crop.decode ?? ((source: ImageSource) => decodeImage(source, crop.signal ? { signal: crop.signal } : {}));
+  return randomCrop(await decode(image), crop);
 }
 
 /** JPEG and WebP can be shrunk while they are decoded, which saves most of the work with large photographs. */

@@ -4,7 +4,7 @@
  *
  *   q_p · k_p' = a² Σ_f cos(ω_f · (p' − p − o)), largest at p' = p + o
  *
- * Each head has one of the eight neighbours, and takes over some of the patch's first channels.
+ * Half of the heads have a neighbour each, and take over some of its first channels; the others begin at random.
  */
 import type { Matrix } from 'ml-matrix';
 import type { Rope } from '../ops.js';
@@ -27,9 +27,9 @@ export async function lookAtNeighbours(weights: Weights, block: string, { heads,
     const size = width / heads;
     const pairs = size / 2; // (i, i + pairs): rows' frequencies, then columns'
     const a = Math.sqrt((SHARPNESS * Math.sqrt(size)) / (pairs / 2));
-    for (let row = 0; row < 2 * width; row++) weight.mulRow(row, CONTENT);
-    for (let head = 0; head < heads; head++) {
-      const offset = NEIGHBOURS[head % NEIGHBOURS.length] as readonly [number, number];
+    for (let head = 0; head < Math.min(heads / 2, NEIGHBOURS.length); head++) {
+      const offset = NEIGHBOURS[head] as readonly [number, number];
+      for (let i = 0; i < size; i++) for (const part of [0, width]) weight.mulRow(part + head * size + i, CONTENT);
       for (let i = 0; i < pairs; i++) {
         const quarter = pairs / 2;
         const axis = i < quarter ? 0 : 1;
@@ -40,8 +40,7 @@ export async function lookAtNeighbours(weights: Weights, block: string, { heads,
           .set(0, k, a * Math.cos(angle))
           .set(0, k + pairs, -a * Math.sin(angle));
       }
-      const first = size * Math.floor(head / NEIGHBOURS.length); // the next round of heads takes the next channels
-      for (let i = 0; i < size; i++) takeChannel(weight, 2 * width + head * size + i, first + i);
+      for (let i = 0; i < size; i++) takeChannel(weight, 2 * width + head * size + i, i);
     }
   });
 }

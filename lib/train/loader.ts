@@ -4,7 +4,8 @@ import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { prefetch } from '../prefetch.js';
 import { decodeAhead } from '../images/decode-ahead.js';
-import type { ImageSource, RgbImage } from '../images/decode.js';
+import { decodeImage, type ImageSource, type RgbImage } from '../images/decode.js';
+import { Lru } from '../lru.js';
 import { checkSize } from '../images/input.js';
 import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from '../images/crop.js';
 import type { Dataset, Sample } from '../sources/dataset.js';
@@ -67,6 +68,8 @@ const DEFAULTS = { seed: 0, crop: 'random', scale: [0.08, 1], prefetch: 2, from:
 const OPTIONS = [...Object.keys(DEFAULTS), 'batchSize', 'size', 'flip', 'shuffle', 'dropLast', 'signal', 'onDamaged'];
 const MAX_BATCH = 65536;
 const MAX_PREFETCH = 64;
+/** Of decoded images kept: 340 of 512 x 512. */
+const DECODED_BYTES = 2 ** 28;
 /** After so many damaged samples in a row, the data is not there rather than damaged. */
 const MAX_DAMAGED = 100;
 
@@ -91,6 +94,8 @@ class Loader {
   private readonly stop = new AbortController();
   private readonly signal: AbortSignal;
   private order: { epoch: number; indices: Uint32Array } | undefined;
+  /** By index, for the next epochs: decoding a PNG takes longer than a training step of a small model. */
+  private readonly decoded = new Lru<RgbImage>(DECODED_BYTES, ({ data }) => data.length);
 
   constructor(
     private readonly dataset: Pick<Dataset, 'length' | 'read' | 'blocks'>,
@@ -191,9 +196,12 @@ class Loader {
     const { crop, flip, scale, seed } = this.options;
     const draws = uniforms(1 + BOX_DRAWS, seed, epoch, place.index);
     const mirrored = flip && (draws[0] as number) < 0.5;
-    if (crop === 'random')
-      place.into.set(await randomCrop(image, { size: this.size, scale, mirrored, draws: draws.subarray(1), signal: this.signal }));
-    else {
+    if (crop === 'random') {
+      const decode = (source: ImageSource): Promise<RgbImage> =>
+        this.decoded.get(place.index, () => decodeImage(source, { signal: this.signal }));
+      const options = { size: this.size, scale, mirrored, draws: draws.subarray(1), decode, signal: this.signal };
+      place.into.set(await randomCrop(image, options));
+    } else {
       await centerCrop(image, this.size, place.into, this.signal);
       if (mirrored) place.into.set(await mirror(place.into, this.size));
     }

@@ -5,7 +5,7 @@
 
 #include "native/core/team.h"
 #include "native/cpu/backend.h"
-#include "native/cuda/library.h"
+#include "native/cuda/loader.h"
 
 namespace uniflow {
 namespace {

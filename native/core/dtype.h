@@ -46,4 +46,10 @@ constexpr bf16 to_bf16(float v) {
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
+/// Calls f.operator()<T>() with the type of `dtype`, Float32 or BFloat16.
+template <class F>
+decltype(auto) dispatch_float(DType dtype, F&& f) {
+  return dtype == DType::BFloat16 ? f.template operator()<bf16>() : f.template operator()<float>();
+}
+
 }  // namespace uniflow

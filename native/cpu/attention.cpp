@@ -11,7 +11,7 @@
 ///
 /// A packed block of keys (attention_tile.h) is [keys, transposed | values, as they are] in one piece.
 ///
-/// Floors, relative L2: 2e-6 in float32; 6e-3 in bfloat16, whose weights are rounded before they meet v.
+/// Tolerances, relative L2: 2e-6 in float32; 6e-3 in bfloat16, whose weights are rounded before they meet v.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

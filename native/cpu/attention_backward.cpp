@@ -17,7 +17,7 @@
 /// key block: k as it is, for d_q. The left sides of products are rows of units: k, v; p^T and d_s^T, over the scores
 /// that they come from; and d_s, which is d_s^T with the keys' units in the other direction, read by columns.
 ///
-/// Floors, relative L2: 5e-6 in float32; 1.5e-2 in bfloat16, where p and d_s are rounded before they are multiplied.
+/// Tolerances, relative L2: 5e-6 in float32; 1.5e-2 in bfloat16, where p and d_s are rounded before they are multiplied.
 #include <algorithm>
 #include <atomic>
 

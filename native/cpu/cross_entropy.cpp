@@ -1,5 +1,5 @@
 /// Cross-entropy of one label a row: loss, gradient and hits. A row of logits stays in the first-level cache between the
-/// sweeps for its maximum, its sum and its gradient, so memory sees it once. Floor: logits read, gradient written.
+/// sweeps for its maximum, its sum and its gradient, so memory sees it once. Roofline bound: logits read, gradient written.
 #include <cmath>
 #include <vector>
 

@@ -1,7 +1,7 @@
 /// Layer-wise cosine distillation, loss and gradient in one pass over student and teacher.
 ///
 /// Per token: dot = s.t, |s|, |t|, then d(1 - cos)/ds = -(t/|t| - cos * s/|s|) / |s|. A row of s and t stays in the first-level
-/// cache between the two sweeps, so memory sees each once. Floor: bytes of both stacks read + the gradient written.
+/// cache between the two sweeps, so memory sees each once. Roofline bound: bytes of both stacks read + the gradient written.
 #include <cmath>
 #include <vector>
 

@@ -33,7 +33,7 @@ void start(const Tensor& x, const ops::FlowOptions& o, int64_t first, int64_t ro
 
 }  // namespace
 
-void time_waves(const float* t, int64_t count, float* out) {
+void timestep_embedding(const float* t, int64_t count, float* out) {
   constexpr int64_t half = kTimeChannels / 2;
   double frequency[half];
   for (int64_t i = 0; i < half; ++i) frequency[i] = 1000.0 * std::exp(-std::log(10000.0) * static_cast<double>(i) / half);

@@ -6,7 +6,7 @@
 namespace uniflow::cpu {
 
 /// t [count] -> [count, 256]: cosines, then sines, of 1000 t * 10000^(-i/128).
-void time_waves(const float* t, int64_t count, float* out);
+void timestep_embedding(const float* t, int64_t count, float* out);
 
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& options, const Tensor& pixels,
                     const CancelToken& token);

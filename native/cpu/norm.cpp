@@ -1,7 +1,7 @@
 /// LayerNorm and RMSNorm, with AdaLN modulation and the gated residual before it, in one pass.
 ///
 /// A row is brought into a float32 buffer (first-level cache), its mean and variance are taken there in
-/// two sweeps (no cancellation), and it is written once. Floor: bytes of x (+ branch, gate, shift, scale) + out.
+/// two sweeps (no cancellation), and it is written once. Roofline bound: bytes of x (+ branch, gate, shift, scale) + out.
 #include <cmath>
 #include <vector>
 
@@ -133,8 +133,7 @@ void norm_rows_backward(const NormBackwardArgs& a) {
 }  // namespace
 
 void norm_backward(const NormBackwardArgs& a) {
-  if (a.dtype == DType::BFloat16) norm_rows_backward<bf16>(a);
-  else norm_rows_backward<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { norm_rows_backward<T>(a); });
 }
 
 void norm(const NormArgs& a) {

@@ -1,5 +1,5 @@
 /// AdamW with moving average and bfloat16 copy in one pass, and the reductions around it.
-/// Floor of adamw: parameter, m, v read and written, gradient read: 28 bytes a parameter (+ 8 for the average, + 2 for the copy).
+/// Roofline bound of adamw: parameter, m, v read and written, gradient read: 28 bytes a parameter (+ 8 for the average, + 2 for the copy).
 #include <cmath>
 #include <vector>
 

@@ -1,5 +1,5 @@
 /// Between pixels, patch vectors and tokens: unfold, fold, assemble, and the resizing of position tables.
-/// All are bound by memory: the floor is the bytes of what is read plus what is written.
+/// All are bound by memory: the roofline bound is the bytes of what is read plus what is written.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -89,8 +89,7 @@ void assemble_all(const AssembleArgs& a) {
 }  // namespace
 
 void unfold(const UnfoldArgs& a) {
-  if (a.dtype == DType::BFloat16) unfold_all<bf16>(a);
-  else unfold_all<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { unfold_all<T>(a); });
 }
 
 void fold(const FoldArgs& a) {
@@ -115,8 +114,7 @@ void fold(const FoldArgs& a) {
 }
 
 void assemble(const AssembleArgs& a) {
-  if (a.dtype == DType::BFloat16) assemble_all<bf16>(a);
-  else assemble_all<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { assemble_all<T>(a); });
 }
 
 void resize_table(const ResizeTableArgs& a) {

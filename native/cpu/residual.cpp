@@ -102,33 +102,27 @@ void add_as(const void* a, const void* b, const float* factor, float scale, void
 }  // namespace
 
 void activation(Activation kind, const void* x, void* out, DType dtype, int64_t n) {
-  if (dtype == DType::BFloat16) activation_as<bf16>(kind, x, out, n);
-  else activation_as<float>(kind, x, out, n);
+  dispatch_float(dtype, [&]<class T> { activation_as<T>(kind, x, out, n); });
 }
 
 void activation_backward(Activation kind, const void* x, const void* d_out, void* d_x, DType dtype, int64_t n) {
-  if (dtype == DType::BFloat16) activation_backward_as<bf16>(kind, x, d_out, d_x, n);
-  else activation_backward_as<float>(kind, x, d_out, d_x, n);
+  dispatch_float(dtype, [&]<class T> { activation_backward_as<T>(kind, x, d_out, d_x, n); });
 }
 
 void scale_add(const ScaleAddArgs& a) {
-  if (a.dtype == DType::BFloat16) scale_add_as<bf16>(a);
-  else scale_add_as<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { scale_add_as<T>(a); });
 }
 
 void scale_add_backward(const ScaleAddBackwardArgs& a) {
-  if (a.dtype == DType::BFloat16) scale_add_backward_as<bf16>(a);
-  else scale_add_backward_as<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { scale_add_backward_as<T>(a); });
 }
 
 void swiglu_backward(const void* x, const void* d_out, void* d_x, DType dtype, int64_t rows, int64_t n) {
-  if (dtype == DType::BFloat16) swiglu_backward_as<bf16>(x, d_out, d_x, rows, n);
-  else swiglu_backward_as<float>(x, d_out, d_x, rows, n);
+  dispatch_float(dtype, [&]<class T> { swiglu_backward_as<T>(x, d_out, d_x, rows, n); });
 }
 
 void add(const void* a, const void* b, const float* factor, float scale, void* out, DType dtype, int64_t n) {
-  if (dtype == DType::BFloat16) add_as<bf16>(a, b, factor, scale, out, n);
-  else add_as<float>(a, b, factor, scale, out, n);
+  dispatch_float(dtype, [&]<class T> { add_as<T>(a, b, factor, scale, out, n); });
 }
 
 void column_sum(const void* x, float* out, DType dtype, int64_t rows, int64_t width) {

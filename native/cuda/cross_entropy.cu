@@ -2,7 +2,7 @@
 ///
 /// A warp has a row and keeps its packs in registers through the sweeps for the maximum, the sum and the gradient, so memory sees it once;
 /// rows longer than 16 packs a lane, and those that do not lie on 16 bytes, are read again in each sweep. Blocks write what their rows
-/// add up to, and one block adds these up, in double and in a fixed order. Floor: logits read, gradient written.
+/// add up to, and one block adds these up, in double and in a fixed order. Roofline bound: logits read, gradient written.
 #include <cmath>
 
 #include "native/cuda/kernels.h"
@@ -152,8 +152,7 @@ int64_t cross_entropy(const CrossEntropyArgs& a) {
   const unsigned blocks = blocks_for(a.rows, kRows);
   const Tensor partial = scratch(DType::UInt8, {blocks * static_cast<int64_t>(sizeof(Totals))});
   const Tensor counted = scratch(DType::UInt8, {sizeof(int64_t)});
-  if (a.dtype == DType::BFloat16) all_rows<bf16>(a, blocks, partial.data<Totals>());
-  else all_rows<float>(a, blocks, partial.data<Totals>());
+  dispatch_float(a.dtype, [&]<class T> { all_rows<T>(a, blocks, partial.data<Totals>()); });
   launch(finish, 1, kFinishThreads, 0, partial.data<Totals>(), blocks, a.rows, a.loss, a.correct, counted.data<int64_t>());
   int64_t wrong_labels = 0;
   to_host(&wrong_labels, counted.data(), sizeof wrong_labels);

@@ -4,7 +4,7 @@
 /// packs of both rows in registers from the sums to the gradient, so memory sees each row once and all its loads are in flight together;
 /// rows of more than 2048 values, and those that do not lie on 16 bytes, are read a second time. The grid is (tokens, layers): one launch
 /// for up to 64 layers. Blocks write the sum of their tokens' 1 - cosine, and one block makes alpha, weights and loss of them.
-/// Floor: bytes of both stacks read + the gradient written.
+/// Roofline bound: bytes of both stacks read + the gradient written.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -199,8 +199,7 @@ void distillation(const DistillationArgs& a) {
   const float scale = 1.0f / static_cast<float>(a.batch * (a.tokens - a.skip));
   const unsigned blocks = blocks_for(a.batch * a.tokens, kTokens);
   const Tensor partial = scratch(DType::Float32, {a.layers, std::max<int64_t>(blocks, 1)});
-  if (a.dtype == DType::BFloat16) all_layers<bf16>(a, scale, blocks, partial.data<float>());
-  else all_layers<float>(a, scale, blocks, partial.data<float>());
+  dispatch_float(a.dtype, [&]<class T> { all_layers<T>(a, scale, blocks, partial.data<float>()); });
   launch(finish, 1, kFinishThreads, 0, partial.data<float>(), blocks, a.layers, scale, a.beta, a.weights, a.loss, a.alpha, a.weight);
 }
 

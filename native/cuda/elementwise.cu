@@ -237,15 +237,13 @@ void cast(const void* x, DType from, void* out, DType to, int64_t n) {
 }
 
 void swiglu(const void* x, void* out, DType dtype, int64_t rows, int64_t n) {
-  if (dtype == DType::BFloat16) swiglu_as<bf16>(x, out, rows, n);
-  else swiglu_as<float>(x, out, rows, n);
+  dispatch_float(dtype, [&]<class T> { swiglu_as<T>(x, out, rows, n); });
 }
 
 void silu_sum(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n) {
   constexpr int N = kVector<float>;
   const bool vectors = aligned({x, y, out}) && n % N == 0 && y_stride % N == 0;
-  if (dtype == DType::BFloat16) each<N>(SiluSum<bf16>{x, y, y_stride, as<bf16>(out), n}, rows * n, vectors);
-  else each<N>(SiluSum<float>{x, y, y_stride, as<float>(out), n}, rows * n, vectors);
+  dispatch_float(dtype, [&]<class T> { each<N>(SiluSum<T>{x, y, y_stride, as<T>(out), n}, rows * n, vectors); });
 }
 
 void euler(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n) {
@@ -253,8 +251,7 @@ void euler(float* x, const float* v, const float* v0, float guidance, float dt, 
 }
 
 void rope(const RopeArgs& a) {
-  if (a.dtype == DType::BFloat16) rope_as<bf16>(a);
-  else rope_as<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { rope_as<T>(a); });
 }
 
 void rope_table(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out) {

@@ -1,7 +1,7 @@
 /// Matrices to e4m3 and back.
 ///
 /// To: a warp has a row; the row stays in its registers between looking for the largest value and writing (a longer one is read again,
-/// from the cache). Back: a thread has a vector. Floor: bytes, x read once and a quarter or half of it written.
+/// from the cache). Back: a thread has a vector. Roofline bound: bytes, x read once and a quarter or half of it written.
 #include "native/cuda/float8.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/vectors.cuh"
@@ -102,13 +102,11 @@ void quantise_rows(const void* x, DType dtype, uint8_t* to, float* scale, int64_
     cast(x, dtype, copy.data(), dtype, rows * width);
     x = copy.data();
   }
-  if (dtype == DType::BFloat16) quantise_as(as<bf16>(x), to, scale, rows, width);
-  else quantise_as(as<float>(x), to, scale, rows, width);
+  dispatch_float(dtype, [&]<class T> { quantise_as(as<T>(x), to, scale, rows, width); });
 }
 
 void dequantise_rows(const uint8_t* x, const float* scale, void* out, DType dtype, int64_t rows, int64_t width) {
-  if (dtype == DType::BFloat16) dequantise_as(x, scale, as<bf16>(out), rows, width);
-  else dequantise_as(x, scale, as<float>(out), rows, width);
+  dispatch_float(dtype, [&]<class T> { dequantise_as(x, scale, as<T>(out), rows, width); });
 }
 
 }  // namespace uniflow::cuda

@@ -2,7 +2,7 @@
 ///
 /// Patches are taken in equal groups of up to 8192 rows, and each group goes through all steps and blocks before the next. So many rows give
 /// a product enough tiles to keep every multiprocessor busy (256 of 128 x 256 at a width of 1024); with more, what one kernel writes for the
-/// next (16 MiB in bfloat16) would no longer be in the second-level cache. Floor: FLOPs.
+/// next (16 MiB in bfloat16) would no longer be in the second-level cache. Roofline bound: FLOPs.
 ///
 /// A group's kernels are the same whenever the weights, the rows and the schedule are: they are recorded as a Graph and launched as one, for
 /// with the few rows of a single image each takes less time than launching it. A key's first group is not recorded: it lets linear() time
@@ -154,7 +154,7 @@ void load_group(Group& g, const Tensor& condition, const ops::FlowOptions& o, in
 }
 
 /// A thread makes a cosine and its sine, in double: the angle reaches 1000, where float32 has only 4 digits left.
-__global__ void time_waves_kernel(const float* t, int64_t count, float* out) {
+__global__ void timestep_embedding_kernel(const float* t, int64_t count, float* out) {
   constexpr int64_t half = kTimeChannels / 2;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, m = at / half, i = at % half;
   if (m >= count) return;
@@ -165,8 +165,8 @@ __global__ void time_waves_kernel(const float* t, int64_t count, float* out) {
 
 }  // namespace
 
-void time_waves(const float* t, int64_t count, float* out) {
-  launch(time_waves_kernel, blocks_for(count * kTimeChannels / 2, 256), 256, 0, t, count, out);
+void timestep_embedding(const float* t, int64_t count, float* out) {
+  launch(timestep_embedding_kernel, blocks_for(count * kTimeChannels / 2, 256), 256, 0, t, count, out);
 }
 
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& o, const Tensor& pixels, const CancelToken& token) {

@@ -2,7 +2,7 @@
 ///
 /// cuBLASLt adds a bias and a residual, and has the GELU with tanh; a layer with no more than that is one product. Otherwise
 /// epilogue_kernel goes over the product once, in place: a thread has 16 bytes of kRowsEach rows, with bias and scale of its columns in
-/// registers. Floor of the product: FLOPs; of the epilogue: the result read and written, the residual read.
+/// registers. Roofline bound of the product: FLOPs; of the epilogue: the result read and written, the residual read.
 ///
 /// In bfloat16 the product is rounded once before the epilogue (but not where the library does all), and the bias that the library adds
 /// is rounded to bfloat16 where it takes no other.
@@ -11,7 +11,7 @@
 #include "native/cuda/activation.cuh"
 #include "native/cuda/float8.cuh"
 #include "native/cuda/kernels.h"
-#include "native/cuda/product.h"
+#include "native/cuda/gemm.h"
 #include "native/cuda/vectors.cuh"
 
 namespace uniflow::cuda {

@@ -4,7 +4,7 @@
 /// mean and then the variance of the differences are taken there, and it is written once. The vectors of a row go round the team, so
 /// that neighbouring threads access neighbouring memory. Backward, a block takes a group of rows one after the other and keeps its
 /// columns' sums of d_weight and d_bias in registers until the end (column_sum.cuh).
-/// Floor: bytes of x (+ branch, gate, shift, scale) + out; backward x + d_out + d_x (+ scale, d_scale, d_shift).
+/// Roofline bound: bytes of x (+ branch, gate, shift, scale) + out; backward x + d_out + d_x (+ scale, d_scale, d_shift).
 #include <string>
 #include <type_traits>
 
@@ -290,8 +290,7 @@ void norm(const NormArgs& args) {
 }
 
 void norm_backward(const NormBackwardArgs& a) {
-  if (a.dtype == DType::BFloat16) norm_backward_as<bf16>(a);
-  else norm_backward_as<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { norm_backward_as<T>(a); });
 }
 
 }  // namespace uniflow::cuda

@@ -2,9 +2,9 @@
 ///
 /// adamw, global_norm: a block has one chunk of one tensor. The list of tensors and the running count of their chunks go to the device
 /// with each call: 76 bytes a tensor for adamw, 20 for global_norm, made on the host in one pass over the list. A block finds its tensor
-/// by counting, with all its threads, the tensors that end before it. Floor of adamw: parameter, m, v read and written, gradient read: 28
+/// by counting, with all its threads, the tensors that end before it. Roofline bound of adamw: parameter, m, v read and written, gradient read: 28
 /// bytes a parameter (+ 8 for the average, + 2 for the copy); of global_norm: gradients read.
-/// mean_squared_error, interpolate: a block has a stretch of the elements. Floor: both inputs read, the outputs written.
+/// mean_squared_error, interpolate: a block has a stretch of the elements. Roofline bound: both inputs read, the outputs written.
 /// Sums are float32 in a thread, float64 from there on, in an order that depends on the sizes alone.
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 /// Between pixels, patch vectors and tokens: unfold, fold, assemble, and the resizing of position tables. All are bound by memory: the
-/// floor is the bytes of what is read plus what is written.
+/// roofline bound is the bytes of what is read plus what is written.
 ///
 /// unfold and fold: a block turns a tile, neighbouring patches of one row of patches, from one order to the other. The patch vectors of a
 /// tile are one run of memory, its pixels p runs (3p where channels are planes); the pixels go through shared memory, so that both
@@ -298,8 +298,7 @@ void fold(const FoldArgs& a) {
 }
 
 void assemble(const AssembleArgs& a) {
-  if (a.dtype == DType::BFloat16) assemble_as<bf16>(a);
-  else assemble_as<float>(a);
+  dispatch_float(a.dtype, [&]<class T> { assemble_as<T>(a); });
 }
 
 void resize_table(const ResizeTableArgs& a) { resize(a, false); }

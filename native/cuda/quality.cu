@@ -3,7 +3,7 @@
 ///
 /// SSIM: a block takes 32 x 16 windows of a picture, all channels: the pixels go to shared memory, are averaged along the rows into
 /// moments there, then along the columns. PSNR: a block takes 64 KiB of a picture. Sums of blocks are added up by one more block per
-/// picture. Floor: the arithmetic in float64, some 300 FLOPs a value.
+/// picture. Roofline bound: the arithmetic in float64, some 300 FLOPs a value.
 #include <limits>
 
 #include "native/cuda/kernels.h"

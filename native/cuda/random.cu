@@ -1,6 +1,6 @@
 /// Noise for the flow and draws of times, keyed by (seed, image, patch); the words are those of native/core/philox.h.
 ///
-/// noise: a warp makes a row, each lane one Philox block (four numbers, 16 bytes) at a time. Floor: the bytes written, but the
+/// noise: a warp makes a row, each lane one Philox block (four numbers, 16 bytes) at a time. Roofline bound: the bytes written, but the
 /// some 100 integer instructions of a block and its logarithms, sines and cosines take about as long. draw: a thread makes a number.
 #include "native/core/philox.h"
 #include "native/cuda/kernels.h"

@@ -2,7 +2,7 @@
 ///
 /// top_k: a block takes a row. A score and its index make one 64-bit key, larger for a larger score and among equal ones for a lower index, so
 /// that no two keys are equal. The k-th largest key is found byte by byte from the top, by counting in how many keys the next byte has
-/// which value; then the keys that are not smaller are gathered and sorted. Floor: the scores read once; they are read some five times,
+/// which value; then the keys that are not smaller are gathered and sorted. Roofline bound: the scores read once; they are read some five times,
 /// mostly from the second-level cache.
 ///
 /// covariance: a product of the centred matrix with itself in float64: FID subtracts matrices that are nearly equal. A block sums a tile of

@@ -90,12 +90,12 @@ Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tens
   return out;
 }
 
-Tensor time_waves(const SessionRef& session, const Tensor& t) {
+Tensor timestep_embedding(const SessionRef& session, const Tensor& t) {
   check_shape(t, "t", {-1});
   check_dtype(t, "t", {DType::Float32});
   Tensor out(t.device(), DType::Float32, {t.dim(0), kTimeChannels});
-  enqueue(session, {"timeWaves", {t}, {out}, [=](const Run& run) {
-    run.kernels.time_waves(t.data<float>(), t.dim(0), out.data<float>());
+  enqueue(session, {"timestepEmbedding", {t}, {out}, [=](const Run& run) {
+    run.kernels.timestep_embedding(t.data<float>(), t.dim(0), out.data<float>());
   }});
   return out;
 }

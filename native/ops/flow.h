@@ -62,7 +62,7 @@ Tensor flow_integrate(const SessionRef& session, const FlowHead& head, const Ten
 Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition);
 
 /// The time embedding's input: sinusoids of 1000 t over 256 channels, cosines first. t [M] -> [M, 256] float32.
-Tensor time_waves(const SessionRef& session, const Tensor& t);
+Tensor timestep_embedding(const SessionRef& session, const Tensor& t);
 
 /// Uniform on (0, 1] [B, N] float32, a function of (seed, ids[image], patch).
 Tensor uniform(const SessionRef& session, uint64_t seed, const std::vector<uint32_t>& ids, int64_t patches);

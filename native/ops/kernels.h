@@ -13,6 +13,7 @@
 #include "native/core/dtype.h"
 #include "native/core/rope.h"
 #include "native/core/ssim.h"
+#include "native/ops/kernel_list.h"
 
 namespace uniflow {
 
@@ -261,85 +262,18 @@ struct AdamWArgs {
   float correction1, correction2;  // 1 - beta^step
 };
 
+#define UNIFLOW_FIELD(result, name, parameters) result(*name) parameters = nullptr;
+/// A backend: all kernels, of kernel_list.h.
 struct Kernels {
-  const char* name;
-  bool native_bfloat16;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
-
-  // --- linear ---
-  /// How a weight [out, in] is stored for products in `dtype`, and in how many bytes.
-  std::shared_ptr<const Packing> (*linear_packing)(int64_t out, int64_t in, DType dtype);
-  int64_t (*packed_bytes)(const Packing& packing);
-  /// [out, in] in C order of `dtype` -> packed, and back.
-  void (*pack)(const Packing& packing, const void* plain, DType dtype, void* packed);
-  void (*unpack)(const Packing& packing, const void* packed, void* plain, DType dtype);
-  void (*linear)(const LinearArgs&);
-  void (*linear_backward)(const LinearBackwardArgs&);
-
-  // --- flow: contracts in native/ops/flow.h ---
-  void (*flow_integrate)(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& options, const Tensor& pixels, const CancelToken& token);
-  void (*flow_velocity)(const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition, const Tensor& velocity);
-  /// t [count] -> [count, 256]: cosines, then sines, of 1000 t * 10000^(-i/128).
-  void (*time_waves)(const float* t, int64_t count, float* out);
-
-  // --- moving bytes ---
-  /// Rows of `bytes` bytes, from_stride and to_stride bytes apart; from null: zeros.
-  void (*copy_rows)(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows);
-  void (*fill)(float* out, float value, int64_t n);
-
-  // --- attention, norm, patch, elementwise, losses, optimizer ---
-  void (*attention)(const AttentionArgs&);
-  void (*attention_backward)(const AttentionBackwardArgs&);
-  void (*norm)(const NormArgs&);
-  void (*unfold)(const UnfoldArgs&);
-  void (*fold)(const FoldArgs&);
-  void (*assemble)(const AssembleArgs&);
-  void (*resize_table)(const ResizeTableArgs&);
-  /// The transpose: `in` is the gradient on the out grid, `out` that on the in grid.
-  void (*resize_table_backward)(const ResizeTableArgs&);
-  void (*rope)(const RopeArgs&);
-  /// Cosines, then sines, [2, rows*cols, head_dim], of the rows' angles and the columns': position * theta^(-4k / head_dim).
-  void (*rope_table)(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out);
-  void (*noise)(const NoiseArgs&);
-  void (*draw)(const DrawArgs&);
-  /// out[i] = x[i] converted; any pair of Float32 and BFloat16.
-  void (*cast)(const void* x, DType from, void* out, DType to, int64_t n);
-  /// out = silu(x[:, :n]) * x[:, n:], x [rows, 2n].
-  void (*swiglu)(const void* x, void* out, DType dtype, int64_t rows, int64_t n);
-  /// out = silu(x + y), x [rows, n], rows of y y_stride apart (0: one row for all), float32 both.
-  void (*silu_sum)(const float* x, const float* y, int64_t y_stride, void* out, DType dtype, int64_t rows, int64_t n);
-  /// x += dt * (v0 + guidance * (v - v0)), v0 null: x += dt * v. All float32 [n].
-  void (*euler)(float* x, const float* v, const float* v0, float guidance, float dt, int64_t n);
-  void (*activation)(Activation kind, const void* x, void* out, DType dtype, int64_t n);
-  void (*activation_backward)(Activation kind, const void* x, const void* d_out, void* d_x, DType dtype, int64_t n);
-  void (*scale_add)(const ScaleAddArgs&);
-  void (*scale_add_backward)(const ScaleAddBackwardArgs&);
-  void (*swiglu_backward)(const void* x, const void* d_out, void* d_x, DType dtype, int64_t rows, int64_t n);
-  /// out = a + factor[0] * scale * b; a may be null (zero), factor null (one).
-  void (*add)(const void* a, const void* b, const float* factor, float scale, void* out, DType dtype, int64_t n);
-  /// out [width] = sum over the rows of x.
-  void (*column_sum)(const void* x, float* out, DType dtype, int64_t rows, int64_t width);
-  void (*norm_backward)(const NormBackwardArgs&);
-  void (*distillation)(const DistillationArgs&);
-  /// Returns how many labels are no class (a GPU is waited for); where there is one, the results mean nothing.
-  int64_t (*cross_entropy)(const CrossEntropyArgs&);
-  /// out[0] = root of the sum of squares over all tensors (lists on the host), summed in float64 in an order that is always the same.
-  void (*global_norm)(const float* const* x, const int64_t* n, int64_t count, float* out);
-  void (*adamw)(const AdamWArgs&);
-  /// loss[0] = mean of (v - target)^2 over n elements; grad = 2 (v - target) / n where given.
-  void (*mean_squared_error)(const float* v, const float* target, float* grad, float* loss, int64_t n);
-  /// noisy = t * data + (1 - t) * noise, target = data - noise; t one per row.
-  void (*interpolate)(const float* data, const float* noise, const float* t, float* noisy, float* target, int64_t rows, int64_t width);
-  int64_t (*count_non_finite)(const float* x, int64_t n);  // a GPU is waited for
-  /// The k largest of each row of scores [rows, n], descending; of equal ones the lowest index first, NaN last.
-  void (*top_k)(const float* scores, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices);
-  /// Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1.
-  void (*covariance)(const float* x, int64_t rows, int64_t width, float* mean, float* covariance);
-  /// a, b uint8 [images, height, width, 3] -> out [images, 2]: PSNR, SSIM.
-  void (*image_quality)(const uint8_t* a, const uint8_t* b, float* out, int64_t images, int64_t height, int64_t width, SsimConvention convention);
-  /// The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on
-  /// a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait.
-  double (*peak)(DType dtype);
-  double (*copy_rate)(void* to, const void* from, int64_t bytes);
+  const char* name = nullptr;
+  bool native_bfloat16 = false;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
+  UNIFLOW_KERNELS(UNIFLOW_FIELD)
+  UNIFLOW_COMMON_KERNELS(UNIFLOW_FIELD)
 };
+#undef UNIFLOW_FIELD
+
+/// For a backend's header and its table.
+#define UNIFLOW_DECLARATION(result, name, parameters) result name parameters;
+#define UNIFLOW_ENTRY(result, name, parameters) .name = name,
 
 }  // namespace uniflow

@@ -54,7 +54,7 @@ bool is_guided(const ops::FlowOptions& o) { return o.guidance != 1.0f; }
 
 Tensor time_input(const FlowDevice& device, const float* t, int64_t count, DType dtype) {
   const Tensor waves = device.scratch(DType::Float32, {count, kTimeChannels}), in = device.scratch(dtype, {count, kTimeChannels});
-  device.kernels.time_waves(t, count, waves.data<float>());
+  device.kernels.timestep_embedding(t, count, waves.data<float>());
   device.kernels.cast(waves.data(), DType::Float32, in.data(), dtype, waves.size());
   return in;
 }

@@ -144,13 +144,13 @@ void check_cancel(const Model& m) {
   check_integrate(m, few);
 }
 
-void check_time_waves(int64_t count) {
+void check_timestep_embedding(int64_t count) {
   Array t(DType::Float32, count);
   for (int64_t i = 0; i < count; ++i) t.set(i, static_cast<double>(i) / static_cast<double>(count));
   const Array want(DType::Float32, count * kTimeChannels);
   const DeviceArray in(t), out(DType::Float32, want.size());
-  cpu::kernels().time_waves(t.floats(), count, want.floats());
-  gpu().time_waves(in.as<float>(), count, out.as<float>());
+  cpu::kernels().timestep_embedding(t.floats(), count, want.floats());
+  gpu().timestep_embedding(in.as<float>(), count, out.as<float>());
   check_close(out.host(), want, 1e-6, "time waves of " + std::to_string(count) + " times");
 }
 
@@ -175,7 +175,7 @@ void bench(DType dtype, int64_t images, int steps, float guidance) {
 }  // namespace
 
 void check_flow() {
-  for (const int64_t count : {0, 1, 7, 1025}) check_time_waves(emulated() && count > 7 ? 50 : count);
+  for (const int64_t count : {0, 1, 7, 1025}) check_timestep_embedding(emulated() && count > 7 ? 50 : count);
   for (const DType dtype : {DType::Float32, DType::BFloat16}) {
     for (const int64_t blocks : {0, 1, 2, 3}) {
       const Model m(dtype, {24, 2, blocks});

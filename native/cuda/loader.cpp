@@ -1,4 +1,4 @@
-#include "native/cuda/library.h"
+#include "native/cuda/loader.h"
 
 #include <dlfcn.h>
 

@@ -49,7 +49,7 @@ Kernels complete() {
   Kernels k = choose();
   k.flow_integrate = flow_integrate;
   k.flow_velocity = flow_velocity;
-  k.time_waves = time_waves;
+  k.timestep_embedding = timestep_embedding;
   k.image_quality = image_quality;
   return k;
 }

@@ -1,8 +1,8 @@
 /// Products through cuBLASLt: descriptions of the operands, and a cache of the algorithms that have been chosen.
 ///
 /// cuBLASLt thinks in column-major order, where a matrix in C order is its own transpose: out = a b is computed as out^T = b^T a^T. What it
-/// calls A is our b, its B our a, its m the columns of out and its n the rows. Floor: FLOPs over the rate of the tensor cores.
-#include "native/cuda/product.h"
+/// calls A is our b, its B our a, its m the columns of out and its n the rows. Roofline bound: FLOPs over the rate of the tensor cores.
+#include "native/cuda/gemm.h"
 
 #include <array>
 #include <compare>
