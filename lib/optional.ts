@@ -23,10 +23,9 @@ export type Feature = keyof typeof FEATURES;
 /** A feature is used and its packages are not installed. It ends a run: no image is to blame, and all others would fail alike. */
 export class MissingPackageError extends UniFlowError {
   constructor(feature: Feature, missing: string, cause: unknown) {
-    const { title } = FEATURES[feature];
-    super('UNSUPPORTED', `${title} needs packages that are not installed, such as ${missing}. Install them with: ${installCommand(feature)}`, {
-      ...{ subject: missing, expected: `${missing} ${peerRanges[missing]}`, actual: 'not installed', cause },
-    });
+    const what = `${FEATURES[feature].title} needs packages that are not installed, such as ${missing}`;
+    const details = { subject: missing, expected: `${missing} ${peerRanges[missing]}`, actual: 'not installed', cause };
+    super('UNSUPPORTED', `${what}. Install them with: ${installCommand(feature)}`, details);
   }
 }
 

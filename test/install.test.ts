@@ -75,7 +75,9 @@ describe('an install without optional packages', () => {
 
   test('says what to install for an output on S3', async () => {
     const program = `import { openOutput } from 'uniflow-tokenizer'; await openOutput('s3://bucket/x').catch(({ code, message }) => console.log(code, message));`;
-    expect(await execute('s3.mjs', program)).toContain(`UNSUPPORTED an output on S3 needs packages that are not installed, such as @aws-sdk/client-s3.`);
+    expect(await execute('s3.mjs', program)).toContain(
+      `UNSUPPORTED an output on S3 needs packages that are not installed, such as @aws-sdk/client-s3.`,
+    );
   });
 });
 
