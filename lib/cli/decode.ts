@@ -1,11 +1,11 @@
 /** `uniflow decode`: a file of latents to pictures. */
 import ndarray, { type NdArray } from 'ndarray';
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { prefetch } from '../prefetch.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { toImages, writeImage } from '../images/write.js';
+import { makeFolder } from '../io/files.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
 import { readLatents } from './latents.js';
@@ -27,7 +27,7 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
   const uniflow = await loadModel(options, signal);
   const { steps, schedule, guidance, seed, grid = labels.grid } = options;
   const batchSize = checkBatchSize(options.batch, patches);
-  await mkdir(options.out, { recursive: true });
+  await makeFolder(options.out);
 
   const started = performance.now();
   const progress = new Progress('decode', { unit: 'images' }, options.json === true).start(count);

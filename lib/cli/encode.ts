@@ -1,8 +1,8 @@
 /** `uniflow encode`: pictures to a file of latents, or to a folder of shards (encode-shards.ts). */
-import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { ArraySpool } from '../io/arrays.js';
+import { makeFolder } from '../io/files.js';
 import { embeddedName } from '../package.js';
 import type { Grid } from '../tensor.js';
 import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } from './encode-shards.js';
@@ -31,7 +31,7 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
       label: 'encode',
       options,
       signal,
-      begin: async () => void (await mkdir(dirname(options.out), { recursive: true })),
+      begin: () => makeFolder(dirname(options.out)),
       work: (uniflow, images, batchSize) => uniflow.encode(images, { tokens, batchSize, signal }),
       finish: async (encoded, found) => {
         await spool.append('latents', encoded.latents);

@@ -1,8 +1,10 @@
 /** From what the user names to images, and from their ids to the names of the results. */
 import { basename, extname } from 'node:path';
+import { cutName, MAX_NAME } from '../io/files.js';
 import type { Item } from '../sources/item.js';
 import { Skips } from '../sources/skips.js';
 import { itemsOf } from '../sources/source.js';
+import { isRemote } from '../sources/url.js';
 
 /** A file or folder that could not be read. */
 export interface Failure {
@@ -18,11 +20,15 @@ export async function collectItems(inputs: readonly string[], signal: AbortSigna
   return { items, skips };
 }
 
-/** A file name for each id: its last part with another extension, numbered where several share it. */
+/** Bytes left of a file's name for the number of one that several share, and for the extension. */
+const ENDING_BYTES = 16;
+
+/** A file name for each id: its last part with another extension, numbered where several share it. Long ones are cut. */
 export function fileNames(ids: readonly string[], format: string): string[] {
   const taken = new Set<string>(); // without case, as some file systems compare
   return ids.map((id) => {
-    const stem = basename(id, extname(id)) || 'image';
+    const path = isRemote(id) && URL.canParse(id) ? new URL(id).pathname : id; // a query is no part of the name
+    const stem = cutName(basename(path, extname(path)), MAX_NAME - ENDING_BYTES) || 'image';
     let name = stem;
     for (let n = 2; taken.has(name.toLowerCase()); n++) name = `${stem}-${n}`;
     taken.add(name.toLowerCase());

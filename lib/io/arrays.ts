@@ -1,11 +1,10 @@
 /** Named arrays in files: written row by row, however many come, and read by name. */
 import ndarray, { type NdArray } from 'ndarray';
-import { randomUUID } from 'node:crypto';
 import { open, rm, type FileHandle as File } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 import { native } from '../native.js';
 import { contiguous } from '../tensor.js';
-import { replaceFile, safetensorsHeader } from './files.js';
+import { replaceFile, safetensorsHeader, temporaryOf } from './files.js';
 import { npyHeader } from './npy.js';
 
 const TYPES = {
@@ -87,7 +86,7 @@ export class ArraySpool {
 
 /** A file without a name goes away when it is closed, even if the process is killed. */
 export async function namelessFile(beside: string): Promise<File> {
-  const path = `${beside}.${randomUUID()}.tmp`;
+  const path = temporaryOf(beside);
   const file = await open(path, 'wx+');
   await rm(path);
   return file;

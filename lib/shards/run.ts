@@ -1,10 +1,10 @@
 /** A whole run on this machine: shards into a folder, with nothing lost and nothing done twice, however often it is stopped. */
-import { appendFile, mkdir } from 'node:fs/promises';
+import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { untilAborted } from '../prefetch.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import { unwritable } from '../io/files.js';
+import { makeFolder, unwritable } from '../io/files.js';
 import type { UniFlow } from '../uniflow.js';
 import { Journal } from './journal.js';
 import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, writeSkips, type Header, type Manifest } from './manifest.js';
@@ -75,9 +75,7 @@ export async function encodeToShards(
   if (maxFailures !== Infinity) checkInteger('maxFailures', maxFailures, 0, Number.MAX_SAFE_INTEGER);
   throwIfAborted(options.signal);
   const encoder = new ShardEncoder(uniflow, options);
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw unwritable(folder, error);
-  });
+  await makeFolder(folder);
   const output = new FolderOutput(folder);
   const header = await headerOf(encoder, shardSize);
   const skips = new Skips();
