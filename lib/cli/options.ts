@@ -3,6 +3,7 @@ import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
 import type { DeviceOptions } from '../device.js';
 import type { FloatType } from '../native.js';
+import { parseGrid } from '../shards/labels.js';
 import type { Grid } from '../tensor.js';
 
 export interface ReportOptions {
@@ -71,12 +72,6 @@ function size(text: string): number | [number, number] {
   const value = pair(text) ?? (/^[1-9]\d*$/.test(text) ? Number(text) : undefined);
   if (value === undefined) throw new InvalidArgumentError('It must be N, or HEIGHTxWIDTH as 224x448.');
   return value;
-}
-
-/** Patch rows and columns as `RxC`. */
-export function parseGrid(text: string): Grid | undefined {
-  const both = pair(text);
-  return both && { rows: both[0], cols: both[1] };
 }
 
 function grid(text: string): Grid {

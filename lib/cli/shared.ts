@@ -38,10 +38,6 @@ export async function downloading<T>(quiet: boolean, load: (onProgress: (progres
   }
 }
 
-export function* slices(count: number, size: number): Generator<[begin: number, end: number]> {
-  for (let begin = 0; begin < count; begin += size) yield [begin, Math.min(count, begin + size)];
-}
-
 export interface ImageRun<R> {
   /** As on the command line. */
   inputs: readonly string[];
