@@ -152,6 +152,51 @@ describe('encode, decode, reconstruct', () => {
     expect(await readdir(dir)).not.toContain('nothing.npy');
   });
 
+  test('a mistyped input leaves no folder behind, whatever was to be written', async () => {
+    for (const [command, out] of [
+      ['encode', 'mistyped/'],
+      ['encode', 'mistyped/l.npy'],
+      ['reconstruct', 'mistyped'],
+    ] as const) {
+      const run = await cli(command, inDir('fotos'), inDir('fotos', '*.jpg'), '-m', model, '-o', inDir(out));
+      expect(run).toMatchObject({
+        code: 1,
+        stdout: '',
+        stderr: expect.stringMatching(/fotos: expected a file, .* but got nothing of that name/),
+      });
+    }
+    expect(await readdir(dir)).not.toContain('mistyped');
+  });
+
+  test('an --out that is neither file nor folder is refused, and says what would do', async () => {
+    for (const [out, message] of [
+      ['-', /out: expected a file or a folder, but got '-': latents are not written to standard output/],
+      ['out.v2', /out: expected a name ending in .*, or in \/ for a folder of shards, but got 'out\.v2'/],
+    ] as const)
+      expect(await cli('encode', photos, '-m', model, '-o', out)).toMatchObject({
+        code: 2,
+        stdout: '',
+        stderr: expect.stringMatching(message),
+      });
+  });
+
+  test('--json prints JSON, also of an error', async () => {
+    const missing = await cli('encode', inDir('fotos'), '-m', model, '-o', inDir('none.npy'), '--json');
+    expect([missing.code, json(missing).error]).toMatchObject([1, { code: 'NOT_FOUND', subject: inDir('fotos') }]);
+    const usage = await cli('encode', photos, '--json');
+    expect([usage.code, json(usage).error]).toMatchObject([2, { code: 'BAD_INPUT', message: expect.stringContaining('--out') }]);
+  });
+
+  test('tokens of other latents do not stay beside new ones', async () => {
+    const files = async (): Promise<string[]> => (await readdir(dir)).filter((name) => name.startsWith('renewed.')).sort();
+    const renew = (...more: string[]): Promise<CommandRun> =>
+      cli('encode', goodPhotos()[0]!, '-m', model, '-o', inDir('renewed.npy'), ...more);
+    await renew('--tokens');
+    expect(await files()).toEqual(['renewed.ids.json', 'renewed.npy', 'renewed.tokens.npy']);
+    await renew();
+    expect(await files()).toEqual(['renewed.ids.json', 'renewed.npy']);
+  });
+
   test('an output is never an input: refused before anything is written', async () => {
     const originals = inDir('originals');
     await mkdir(join(originals, 'sub'), { recursive: true });
@@ -312,11 +357,11 @@ describe('usage', () => {
     [
       'a file of another kind',
       ['encode', 'x', '-m', model, '-o', 'x.txt'],
-      "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'",
+      "uniflow: out: expected a name ending in .safetensors or .npy, or in / for a folder of shards, but got 'x.txt'",
     ],
     [
       'a size below one patch',
-      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '13'],
+      ['encode', 'package.json', '-m', model, '-o', 'x.npy', '--size', '13'],
       'uniflow: size: expected whole numbers from the patch size 14',
     ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],

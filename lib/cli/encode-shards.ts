@@ -10,6 +10,7 @@ import type { StoreType } from '../shards/store.js';
 import { UniFlowError } from '../errors.js';
 import { embeddedName } from '../package.js';
 import type { EncodeCommandOptions } from './encode.js';
+import { refuseMissing } from './inputs.js';
 import { plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
 import { Progress } from './progress.js';
@@ -24,6 +25,7 @@ export interface ShardCommandOptions {
   /** False with --no-latents. */
   latents: boolean;
   maxFailures?: number;
+  verify?: true;
   queue?: string;
   maxWaiting?: number;
   detach?: true;
@@ -36,8 +38,17 @@ export async function isFolder(out: string): Promise<boolean> {
 }
 
 /** @throws {UniFlowError} `BAD_INPUT` where one of them comes with a file. */
-export function refuseShardOptions({ shardSize, format, fit, store, latents, maxFailures, queue }: ShardCommandOptions): void {
-  const given = { 'shard-size': shardSize, format, fit, store, 'no-latents': !latents || undefined, 'max-failures': maxFailures, queue };
+export function refuseShardOptions({ shardSize, format, fit, store, latents, maxFailures, verify, queue }: ShardCommandOptions): void {
+  const given = {
+    'shard-size': shardSize,
+    format,
+    fit,
+    store,
+    'no-latents': !latents || undefined,
+    'max-failures': maxFailures,
+    verify,
+    queue,
+  };
   const name = Object.entries(given).find(([, value]) => value !== undefined)?.[0];
   if (name !== undefined)
     throw new UniFlowError(
@@ -51,8 +62,9 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
   if (!options.latents && !options.tokens)
     throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
   if (!isS3(options.out)) await refuseInside(options.out, inputs);
+  if (options.queue === undefined) refuseQueueOptions(options);
+  await refuseMissing(inputs);
   if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
-  refuseQueueOptions(options);
   const { out, json = false } = options;
   const source = openSource(inputs, { signal });
   const uniflow = await loadModel(options, signal);
@@ -78,9 +90,9 @@ export async function encodeShards(inputs: readonly string[], options: EncodeCom
 
 /** Options of the library. */
 export function runOptions(options: EncodeCommandOptions, progress: Progress, signal: AbortSignal): Omit<RunOptions, 'onProgress'> {
-  const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures } = options;
+  const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures, verify } = options;
   return {
-    ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, batchSize: batch, signal },
+    ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, verify, batchSize: batch, signal },
     model: options.model ?? embeddedName,
     onFailure: ({ id, reason }) => {
       process.exitCode = 1;

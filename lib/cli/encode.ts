@@ -6,6 +6,7 @@ import { makeFolder } from '../io/files.js';
 import { embeddedName } from '../package.js';
 import type { Grid } from '../tensor.js';
 import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } from './encode-shards.js';
+import { refuseMissing } from './inputs.js';
 import { latentFormat, writeLatents } from './latents.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
@@ -16,11 +17,23 @@ export interface EncodeCommandOptions extends ModelOptions, PictureOptions, Shar
   tokens?: true;
 }
 
+function refuseStandardOutput(out: string): void {
+  if (out === '-')
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'out',
+      'a file or a folder',
+      "'-': latents are not written to standard output (./- is a folder)",
+    );
+}
+
 /** A file, or a folder of shards. */
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  refuseStandardOutput(options.out);
   if (await isFolder(options.out)) return encodeShards(inputs, options, signal);
   latentFormat(options.out, 'out');
   refuseShardOptions(options);
+  await refuseMissing(inputs);
   const { tokens } = options;
   const spool = new ArraySpool(options.out);
   const ids: string[] = [];

@@ -1,15 +1,44 @@
 /** From what the user names to images, and from their ids to the names of the results. */
 import { basename, extname } from 'node:path';
-import { cutName, MAX_NAME } from '../io/files.js';
+import { UniFlowError } from '../errors.js';
+import { cutName, MAX_NAME, pathExists } from '../io/files.js';
 import type { Item } from '../sources/item.js';
 import { Skips } from '../sources/skips.js';
-import { itemsOf } from '../sources/source.js';
+import { expandBraces, isGlob, matching } from '../sources/glob.js';
+import { itemsOf, STDIN } from '../sources/source.js';
 import { isRemote } from '../sources/url.js';
 
 /** A file or folder that could not be read. */
 export interface Failure {
   path: string;
   reason: string;
+}
+
+/**
+ * Call before anything is written: where no input is there, a path is mistyped. One of several that is missing is a failure of its own.
+ * @throws {UniFlowError} `NOT_FOUND` naming the first.
+ */
+export async function refuseMissing(inputs: readonly string[]): Promise<void> {
+  for (const input of inputs) if (await isThere(input)) return;
+  const [first = ''] = inputs;
+  throw UniFlowError.expected('NOT_FOUND', first, 'a file, a folder, a glob that matches some, or a URL', 'nothing of that name');
+}
+
+async function isThere(input: string): Promise<boolean> {
+  if (input === STDIN || isRemote(input) || (await pathExists(input))) return true;
+  for (const pattern of expandBraces(input)) {
+    if (await pathExists(pattern)) return true;
+    if (
+      isGlob(pattern) &&
+      !(
+        await matching(pattern, undefined)
+          .next()
+          .catch(() => ({ done: true }))
+      ).done
+    )
+      return true;
+  }
+  return false;
 }
 
 /** All images of the inputs, by the paths as they were named; one that is named twice is there twice. */

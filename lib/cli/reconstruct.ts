@@ -4,7 +4,7 @@ import { UniFlowError } from '../errors.js';
 import { type RgbImage } from '../images/decode.js';
 import { toImages, sideBySide, writeImage } from '../images/write.js';
 import { makeFolder } from '../io/files.js';
-import { fileNames } from './inputs.js';
+import { fileNames, refuseMissing } from './inputs.js';
 import { refuseBeside, refuseInside } from './outputs.js';
 import { fileOf } from '../sources/item.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
@@ -24,6 +24,7 @@ interface Quality {
 
 export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
   await refuseInside(options.out, inputs);
+  await refuseMissing(inputs);
   const { steps, schedule, guidance, seed } = options;
   const names = new Map<string, string>();
   const pictures: Quality[] = [];

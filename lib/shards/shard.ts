@@ -11,6 +11,7 @@ import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
 import { Pipeline, type PictureBatch, type PictureRecord, type PipelineOptions } from './pipeline.js';
 import { Spool } from './spool.js';
+import { Stamps, type StampRecord } from './stamps.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';
 
 /** What shards have. */
@@ -50,6 +51,8 @@ export interface ShardRecord {
   lastId: string;
   /** sha256 (hex) of the ids that it was given, in order. */
   ids: string;
+  /** Of the files that the pictures are in. Not in records of earlier versions. */
+  stamps?: StampRecord;
   /** Of the latents, all patches; null where there are none. */
   statistics: Moments | null;
   failures: Failure[];
@@ -104,9 +107,10 @@ export class ShardEncoder {
     index: number,
     items: Iterable<Item> | AsyncIterable<Item>,
     output: ShardSink,
-    { signal, onFailure, onCount }: EncodeShardOptions = {},
+    { signal, verify, onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
-    const census = new Census();
+    const stamps = new Stamps(verify);
+    const census = new Census(stamps);
     const rows = await Rows.open(this, output.scratch);
     const failures: Failure[] = [];
     const writing: Promise<void>[] = [];
@@ -124,7 +128,15 @@ export class ShardEncoder {
       }
       await Promise.all(writing);
       const files = await this.pipeline.meter.write.during(() => this.write(index, rows, output));
-      return { index, files, count: rows.pictures.length, ...census.record(), statistics: await rows.moments(), failures };
+      return {
+        index,
+        files,
+        count: rows.pictures.length,
+        ...census.record(),
+        stamps: await stamps.record(),
+        statistics: await rows.moments(),
+        failures,
+      };
     } finally {
       await Promise.allSettled(writing);
       await rows.close();
@@ -149,6 +161,8 @@ export class ShardEncoder {
 
 export interface EncodeShardOptions {
   signal?: AbortSignal | undefined;
+  /** Record a hash of the files' content as well. */
+  verify?: boolean | undefined;
   /** Called for each picture that cannot be read. */
   onFailure?: ((failure: Failure) => void) | undefined;
   /** Called with the number of pictures of each batch that is computed. */
@@ -176,11 +190,15 @@ export class Census {
   private firstId = '';
   private lastId = '';
 
+  /** @param stamps of their files, where they are wanted. */
+  constructor(private readonly stamps?: Stamps) {}
+
   async *count(items: Iterable<Item> | AsyncIterable<Item>): AsyncGenerator<Item, void, undefined> {
     for await (const item of items) {
       if (this.items++ === 0) this.firstId = item.id;
       this.lastId = item.id;
       this.hash.update(`${JSON.stringify(item.id)}\n`);
+      this.stamps?.add(item);
       yield item;
     }
   }

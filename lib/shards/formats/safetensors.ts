@@ -45,14 +45,9 @@ interface Entry {
   data_offsets: [begin: number, end: number];
 }
 
-/** Readers refuse a longer header. */
-const MAX_HEADER = 1e8;
-
 /** @returns where the elements begin, besides. */
 async function headerOf(input: Output, file: string): Promise<{ header: Record<string, Entry>; data: number }> {
-  const length = (await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE();
-  if (length > MAX_HEADER) throw UniFlowError.expected('BAD_INPUT', file, 'a .safetensors file', `a header of ${length} bytes`);
-  const data = 8 + Number(length);
+  const data = 8 + Number((await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE());
   const text = (await input.read(file, { begin: 8, end: data })).toString();
   try {
     return { header: JSON.parse(text) as Record<string, Entry>, data };
