@@ -838,13 +838,17 @@ test('uniflow encode: a tar on standard input to shards; given again, it says th
   expect(first.stderr).toContain('uniflow: stdin/text: expected a JPEG');
   expect((await samplesOf(inDir('piped'))).map(({ id }) => id)).toEqual(names.map((name) => `stdin/${name.replace('.jpg', '')}`));
   expect(await cli(...args)).toMatchObject({ code: 0, stdout: expect.stringMatching(/: it was complete before\n$/) });
+  expect(await cli('-', '-o', inDir('stdin.parquet'))).toMatchObject({
+    code: 1,
+    stdout: `12 pictures as latents [12, 16, 16] in ${inDir('stdin.parquet')} (1 failed)\n`,
+  });
   expect(await cli('-', '-o', inDir('x'), '--shard-size', '9999999')).toMatchObject({
     code: 2,
     stderr: expect.stringMatching(/shardSize: /),
   });
-  expect(await cli('x.jpg', '-o', inDir('x.npy'), '--fit', 'pad')).toMatchObject({
+  expect(await cli('x.jpg', '-o', inDir('x.npy'), '--shard-size', '5')).toMatchObject({
     code: 2,
-    stderr: expect.stringMatching(/--fit is for shards/),
+    stderr: expect.stringMatching(/--shard-size is for shards/),
   });
 });
 

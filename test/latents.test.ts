@@ -1,12 +1,18 @@
 /** Latents as `decode` reads them: everything that `encode` writes, and arrays of others. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { cp, mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { parquetWriteBuffer } from 'hyparquet-writer';
+import { once } from 'node:events';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
+import { create } from 'tar';
 import { UniFlow } from '../lib/index.js';
 import { npyHeader } from '../lib/io/npy.js';
 import { encodeToShards, openShards, openSource, type RunOptions } from '../lib/shards/index.js';
+import { encodeToFile } from '../lib/shards/file.js';
 import { openLatents } from '../lib/shards/latents.js';
 import { decodeImage } from '../lib/images/decode.js';
 import { failure, golden, startCommand } from './support.js';
@@ -62,6 +68,25 @@ describe('latents with grids of their own', () => {
     },
   );
 
+  test.each(formats.flatMap((format) => stores.map((store) => [format, store] as const)))(
+    'are the same in one file: .%s of %s',
+    async (format, store) => {
+      const path = inDir(`one-${store}.${format}`);
+      const { files, shape, grid } = await encodeToFile(uniflow, openSource(inDir('pictures')), path, {
+        store,
+        fit: 'native',
+        tokens: true,
+      });
+      const beside = (ending: string): string => inDir(`one-${store}${ending}`);
+      expect(files).toEqual(format === 'npy' ? [path, beside('.tokens.npy'), beside('.ids.json')] : [path]);
+      const [one, whole] = [await openLatents(path), await openLatents(await encode(`whole-${store}`, { store, fit: 'native' }))];
+      expect(one.pictures).toEqual(whole.pictures);
+      for (let i = 0; i < 3; i++) expect(await one.at(i)).toEqual(await whole.at(i));
+      const vectors = whole.pictures.reduce((sum, { patches }) => sum + patches, 0);
+      expect([shape, grid]).toEqual([[vectors, 16], undefined]);
+    },
+  );
+
   test('decode to pictures of their shapes, named after the ids', async () => {
     const folder = await encode('native', { format: 'npy', store: 'bfloat16', fit: 'native' });
     const out = inDir('decoded');
@@ -75,6 +100,37 @@ describe('latents with grids of their own', () => {
       expect(await decodeImage(join(out, `${i}.png`))).toMatchObject({ width: 14 * grid.cols, height: 14 * grid.rows });
     }
   });
+});
+
+test('every kind of input goes into one file: a tar, a Parquet file, a URL', async () => {
+  const png = await readFile(inDir('pictures', '0.png'));
+  await create({ file: inDir('a.tar'), cwd: inDir('pictures') }, ['0.png', '1.png']);
+  const columnData = [{ name: 'image', data: [png], type: 'BYTE_ARRAY' as const }];
+  await writeFile(inDir('p.parquet'), new Uint8Array(parquetWriteBuffer({ columnData })));
+  const server = createServer((_, response) => void response.end(png)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/0.png?signature=${'x'.repeat(300)}`;
+  const out = inDir('inputs', 'all.safetensors');
+  const run = await startCommand(['encode', inDir('a.tar'), inDir('p.parquet'), url, '-m', golden('uniflow-tiny'), '-o', out]).ended;
+  server.close();
+  expect(run).toMatchObject({ code: 0, stdout: `4 pictures as latents [4, 16, 16] in ${out}\n` });
+  const { pictures, at } = await openLatents(out);
+  expect(pictures.map(({ id }) => id)).toEqual([inDir('a.tar', '0'), inDir('a.tar', '1'), inDir('p.parquet', '0'), url]);
+  expect(await at(2)).toEqual(await at(0));
+  expect(await at(3)).toEqual(await at(0));
+  const decoded = await startCommand(['decode', out, '-m', golden('uniflow-tiny'), '-o', inDir('named')]).ended;
+  expect([decoded.code, (await readdir(inDir('named'))).sort()]).toEqual([0, ['0-2.png', '0-3.png', '0.png', '1.png']]);
+});
+
+test('ids that would make the header of .safetensors too long are beside it', async () => {
+  const image = { data: new Uint8Array(3 * 64 * 64), width: 64, height: 64 };
+  const items = Array.from({ length: 4 }, (_, i) => ({ id: `${i}${'x'.repeat(24e6)}`, image }));
+  const { files } = await encodeToFile(uniflow, items, inDir('long.safetensors'));
+  expect(files).toEqual([inDir('long.safetensors'), inDir('long.ids.json')]);
+  expect((await openLatents(inDir('long.safetensors'))).pictures.map(({ id }) => id === items[Number(id?.[0])]?.id)).toEqual(
+    Array(4).fill(true),
+  );
+  await rm(inDir('long.ids.json'));
 });
 
 test('an array of NumPy alone is latents without names: float32, float16, and bfloat16 as its bits', async () => {
@@ -93,7 +149,7 @@ test('an array of NumPy alone is latents without names: float32, float16, and bf
 describe('what is no latents is refused by name', () => {
   test.each([
     ['pictures', /pictures: expected a complete run with manifest\.json, but got none/],
-    ['pictures/0.png', /latents: expected a folder of shards, or a name ending in \.safetensors, \.npy, \.tar, \.parquet/],
+    ['pictures/0.png', /latents: expected a folder .*, or a name ending in \.safetensors, \.npy, \.tar, \.parquet/],
     ['missing.npy', /missing\.npy: expected a file or folder, but got nothing of that name/],
   ])('%s', async (path, message) => {
     expect((await failure(openLatents(inDir(path)))).message).toMatch(message);

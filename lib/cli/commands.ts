@@ -77,14 +77,18 @@ function addEncode(program: Command, signal: AbortSignal): void {
     .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
     .argument('<inputs...>', INPUTS);
   withJson(withModel(command))
-    .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards', path)
+    .requiredOption(
+      '-o, --out <path>',
+      'where the latents go: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder of shards',
+      path,
+    )
     .option('--tokens', "write the encoder's semantic tokens as well")
     .addOption(sizeOption())
     .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
     .addOption(new Option('--format <format>', 'shards: of the files (default: safetensors)').choices(Object.keys(FORMATS)))
-    .addOption(new Option('--fit <how>', 'shards: how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
-    .addOption(new Option('--store <type>', 'shards: numbers in the files (default: float32)').choices(Object.keys(STORES)))
-    .option('--no-latents', 'shards: write the tokens only')
+    .addOption(new Option('--fit <how>', 'how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
+    .addOption(new Option('--store <type>', 'numbers in the files (default: float32)').choices(Object.keys(STORES)))
+    .option('--no-latents', 'write the tokens only')
     .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
     .option('--verify', 'shards: tell by the content of the files, not by size and time, whether a run that goes on has the same')
     .option('--queue <url>', 'shards: have them made by `uniflow worker`s that take from this Redis, as redis://host:6379')

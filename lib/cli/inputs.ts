@@ -52,6 +52,12 @@ export async function collectItems(inputs: readonly string[], signal: AbortSigna
 /** Bytes left of a file's name for the number of one that several share, and for the extension. */
 const ENDING_BYTES = 16;
 
+/** The item, with a path that was named opened whatever it is: a pipe, for one. */
+export function asNamed<T extends Item>(item: T): T {
+  const { image } = item;
+  return typeof image === 'string' ? { ...item, image: () => Promise.resolve(image) } : item;
+}
+
 /** A file name for each id: its last part with another extension, numbered where several share it. Long ones are cut. */
 export function fileNames(ids: readonly string[], format: string): string[] {
   const taken = new Set<string>(); // without case, as some file systems compare

@@ -22,7 +22,12 @@ export function formatOfFile(path: string, subject: string): FormatName {
   const format = extname(path).slice(1).toLowerCase();
   if (Object.hasOwn(FORMATS, format)) return format as FormatName;
   const endings = Object.keys(FORMATS).map((name) => `.${name}`);
-  throw UniFlowError.expected('BAD_INPUT', subject, `a folder of shards, or a name ending in ${endings.join(', ')}`, `'${path}'`);
+  throw UniFlowError.expected(
+    'BAD_INPUT',
+    subject,
+    `a folder (ending in / where its name has a dot), or a name ending in ${endings.join(', ')}`,
+    `'${path}'`,
+  );
 }
 
 /** @throws {UniFlowError} `BAD_INPUT` or `NOT_FOUND` where there are no latents. */

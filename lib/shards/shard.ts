@@ -5,7 +5,7 @@ import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
-import type { ArrayName, ShardArray, ShardContent, ShardFile } from './formats/format.js';
+import type { ArrayName, Layout, ShardArray, ShardContent, ShardFile } from './formats/format.js';
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
@@ -69,6 +69,17 @@ export function stemOf(index: number): string {
   return `shard-${String(index).padStart(6, '0')}`;
 }
 
+/** A shard among others: its files, and a line a picture. */
+function shardLayout(stem: string, format: FormatName): Layout {
+  return {
+    fileOf: (array) => (format === 'npy' ? `${stem}.${array}.npy` : `${stem}.${format}`),
+    filesOf: (files, { pictures }) => [
+      ...files,
+      { name: `${stem}.jsonl`, chunks: pictures.map((picture) => Buffer.from(`${JSON.stringify(picture)}\n`)) },
+    ],
+  };
+}
+
 /** Makes shards of one model. Several may be made at once; they share threads and memory. */
 export class ShardEncoder {
   readonly pipeline: Pipeline;
@@ -107,7 +118,7 @@ export class ShardEncoder {
     index: number,
     items: Iterable<Item> | AsyncIterable<Item>,
     output: ShardSink,
-    { signal, verify, onFailure, onCount }: EncodeShardOptions = {},
+    { signal, verify, layout = shardLayout(stemOf(index), this.format), onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
     const stamps = new Stamps(verify);
     const census = new Census(stamps);
@@ -127,7 +138,7 @@ export class ShardEncoder {
         onCount?.(event.pictures.length);
       }
       await Promise.all(writing);
-      const files = await this.pipeline.meter.write.during(() => this.write(index, rows, output));
+      const files = await this.pipeline.meter.write.during(() => this.write(stemOf(index), layout, rows, output));
       return {
         index,
         files,
@@ -143,24 +154,24 @@ export class ShardEncoder {
     }
   }
 
-  private async write(index: number, rows: Rows, output: ShardSink): Promise<FileRecord[]> {
+  private async write(stem: string, layout: Layout, rows: Rows, output: ShardSink): Promise<FileRecord[]> {
     const { pictures } = rows;
     if (pictures.length === 0) return [];
     const offsets = [0];
     for (const { grid } of pictures) offsets.push((offsets.at(-1) as number) + grid.rows * grid.cols);
     const { store, model, pipeline } = this;
-    const stem = stemOf(index);
-    const content: ShardContent = { stem, store, model, pictures, offsets, arrays: rows.arrays, uniform: pipeline.target.fit !== 'native' };
-    const lines = pictures.map((picture) => Buffer.from(`${JSON.stringify(picture)}\n`));
+    const uniform = pipeline.target.fit !== 'native';
+    const content: ShardContent = { stem, fileOf: layout.fileOf, store, model, pictures, offsets, arrays: rows.arrays, uniform };
     const files: FileRecord[] = [];
-    for (const file of [...FORMATS[this.format].files(content), { name: `${stem}.jsonl`, chunks: lines }])
-      files.push(await writeHashed(file, output));
+    for (const file of layout.filesOf(FORMATS[this.format].files(content), content)) files.push(await writeHashed(file, output));
     return files;
   }
 }
 
 export interface EncodeShardOptions {
   signal?: AbortSignal | undefined;
+  /** @internal Of a file that is no shard of a run. */
+  layout?: Layout | undefined;
   /** Record a hash of the files' content as well. */
   verify?: boolean | undefined;
   /** Called for each picture that cannot be read. */

@@ -15,10 +15,19 @@ export interface ShardArray {
   rows: Spool;
 }
 
+/** The names of the files of a shard, and of what is beside them. */
+export interface Layout {
+  /** The file that has the array, or all of them. */
+  fileOf: (array: ArrayName) => string;
+  /** All files of a shard in the order in which they are written: those of its format, and the list of its pictures. */
+  filesOf: (files: readonly ShardFile[], content: ShardContent) => ShardFile[];
+}
+
 /** What a shard's files are made of. */
 export interface ShardContent {
-  /** The beginning of the files' names. */
+  /** `shard-000000`: keys in archives begin with its number. */
   stem: string;
+  fileOf: Layout['fileOf'];
   /** In text fields of formats that have them. */
   model: string;
   store: StoreType;

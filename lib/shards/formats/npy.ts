@@ -6,7 +6,7 @@ import { STORE } from '../store.js';
 import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardArray, type ShardContent } from './format.js';
 
 export const npy: Format = {
-  files: (content) => content.arrays.map((array) => ({ name: `${content.stem}.${array.name}.npy`, chunks: chunksOf(array, content) })),
+  files: (content) => content.arrays.map((array) => ({ name: content.fileOf(array.name), chunks: chunksOf(array, content) })),
   open: ({ input, stem, store, widths, offsets }) => {
     const begins = new Map<string, Promise<number>>();
     const beginOf = async (file: string): Promise<number> => 10 + (await input.read(file, { begin: 8, end: 10 })).readUInt16LE();

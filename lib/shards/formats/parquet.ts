@@ -15,7 +15,7 @@ const GROUP_BYTES = 2 ** 24;
 const PAGE_BYTES = 2 ** 17;
 
 export const parquet: Format = {
-  files: (content) => [{ name: `${content.stem}.parquet`, chunks: chunksOf(content) }],
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem }) => {
     const { cell } = await openTable(input, `${stem}.parquet`);
     return cell;

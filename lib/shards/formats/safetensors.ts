@@ -13,8 +13,14 @@ import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardContent
 /** Bytes of ids in a header: readers refuse one of more than 100 MB. The list beside the shard has the ids in any case. */
 const MAX_IDS = 90e6;
 
+/** The ids as they are in the header; undefined where they would make it too long. */
+export function idsInside(pictures: readonly { id: string }[]): string | undefined {
+  const ids = JSON.stringify(pictures.map(({ id }) => id));
+  return Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS ? ids : undefined;
+}
+
 export const safetensors: Format = {
-  files: (content) => [{ name: `${content.stem}.safetensors`, chunks: chunksOf(content) }],
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.safetensors`;
     const { header, data } = await headerOf(input, file);
@@ -77,8 +83,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
 
   function metadataOf(): Record<string, string> {
     const [first] = pictures;
-    const ids = JSON.stringify(pictures.map(({ id }) => id));
-    const fits = Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS;
-    return { ...(fits ? { ids } : {}), ...(uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {}), model };
+    const ids = idsInside(pictures);
+    return { ...(ids === undefined ? {} : { ids }), ...(uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {}), model };
   }
 }

@@ -14,7 +14,7 @@ import { storedRow, storeOf, type FilePicture, type Format, type ShardContent } 
 const BLOCK = 512;
 
 export const tar: Format = {
-  files: (content) => [{ name: `${content.stem}.tar`, chunks: chunksOf(content) }],
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.tar`;
     const ends = new Map<string, number>();
