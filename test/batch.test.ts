@@ -5,7 +5,7 @@ import ndarray from 'ndarray';
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { appendFile, cp, link, mkdir, mkdtemp, open, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, cp, link, mkdir, mkdtemp, open, readdir, readFile, rm, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -33,6 +33,7 @@ import {
   type RunOptions,
   type ShardRecord,
   type ShardSample,
+  type Source,
 } from '../lib/index.js';
 import { ArrayFile } from '../lib/io/arrays.js';
 import { readNpy } from '../lib/io/npy.js';
@@ -635,6 +636,44 @@ describe('stopped and taken up', () => {
     expect(await encode('stopped', { store: 'float16' })).toMatchObject({ complete: true, before: 12 });
   });
 
+  test('a file that was replaced under the same name is noticed, before and after the run is complete', async () => {
+    await put('replaced/a.jpg', await photo(64, 64, 1));
+    await put('replaced/b.jpg', await photo(64, 64, 2));
+    await put('replaced/c.jpg', await photo(64, 64, 3));
+    const source = (): Source => openSource(inDir('replaced'));
+    const controller = new AbortController();
+    const stopped = async function* (): AsyncGenerator<Item> {
+      for await (const item of source()) {
+        if (item.id === 'c.jpg') {
+          while (!(await readFile(inDir('changed', 'manifest.jsonl'), 'utf8')).includes('"index":0'))
+            await new Promise((resolve) => setTimeout(resolve, 20));
+          controller.abort();
+        }
+        yield item;
+      }
+    };
+    const options = { shardSize: 1, batchSize: 1 };
+    expect((await failure(encode('changed', { ...options, signal: controller.signal }, stopped()))).code).toBe('ABORTED');
+    await encode('unchanged', options, source());
+    await put('replaced/a.jpg', await photo(64, 64, 4));
+    const message =
+      /the files of shard 0, 'a\.jpg' to 'a\.jpg': expected those that it was made of, but got a file of another size or time of change\. Choose another folder/;
+    for (const folder of ['changed', 'unchanged']) expect((await failure(encode(folder, options, source()))).message).toMatch(message);
+  });
+
+  test('with verify, a file with another time and the same content is the same', async () => {
+    await put('copied/a.jpg', await photo(64, 64, 1));
+    const source = (): Source => openSource(inDir('copied'));
+    await encode('verified', { verify: true }, source());
+    await utimes(inDir('copied', 'a.jpg'), 1e9, 1e9);
+    expect((await failure(encode('verified', {}, source()))).message).toMatch(/or compare the content with verify/);
+    expect((await encode('verified', { verify: true }, source())).complete).toBe(true);
+    const bytes = await photo(64, 64, 1);
+    bytes[bytes.length - 3]! ^= 1;
+    await put('copied/a.jpg', bytes);
+    expect((await failure(encode('verified', { verify: true }, source()))).message).toMatch(/a file of another content/);
+  });
+
   test('two runs into one folder at once: the second is refused, the first is not disturbed', async () => {
     let second: Promise<Error> | undefined;
     const source = (async function* () {
@@ -799,13 +838,17 @@ test('uniflow encode: a tar on standard input to shards; given again, it says th
   expect(first.stderr).toContain('uniflow: stdin/text: expected a JPEG');
   expect((await samplesOf(inDir('piped'))).map(({ id }) => id)).toEqual(names.map((name) => `stdin/${name.replace('.jpg', '')}`));
   expect(await cli(...args)).toMatchObject({ code: 0, stdout: expect.stringMatching(/: it was complete before\n$/) });
+  expect(await cli('-', '-o', inDir('stdin.parquet'))).toMatchObject({
+    code: 1,
+    stdout: `12 pictures as latents [12, 16, 16] in ${inDir('stdin.parquet')} (1 failed)\n`,
+  });
   expect(await cli('-', '-o', inDir('x'), '--shard-size', '9999999')).toMatchObject({
     code: 2,
     stderr: expect.stringMatching(/shardSize: /),
   });
-  expect(await cli('x.jpg', '-o', inDir('x.npy'), '--fit', 'pad')).toMatchObject({
+  expect(await cli('x.jpg', '-o', inDir('x.npy'), '--shard-size', '5')).toMatchObject({
     code: 2,
-    stderr: expect.stringMatching(/--fit is for shards/),
+    stderr: expect.stringMatching(/--shard-size is for shards/),
   });
 });
 

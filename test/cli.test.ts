@@ -1,6 +1,6 @@
 /** The command line, as a user runs it: in a process of its own, on real files. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import ndarray, { type NdArray } from 'ndarray';
+import type { NdArray } from 'ndarray';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -11,7 +11,8 @@ import { rateText } from '../lib/cli/output.js';
 import { refuseBeside, refuseInside } from '../lib/cli/outputs.js';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { decodeImage, UniFlow } from '../lib/index.js';
-import { ArrayFile, ArraySpool } from '../lib/io/arrays.js';
+import { ArrayFile } from '../lib/io/arrays.js';
+import { safetensorsHeader } from '../lib/io/files.js';
 import { readNpy } from '../lib/io/npy.js';
 import { failure, golden, relativeL2, root, startCommand, tolerances, type CommandRun } from './support.js';
 
@@ -152,6 +153,51 @@ describe('encode, decode, reconstruct', () => {
     expect(await readdir(dir)).not.toContain('nothing.npy');
   });
 
+  test('a mistyped input leaves no folder behind, whatever was to be written', async () => {
+    for (const [command, out] of [
+      ['encode', 'mistyped/'],
+      ['encode', 'mistyped/l.npy'],
+      ['reconstruct', 'mistyped'],
+    ] as const) {
+      const run = await cli(command, inDir('fotos'), inDir('fotos', '*.jpg'), '-m', model, '-o', inDir(out));
+      expect(run).toMatchObject({
+        code: 1,
+        stdout: '',
+        stderr: expect.stringMatching(/fotos: expected a file, .* but got nothing of that name/),
+      });
+    }
+    expect(await readdir(dir)).not.toContain('mistyped');
+  });
+
+  test('an --out that is neither file nor folder is refused, and says what would do', async () => {
+    for (const [out, message] of [
+      ['-', /out: expected a file or a folder, but got '-': latents are not written to standard output/],
+      ['out.v2', /out: expected a folder \(ending in \/ where its name has a dot\), or a name ending in .*, but got 'out\.v2'/],
+    ] as const)
+      expect(await cli('encode', photos, '-m', model, '-o', out)).toMatchObject({
+        code: 2,
+        stdout: '',
+        stderr: expect.stringMatching(message),
+      });
+  });
+
+  test('--json prints JSON, also of an error', async () => {
+    const missing = await cli('encode', inDir('fotos'), '-m', model, '-o', inDir('none.npy'), '--json');
+    expect([missing.code, json(missing).error]).toMatchObject([1, { code: 'NOT_FOUND', subject: inDir('fotos') }]);
+    const usage = await cli('encode', photos, '--json');
+    expect([usage.code, json(usage).error]).toMatchObject([2, { code: 'BAD_INPUT', message: expect.stringContaining('--out') }]);
+  });
+
+  test('tokens of other latents do not stay beside new ones', async () => {
+    const files = async (): Promise<string[]> => (await readdir(dir)).filter((name) => name.startsWith('renewed.')).sort();
+    const renew = (...more: string[]): Promise<CommandRun> =>
+      cli('encode', goodPhotos()[0]!, '-m', model, '-o', inDir('renewed.npy'), ...more);
+    await renew('--tokens');
+    expect(await files()).toEqual(['renewed.ids.json', 'renewed.npy', 'renewed.tokens.npy']);
+    await renew();
+    expect(await files()).toEqual(['renewed.ids.json', 'renewed.npy']);
+  });
+
   test('an output is never an input: refused before anything is written', async () => {
     const originals = inDir('originals');
     await mkdir(join(originals, 'sub'), { recursive: true });
@@ -177,10 +223,11 @@ describe('encode, decode, reconstruct', () => {
 
   test('decode refuses the folder of the originals', async () => {
     const out = inDir('latents.safetensors');
-    const spool = new ArraySpool(out);
-    await spool.append('latents', ndarray(new Float32Array(256), [1, 16, 16]));
-    await spool.writeSafetensors(out, { ids: JSON.stringify([join(photos, 'a.png')]), grid: '4x4' });
-    await spool.close();
+    const labels = { ids: JSON.stringify([join(photos, 'a.png')]), grid: '4x4' };
+    await writeFile(
+      out,
+      Buffer.concat([safetensorsHeader([['latents', { dtype: 'F32', shape: [1, 16, 16] }]], labels), Buffer.alloc(1024)]),
+    );
     const run = await cli('decode', out, '-m', model, '-o', photos);
     expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/folder of the original '.*a\.png'/) });
   });
@@ -222,7 +269,7 @@ describe('encode, decode, reconstruct', () => {
     child.kill('SIGINT');
     const run = await ended;
     expect(run).toMatchObject({ code: 130, stdout: '' });
-    expect(run.stderr).toMatch(/^encode: 0\/200 images\n(.*\n)*uniflow: interrupted\n$/);
+    expect(run.stderr).toMatch(/^encode: 0 images\n(.*\n)*uniflow: interrupted\n$/);
     expect(await readdir(inDir('interrupted'))).toEqual([]);
   });
 });
@@ -312,11 +359,11 @@ describe('usage', () => {
     [
       'a file of another kind',
       ['encode', 'x', '-m', model, '-o', 'x.txt'],
-      "uniflow: out: expected a name ending in .safetensors or .npy, but got 'x.txt'",
+      "uniflow: out: expected a folder (ending in / where its name has a dot), or a name ending in .safetensors, .npy, .tar, .parquet, but got 'x.txt'",
     ],
     [
       'a size below one patch',
-      ['encode', 'x', '-m', model, '-o', 'x.npy', '--size', '13'],
+      ['encode', 'package.json', '-m', model, '-o', 'x.npy', '--size', '13'],
       'uniflow: size: expected whole numbers from the patch size 14',
     ],
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],

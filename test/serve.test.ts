@@ -297,6 +297,70 @@ describe('what is wrong with a request is said', () => {
   });
 });
 
+describe('what may be sent is said', () => {
+  test('to who sends another type, or none', async () => {
+    const refused = await post('/v1/encode', 'a=1', { type: 'application/x-www-form-urlencoded' });
+    const expected = 'image/*, application/octet-stream, multipart/form-data, application/json';
+    await expectProblem(refused, 415, { subject: 'Content-Type', expected, actual: "'application/x-www-form-urlencoded'" });
+    expect(refused.headers.get('accept-post')).toBe(expected);
+    const text = await post('/v1/decode', 'latents', { type: 'text/plain' });
+    await expectProblem(text, 415, { expected: 'application/octet-stream, multipart/form-data, application/json' });
+  });
+
+  test('to who sends too much', async () => {
+    const to = await started({ maxBody: 4000, maxImages: 2 });
+    await expectProblem(await postPicture('/v1/encode', Buffer.alloc(5000), { to }), 413, {
+      expected: 'at most 4000 bytes',
+      actual: '5000',
+    });
+    const three = new FormData();
+    for (let i = 0; i < 3; i++) three.append('files', new Blob([pictures[0]!.subarray(0, 50)]), `${i}`);
+    await expectProblem(await post('/v1/encode', three, { to }), 413, { expected: 'at most 2 files' });
+  });
+});
+
+describe('pages of other origins', () => {
+  const ask = (to: Service, origin: string): Promise<Response> =>
+    fetch(`${to.url}/v1/encode`, {
+      method: 'OPTIONS',
+      headers: { Origin: origin, 'Access-Control-Request-Method': 'POST', 'Access-Control-Request-Headers': 'authorization' },
+    });
+
+  test('may ask where they are allowed, also before they show the token', async () => {
+    const to = await started({ cors: ['https://example.org'], token: 'secret' });
+    const allowed = await ask(to, 'https://example.org');
+    expect(allowed.status).toBe(204);
+    expect(Object.fromEntries(allowed.headers)).toMatchObject({
+      'access-control-allow-origin': 'https://example.org',
+      'access-control-allow-methods': 'GET, HEAD, POST',
+      'access-control-allow-headers': 'authorization',
+      vary: 'Origin',
+    });
+    const headers = { Origin: 'https://example.org', Authorization: 'Bearer secret' };
+    const answer = await postPicture('/v1/encode', pictures[0]!, { to, headers });
+    expect([answer.status, answer.headers.get('access-control-allow-origin')]).toEqual([200, 'https://example.org']);
+    expect((await ask(to, 'https://example.com')).headers.get('access-control-allow-origin')).toBeNull();
+    expect((await ask(await started({ cors: ['*'] }), 'https://example.com')).headers.get('access-control-allow-origin')).toBe('*');
+  });
+
+  test('may not by default; what is no origin is refused', async () => {
+    const refused = await ask(service, 'https://example.org');
+    expect([refused.status, refused.headers.get('access-control-allow-origin')]).toEqual([405, null]);
+    await expect(serve(uniflow, { port: 0, cors: ['example.org'] })).rejects.toMatchObject({ code: 'BAD_INPUT', subject: 'cors' });
+  });
+});
+
+test('data: URLs are pictures, wherever a URL or base64 may stand', async () => {
+  const url = `data:image/png;base64,${pictures[0]!.toString('base64')}`;
+  const escaped = `data:image/png,${[...pictures[0]!].map((byte) => `%${byte.toString(16).padStart(2, '0')}`).join('')}`;
+  const { ids, ...rest } = encoded.parse(await (await postJson('/v1/encode', { images: [url, { url }, escaped] })).json());
+  const { latents } = await uniflow.encode([pictures[0]!, pictures[0]!, pictures[0]!]);
+  expect(ids).toEqual(['0', '1', '2']);
+  expect(relativeL2(latentsOf({ ids, ...rest }), latents)).toBeLessThan(tolerances.batch);
+  await expectProblem(await postJson('/v1/encode', { images: ['data:image/png;base64'] }), 422, { subject: 'images[0]' });
+  await expectProblem(await postJson('/v1/encode', { images: ['data:image/png;base64,*'] }), 422, { subject: 'images[0]' });
+});
+
 describe('limits', () => {
   test('of the body, of a picture, of their number', async () => {
     const to = await started({ maxBody: 4000, maxPixels: 40 * 60, maxImages: 2 });
@@ -627,6 +691,19 @@ describe('life', () => {
     expect((await under).map(({ status }) => status)).toEqual([200, 200, 200, 200, 200, 200]);
     await closed;
     await expect(postPicture('/v1/encode', pictures[0]!, { to })).rejects.toThrow();
+  });
+
+  test('close ends at once where no request is under way, however clients hold on to their connections', async () => {
+    const to = await started({ drain: 60_000 });
+    const port = Number(new URL(to.url).port);
+    const silent = connect(port, '127.0.0.1').on('error', () => undefined);
+    await once(silent, 'connect');
+    const kept = connect(port, '127.0.0.1').on('error', () => undefined);
+    kept.write('GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n');
+    await once(kept, 'data');
+    const began = performance.now();
+    await to.close();
+    expect(performance.now() - began).toBeLessThan(2000);
   });
 
   test('close does not wait for ever: 503 for what is under way, slow connections are cut', async () => {

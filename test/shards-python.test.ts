@@ -132,7 +132,16 @@ async function writeShard(format: Run[0], ids: string[], bytes: Buffer): Promise
   const pictures = ids.map((id) => ({ id, width: 1, height: 1, grid: { rows: 1, cols: 1 } }));
   const arrays = [{ name: 'latents' as const, width: bytes.length / 4 / ids.length, rows }];
   const offsets = [...ids.keys(), ids.length];
-  const [file] = FORMATS[format].files({ stem: 'shard', model: '', store: 'float32', pictures, offsets, arrays, uniform: true });
+  const [file] = FORMATS[format].files({
+    stem: 'shard',
+    fileOf: () => `shard.${format}`,
+    model: '',
+    store: 'float32',
+    pictures,
+    offsets,
+    arrays,
+    uniform: true,
+  });
   await new FolderOutput(dir).write(file!.name, file!.chunks);
   await rows.close();
   return inDir(file!.name);

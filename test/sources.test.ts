@@ -258,6 +258,25 @@ describe('Parquet as a data set', () => {
     expect(order).not.toEqual([...blockwisePermutation(length, blocks, 7, 1)]);
   });
 
+  test('with a row group of nulls, whose LZ4 pages are empty, has the other images', async () => {
+    let empty = 0;
+    /** LZ4 without a match: a token, the length over 15, and the bytes. */
+    const compress = (bytes: Uint8Array): Uint8Array => {
+      if (bytes.length === 0) empty++;
+      const more = bytes.length - 15;
+      const length = more < 0 ? [bytes.length << 4] : [0xf0, ...Array<number>(Math.floor(more / 255)).fill(255), more % 255];
+      return Uint8Array.from([...length, ...bytes]);
+    };
+    const columnData = [{ name: 'image', data: [jpeg, jpeg, null, null], type: 'BYTE_ARRAY' as const, nullable: true }];
+    const options = { codec: 'LZ4_RAW' as const, compressors: { LZ4_RAW: compress }, rowGroupSize: 2 };
+    const path = await put('nulls.parquet', new Uint8Array(parquetWriteBuffer({ columnData, ...options })));
+    const items: Item[] = [];
+    for await (const item of openSource(path)) items.push(item);
+    expect(Buffer.compare((await readPicture(items[1]!.image, {})) as Uint8Array, jpeg)).toBe(0);
+    expect((await failure(readPicture(items[2]!.image, {}))).message).toMatch(/image, row 2: expected bytes, but got nothing/);
+    expect(empty).toBeGreaterThan(0);
+  });
+
   test('without a column of images is an error that names its columns', async () => {
     const path = await put(
       'plain.parquet',

@@ -77,15 +77,20 @@ function addEncode(program: Command, signal: AbortSignal): void {
     .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
     .argument('<inputs...>', INPUTS);
   withJson(withModel(command))
-    .requiredOption('-o, --out <path>', 'where the latents go: .safetensors, or .npy with .ids.json beside it, or a folder of shards', path)
+    .requiredOption(
+      '-o, --out <path>',
+      'where the latents go: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder of shards',
+      path,
+    )
     .option('--tokens', "write the encoder's semantic tokens as well")
     .addOption(sizeOption())
     .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
     .addOption(new Option('--format <format>', 'shards: of the files (default: safetensors)').choices(Object.keys(FORMATS)))
-    .addOption(new Option('--fit <how>', 'shards: how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
-    .addOption(new Option('--store <type>', 'shards: numbers in the files (default: float32)').choices(Object.keys(STORES)))
-    .option('--no-latents', 'shards: write the tokens only')
+    .addOption(new Option('--fit <how>', 'how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
+    .addOption(new Option('--store <type>', 'numbers in the files (default: float32)').choices(Object.keys(STORES)))
+    .option('--no-latents', 'write the tokens only')
     .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
+    .option('--verify', 'shards: tell by the content of the files, not by size and time, whether a run that goes on has the same')
     .option('--queue <url>', 'shards: have them made by `uniflow worker`s that take from this Redis, as redis://host:6379')
     .option('--max-waiting <n>', 'queue: shards that wait for a worker; others are planned later (default: 64)', integerFrom(1))
     .option('--detach', 'queue: return when all is planned; the same command without it waits, and seals the run')
@@ -130,13 +135,14 @@ function addDecode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('decode')
     .description('Turn latents back into pictures.')
-    .argument('<latents>', 'a file that encode wrote');
+    .argument('<latents>', 'what encode wrote: a file (.safetensors, .npy, .tar, .parquet), a shard, or a folder of shards');
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(gridOption())
     .addHelpText(
       'after',
       examples(
         'uniflow decode latents.safetensors --out pictures/',
+        'uniflow decode latents/ -m my-model -o pictures/',
         'uniflow decode latents.npy -m my-model -o pictures/ --steps 4 --schedule pow_0.25',
         'uniflow decode latents.npy -m my-model -o pictures/ --grid 16x32 --format webp --seed 7',
       ),
@@ -174,6 +180,7 @@ function addServe(program: Command, signal: AbortSignal): void {
     .option('--port <n>', `port to listen on; 0 takes a free one (default: ${serving.port})`, integerFrom(0))
     .addOption(new Option('--token <text>', 'clients must send it as bearer token').env('UNIFLOW_TOKEN'))
     .option('--allow-url <host>', 'fetch pictures from this host where a client names a URL; can be repeated', collected)
+    .option('--cors <origin>', 'let web pages of this origin ask, as https://example.org, or * for all; can be repeated', collected)
     .option('--max-batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1))
     .option('--max-wait <ms>', `wait so long for others to compute a picture with (default: ${serving.maxWait})`, integerFrom(0))
     .option('--max-queue <n>', `pictures in the service; more get 503 (default: ${serving.maxQueue})`, integerFrom(1))

@@ -1,69 +1,91 @@
-/** `uniflow decode`: a file of latents to pictures. */
+/** `uniflow decode`: latents to pictures. */
 import ndarray, { type NdArray } from 'ndarray';
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { prefetch } from '../prefetch.js';
-import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { toImages, writeImage } from '../images/write.js';
+import { makeFolder } from '../io/files.js';
+import { openLatents, type Latents } from '../shards/latents.js';
 import type { Grid } from '../tensor.js';
 import { fileNames } from './inputs.js';
-import { readLatents } from './latents.js';
 import type { FolderOptions, ModelOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';
 import { refuseBeside } from './outputs.js';
-import { loadModel, slices } from './shared.js';
+import { loadModel } from './shared.js';
 
 export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, FolderOptions {
   grid?: Grid;
 }
 
 export async function decode(path: string, options: DecodeCommandOptions, signal: AbortSignal): Promise<void> {
-  const { latents, ...labels } = await readLatents(path);
-  const [count, patches] = checkShape(path, latents);
-  const files = namesFor(path, labels.ids, count, options.format).map((name) => join(options.out, name));
-  await refuseBeside(options.out, labels.ids ?? []);
+  const latents = await openLatents(path);
+  const { pictures } = latents;
+  const files = fileNames(idsOf(latents), options.format).map((name) => join(options.out, name));
+  await refuseBeside(
+    options.out,
+    pictures.flatMap(({ id }) => id ?? []),
+  );
   const uniflow = await loadModel(options, signal);
-  const { steps, schedule, guidance, seed, grid = labels.grid } = options;
-  const batchSize = checkBatchSize(options.batch, patches);
-  await mkdir(options.out, { recursive: true });
+  const { steps, schedule, guidance, seed } = options;
+  const batches = alike(latents, options);
+  await makeFolder(options.out);
 
   const started = performance.now();
-  const progress = new Progress('decode', { unit: 'images' }, options.json === true).start(count);
+  const progress = new Progress('decode', { unit: 'images' }, options.json === true).start(pictures.length);
   try {
-    const work = async ([begin, end]: [number, number]): Promise<[number, NdArray]> => [
+    const work = async ({ begin, end, grid }: Alike): Promise<[number, NdArray]> => [
       begin,
-      await uniflow.decode(rowsOf(latents, begin, end), { grid, steps, schedule, guidance, seed, batchSize, signal }),
+      await uniflow.decode(await stacked(latents, begin, end), {
+        ...{ grid, steps, schedule, guidance, seed, batchSize: end - begin, signal },
+      }),
     ];
-    for await (const [begin, images] of prefetch(slices(count, batchSize), 1, work)) {
-      const pictures = toImages(images);
-      await Promise.all(pictures.map((picture, i) => writeImage(files[begin + i] as string, picture)));
-      progress.update(begin + pictures.length);
+    for await (const [begin, images] of prefetch(batches, 1, work)) {
+      const decoded = toImages(images);
+      await Promise.all(decoded.map((picture, i) => writeImage(files[begin + i] as string, picture)));
+      progress.update(begin + decoded.length);
     }
   } finally {
     progress.stop();
   }
-  if (options.json) printJson({ files, images: count, seconds: (performance.now() - started) / 1000 });
-  else process.stdout.write(`${plural(count, 'picture')} in ${options.out}\n`);
+  if (options.json) printJson({ files, images: files.length, seconds: (performance.now() - started) / 1000 });
+  else process.stdout.write(`${plural(files.length, 'picture')} in ${options.out}\n`);
 }
 
-function checkShape(path: string, { shape }: NdArray): [count: number, patches: number] {
-  const [count, patches] = shape;
-  if (shape.length !== 3 || !count || !patches)
-    throw UniFlowError.expected('BAD_INPUT', path, 'latents [B, N, Z]', `[${shape.join(', ')}]`);
-  return [count, patches];
+/** Numbers where the file names no pictures. */
+function idsOf({ pictures }: Latents): string[] {
+  const digits = String(pictures.length).length;
+  return pictures.map(({ id }, i) => id ?? `image-${String(i + 1).padStart(digits, '0')}`);
 }
 
-function namesFor(path: string, ids: string[] | undefined, count: number, format: string): string[] {
-  if (ids && ids.length !== count)
-    throw UniFlowError.expected('BAD_INPUT', `${path}: ids`, `one for each of ${count} latents`, `${ids.length}`);
-  const digits = String(count).length;
-  return fileNames(ids ?? Array.from({ length: count }, (_, i) => `image-${String(i + 1).padStart(digits, '0')}`), format);
+/** Pictures that follow each other and have one grid. */
+interface Alike {
+  begin: number;
+  end: number;
+  grid: Grid | undefined;
 }
 
-function rowsOf(array: NdArray, begin: number, end: number): NdArray {
-  const [, ...rest] = array.shape;
-  const row = rest.reduce((a, b) => a * b, 1);
-  return ndarray((array.data as unknown as Float32Array).subarray(begin * row, end * row), [end - begin, ...rest]);
+/** @throws {UniFlowError} `BAD_INPUT` for a bad size of a batch. */
+function alike({ pictures }: Latents, { batch, grid }: DecodeCommandOptions): Alike[] {
+  const all: Alike[] = [];
+  for (let begin = 0, end = 0; begin < pictures.length; begin = end) {
+    const { patches, grid: own } = pictures[begin] as Latents['pictures'][number];
+    const most = Math.min(pictures.length, begin + checkBatchSize(batch, patches));
+    const same = (i: number): boolean => {
+      const other = pictures[i];
+      return other?.patches === patches && (grid !== undefined || other.grid?.cols === own?.cols);
+    };
+    for (end = begin + 1; end < most && same(end);) end++;
+    all.push({ begin, end, grid: grid ?? own });
+  }
+  return all;
+}
+
+/** [B,N,Z] */
+async function stacked(latents: Latents, begin: number, end: number): Promise<NdArray> {
+  const rows = await Promise.all(Array.from({ length: end - begin }, (_, i) => latents.at(begin + i)));
+  const { data: first, shape } = rows[0] as (typeof rows)[number];
+  const all = new Float32Array(rows.length * first.length);
+  rows.forEach(({ data }, i) => all.set(data, i * first.length));
+  return ndarray(all, [rows.length, ...shape]);
 }

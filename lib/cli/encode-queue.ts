@@ -3,7 +3,7 @@ import { openSource } from '../sources/source.js';
 import { UniFlowError } from '../errors.js';
 import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
 import { connect } from '../queue/jobs.js';
-import { report, runOptions } from './encode-shards.js';
+import { report, runOptions } from './encode-run.js';
 import type { EncodeCommandOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Progress } from './progress.js';

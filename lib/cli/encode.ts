@@ -1,58 +1,157 @@
-/** `uniflow encode`: pictures to a file of latents, or to a folder of shards (encode-shards.ts). */
-import { mkdir } from 'node:fs/promises';
-import { dirname } from 'node:path';
+/** `uniflow encode`: pictures to a file of latents, or to a folder of shards, which may take days and can be interrupted. */
+import { stat } from 'node:fs/promises';
+import { extname } from 'node:path';
 import { UniFlowError } from '../errors.js';
-import { ArraySpool } from '../io/arrays.js';
 import { optional } from '../optional.js';
-import { embeddedName } from '../package.js';
-import type { Grid } from '../tensor.js';
-import { checkFolder, encodeShards, isFolder, refuseShardOptions } from './encode-shards.js';
-import { latentFormat, writeLatents } from './latents.js';
+import { encodeToFile } from '../shards/file.js';
+import { formatOfFile } from '../shards/latents.js';
+import { isS3 } from '../shards/open-output.js';
+import { encodeToShards, type RunProgress } from '../shards/run.js';
+import type { Failure } from '../shards/shard.js';
+import type { Item } from '../sources/item.js';
+import { Skips } from '../sources/skips.js';
+import { itemsOf, openSource, STDIN } from '../sources/source.js';
+import type { UniFlow } from '../uniflow.js';
+import { asNamed, refuseMissing } from './inputs.js';
+import { report, runOptions } from './encode-run.js';
 import type { EncodeCommandOptions } from './options.js';
-import { failures, plural, printJson } from './output.js';
-import { overImages } from './shared.js';
+import { failures as failed, plural, printJson } from './output.js';
+import { refuseInside } from './outputs.js';
+import { Progress } from './progress.js';
+import { loadModel, reportSkips } from './shared.js';
 
-/** A file, or a folder of shards. */
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
-  if (await isFolder(options.out)) return encodeFolder(inputs, options, signal);
-  latentFormat(options.out, 'out');
-  refuseShardOptions(options);
-  const { tokens } = options;
-  const spool = new ArraySpool(options.out);
-  const ids: string[] = [];
-  let grid: Grid = { rows: 0, cols: 0 };
+  const { out, queue } = options;
+  if (out === STDIN)
+    throw UniFlowError.expected(
+      'BAD_INPUT',
+      'out',
+      'a file or a folder',
+      "'-': latents are not written to standard output (./- is a folder)",
+    );
+  if (!options.latents && !options.tokens)
+    throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
+  const folder = await isFolder(out);
+  if (!folder) refuseFolderOptions(options);
+  if (folder && !isS3(out)) await refuseInside(out, inputs);
+  if (queue === undefined) refuseQueueOptions(options);
+  await refuseMissing(inputs);
+  if (queue !== undefined)
+    return (await optional('queue', () => import('./encode-queue.js'))).encodeOnQueue(inputs, options, queue, signal);
+  const uniflow = await loadModel(options, signal);
+  const progress = new Progress('encode', { unit: 'images' }, options.json === true).start(undefined);
+  const counting = new AbortController();
+  if (!inputs.includes(STDIN) && !options.json) void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run says what is wrong
   try {
-    const outcome = await overImages({
-      inputs,
-      label: 'encode',
-      options,
-      signal,
-      begin: async () => void (await mkdir(dirname(options.out), { recursive: true })),
-      work: (uniflow, images, batchSize) => uniflow.encode(images, { tokens, batchSize, signal }),
-      finish: async (encoded, found) => {
-        await spool.append('latents', encoded.latents);
-        if (encoded.tokens) await spool.append('tokens', encoded.tokens);
-        grid = encoded.grid;
-        ids.push(...found);
-      },
-    });
-    if (outcome.images === 0)
-      throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
-    const files = await writeLatents(options.out, spool, { ids, grid, model: options.model ?? embeddedName });
-    const shape = spool.shape('latents');
-    if (options.json) printJson({ files, shape, grid, ...outcome });
-    else
-      process.stdout.write(
-        `${plural(outcome.images, 'picture')} as latents [${shape.join(', ')}] in ${files.join(', ')}${failures(outcome.failed)}\n`,
-      );
+    await (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal);
   } finally {
-    await spool.close();
+    counting.abort();
+    progress.stop();
   }
 }
 
-async function encodeFolder(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
-  await checkFolder(inputs, options);
-  if (options.queue === undefined) return encodeShards(inputs, options, signal);
-  const { encodeOnQueue } = await optional('queue', () => import('./encode-queue.js'));
-  await encodeOnQueue(inputs, options, options.queue, signal);
+/** Whether what --out names is a folder: it is one, ends as one, or has no extension. */
+async function isFolder(out: string): Promise<boolean> {
+  if (isS3(out) || out.endsWith('/') || extname(out) === '') return true;
+  return (await stat(out).catch(() => undefined))?.isDirectory() ?? false;
+}
+
+/** @throws {UniFlowError} `BAD_INPUT` where --out is no file of latents, or an option comes with it that is for a folder. */
+function refuseFolderOptions({ out, shardSize, format, maxFailures, verify, queue }: EncodeCommandOptions): void {
+  formatOfFile(out, 'out');
+  const given = { 'shard-size': shardSize, format, 'max-failures': maxFailures, verify, queue };
+  const name = Object.entries(given).find(([, value]) => value !== undefined)?.[0];
+  if (name !== undefined)
+    throw new UniFlowError(
+      'BAD_INPUT',
+      `--${name} is for shards, and takes a folder as --out (a name without extension, or with / at the end)`,
+      { subject: 'out' },
+    );
+}
+
+function refuseQueueOptions({ out, maxWaiting, detach }: EncodeCommandOptions): void {
+  if (isS3(out))
+    throw new UniFlowError('BAD_INPUT', `${out} takes --queue: a run of one machine keeps its journal in a folder`, { subject: 'out' });
+  const given = maxWaiting !== undefined ? 'max-waiting' : detach && 'detach';
+  if (given) throw new UniFlowError('BAD_INPUT', `--${given} is for runs with --queue`, { subject: 'queue' });
+}
+
+/** Goes through the source once more, to say how long it will take. */
+async function expectCount(inputs: readonly string[], progress: Progress, signal: AbortSignal): Promise<void> {
+  let total = 0;
+  const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
+  while (!(await items.next()).done) total++;
+  progress.expect(total);
+}
+
+type Target = (
+  uniflow: UniFlow,
+  inputs: readonly string[],
+  options: EncodeCommandOptions,
+  progress: Progress,
+  signal: AbortSignal,
+) => Promise<void>;
+
+/** Ids are the paths as they were named; a picture that is named twice is there twice. */
+const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
+  const { out, json = false } = options;
+  const started = performance.now();
+  const skips = new Skips();
+  const broken: Failure[] = [];
+  const detailOf = details();
+  const { fit, size, store, latents, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
+  let done = 0;
+  const { files, shape, grid, record } = await encodeToFile(uniflow, namedItems(inputs, skips, signal), out, {
+    ...{ fit, size, store, latents, tokens, batchSize, model, signal },
+    onFailure: (failure) => {
+      broken.push(failure);
+      onFailure?.(failure);
+    },
+    onCount: (pictures, utilisation) =>
+      progress.update((done += pictures) + broken.length, detailOf({ failures: broken.length, utilisation })),
+  });
+  reportSkips(skips, progress, json);
+  progress.stop();
+  const seconds = (performance.now() - started) / 1000;
+  const list = broken.map(({ id, reason }) => ({ path: id, reason }));
+  if (json) return printJson({ files, shape, grid, images: record.count, failed: list, skipped: skips.count, seconds });
+  process.stdout.write(
+    `${plural(record.count, 'picture')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
+  );
+};
+
+async function* namedItems(inputs: readonly string[], skips: Skips, signal: AbortSignal): AsyncGenerator<Item, void, undefined> {
+  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) yield asNamed(item);
+}
+
+const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
+  const { out, json = false } = options;
+  const started = performance.now();
+  const detailOf = details();
+  const result = await encodeToShards(uniflow, openSource(inputs, { signal }), out, {
+    ...runOptions(options, progress, signal),
+    onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
+  });
+  reportSkips(result.skips, progress, json);
+  progress.stop();
+  if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // also of those that failed before a stop
+  report(out, result, (performance.now() - started) / 1000, json);
+};
+
+const SECONDS_BETWEEN_READINGS = 1;
+
+/** How busy the stages were in about the last second, and how many pictures failed. */
+function details(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
+  let next = 0;
+  let stages = '';
+  return ({ failures, utilisation }) => {
+    const now = performance.now() / 1000;
+    if (now >= next) {
+      next = now + SECONDS_BETWEEN_READINGS;
+      stages = Object.entries(utilisation())
+        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
+        .join(', ');
+    }
+    return failures > 0 ? `${stages}, ${failures} failed` : stages;
+  };
 }

@@ -6,6 +6,7 @@ import { inspect } from 'node:util';
 import { UniFlowError } from '../errors.js';
 import { packageVersion } from '../package.js';
 import { addCommands } from './commands.js';
+import { printJson } from './output.js';
 
 const FAILED = 1;
 const BAD_USAGE = 2;
@@ -33,6 +34,7 @@ const OPTIONS = new Set([
   'batch',
   'queue',
   'shardSize',
+  'cors',
 ]);
 
 /** The first signal ends the work cleanly; a second one ends the process, whatever it does. */
@@ -77,12 +79,26 @@ function oneLine(text: string): string {
   return text.trim().replace(/\s*\n\s*/g, ' ');
 }
 
-/** Says what went wrong. @returns the exit code. */
+/** Says what went wrong, with --json on standard output as well. @returns the exit code. */
 function report(error: unknown, verbose: boolean): number {
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : BAD_USAGE; // commander has said it
+  if (error instanceof CommanderError && error.exitCode === 0) return 0;
+  if (process.argv.includes('--json')) printJson({ error: problemOf(error) });
+  if (error instanceof CommanderError) return BAD_USAGE; // commander has said it
   process.stderr.write(`uniflow: ${verbose ? inspect(error) : error instanceof Error ? error.message : String(error)}\n`);
   const usage = error instanceof UniFlowError && error.code === 'BAD_INPUT' && OPTIONS.has(error.subject ?? '');
   return usage ? BAD_USAGE : FAILED;
+}
+
+function problemOf(error: unknown): object {
+  if (error instanceof CommanderError) return { code: 'BAD_INPUT', message: oneLine(error.message.replace(/^error: /, '')) };
+  const { code, subject, expected, actual } = error as UniFlowError;
+  return {
+    code: error instanceof UniFlowError ? code : 'INTERNAL',
+    message: error instanceof Error ? error.message : String(error),
+    subject,
+    expected,
+    actual,
+  };
 }
 
 async function main(): Promise<void> {
@@ -95,6 +111,7 @@ async function main(): Promise<void> {
   try {
     await program.parseAsync();
   } catch (error) {
+    if (signal.aborted && process.argv.includes('--json')) printJson({ error: { code: 'ABORTED', message: 'interrupted' } });
     if (!signal.aborted) process.exitCode = report(error, program.opts()['verbose'] === true || Boolean(process.env['UNIFLOW_DEBUG']));
   }
   if (!signal.aborted) return;

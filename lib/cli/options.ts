@@ -6,6 +6,7 @@ import type { Fit } from '../images/fit.js';
 import type { FloatType } from '../native.js';
 import type { FormatName } from '../shards/formats/index.js';
 import type { StoreType } from '../shards/store.js';
+import { parseGrid } from '../shards/labels.js';
 import type { Grid } from '../tensor.js';
 
 export interface ReportOptions {
@@ -29,23 +30,20 @@ export interface PictureOptions {
   size?: number | readonly [height: number, width: number];
 }
 
-/** Options of `encode` that only make sense with a folder. */
-export interface ShardCommandOptions {
-  shardSize?: number;
-  format?: FormatName;
-  fit?: Fit;
-  store?: StoreType;
+export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
+  out: string;
+  tokens?: true;
   /** False with --no-latents. */
   latents: boolean;
+  fit?: Fit;
+  store?: StoreType;
+  shardSize?: number;
+  format?: FormatName;
   maxFailures?: number;
+  verify?: true;
   queue?: string;
   maxWaiting?: number;
   detach?: true;
-}
-
-export interface EncodeCommandOptions extends ModelOptions, PictureOptions, ShardCommandOptions {
-  out: string;
-  tokens?: true;
 }
 
 export interface SamplingOptions {
@@ -93,12 +91,6 @@ function size(text: string): number | [number, number] {
   const value = pair(text) ?? (/^[1-9]\d*$/.test(text) ? Number(text) : undefined);
   if (value === undefined) throw new InvalidArgumentError('It must be N, or HEIGHTxWIDTH as 224x448.');
   return value;
-}
-
-/** Patch rows and columns as `RxC`. */
-export function parseGrid(text: string): Grid | undefined {
-  const both = pair(text);
-  return both && { rows: both[0], cols: both[1] };
 }
 
 function grid(text: string): Grid {

@@ -1,10 +1,10 @@
 /** `uniflow reconstruct`: pictures beside what is left of them after encoding and decoding. */
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { type RgbImage } from '../images/decode.js';
 import { toImages, sideBySide, writeImage } from '../images/write.js';
-import { fileNames } from './inputs.js';
+import { makeFolder } from '../io/files.js';
+import { fileNames, refuseMissing } from './inputs.js';
 import { refuseBeside, refuseInside } from './outputs.js';
 import { fileOf } from '../sources/item.js';
 import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
@@ -24,6 +24,7 @@ interface Quality {
 
 export async function reconstruct(inputs: readonly string[], options: ReconstructCommandOptions, signal: AbortSignal): Promise<void> {
   await refuseInside(options.out, inputs);
+  await refuseMissing(inputs);
   const { steps, schedule, guidance, seed } = options;
   const names = new Map<string, string>();
   const pictures: Quality[] = [];
@@ -37,7 +38,7 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
         options.out,
         items.flatMap(({ image }) => fileOf(image) ?? []),
       );
-      await mkdir(options.out, { recursive: true });
+      await makeFolder(options.out);
       const ids = items.map(({ id }) => id);
       fileNames(ids, options.format).forEach((name, i) => names.set(ids[i] as string, name));
     },

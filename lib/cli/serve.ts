@@ -15,6 +15,7 @@ export interface ServeCommandOptions extends ModelOptions, Pick<ServeOptions, Sa
   timeout?: number;
   drain?: number;
   allowUrl?: string[];
+  cors?: string[];
 }
 
 export async function serveCommand(options: ServeCommandOptions, signal: AbortSignal): Promise<void> {

@@ -13,7 +13,7 @@ import type { Item } from '../sources/item.js';
 import type { Skips } from '../sources/skips.js';
 import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
-import { collectItems, type Failure } from './inputs.js';
+import { asNamed, collectItems, type Failure } from './inputs.js';
 import type { ModelOptions, PictureOptions } from './options.js';
 import { Progress } from './progress.js';
 
@@ -36,10 +36,6 @@ export async function downloading<T>(quiet: boolean, load: (onProgress: (progres
   } finally {
     progress?.stop();
   }
-}
-
-export function* slices(count: number, size: number): Generator<[begin: number, end: number]> {
-  for (let begin = 0; begin < count; begin += size) yield [begin, Math.min(count, begin + size)];
 }
 
 export interface ImageRun<R> {
@@ -129,9 +125,7 @@ function decoded(
   signal: AbortSignal,
 ): AsyncIterable<Decoded | DecodeFailure> {
   const preprocessing = uniFlowPreprocessing(uniflow.config);
-  // a path that was named is opened whatever it is
-  const named = items.map(({ id, image }) => ({ id, image: typeof image === 'string' ? () => Promise.resolve(image) : image }));
-  return decodeAhead(named, {
+  return decodeAhead(items.map(asNamed), {
     count: 2 * batchSize,
     signal,
     prepare: async (image, { id }) => {

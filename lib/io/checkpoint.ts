@@ -1,5 +1,5 @@
 /** Checkpoint folders in the Hugging Face layout: config.json, model.safetensors (or shards with an index). */
-import { mkdir, type FileHandle as File } from 'node:fs/promises';
+import { type FileHandle as File } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { checkOptions, describe } from '../check.js';
 import { checkFloatType, type Placement } from '../device.js';
@@ -7,7 +7,7 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import { type FileHandle, type FloatType, native, type ParameterPart, type TensorHandle, type WeightType } from '../native.js';
 import { ParameterSource, type Parameter, type Part } from '../parameters.js';
 import { onDevice, tensorOf, type Tensor } from '../tensor.js';
-import { pathExists, replaceFiles, safetensorsHeader, type Replacement, type SafetensorsEntry } from './files.js';
+import { makeFolder, pathExists, replaceFiles, safetensorsHeader, type Replacement, type SafetensorsEntry } from './files.js';
 import { otherWeightsIn, refuseForeign } from './foreign.js';
 import { readJson } from './json.js';
 
@@ -193,7 +193,7 @@ export async function saveCheckpoint(
       subject: 'float8',
     });
   try {
-    await mkdir(dir, { recursive: true });
+    await makeFolder(dir);
     await replaceFiles([
       ...Object.entries(files).map(([name, text]): Replacement => ({ path: join(dir, name), write: (file) => file.writeFile(text) })),
       { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, parameters, carried, dtype, signal) },

@@ -1,7 +1,7 @@
 /** Files that appear complete or not at all. */
 import { randomUUID } from 'node:crypto';
-import { open, readdir, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, open, readdir, rename, rm, stat, type FileHandle as File } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 
 export interface Replacement {
@@ -35,9 +35,55 @@ export async function removeTemporaries(folder: string): Promise<void> {
   await Promise.all(left.map((name) => rm(join(folder, name), { force: true })));
 }
 
-/** A name for a file until it is complete. */
+/**
+ * Makes a folder and those above it. Node's own recursive mkdir never returns, and cannot be interrupted, where the system answers ENOENT although the
+ * folder above is there, as in /proc.
+ * @throws UniFlowError `BAD_INPUT` naming a folder that cannot be made.
+ */
+export async function makeFolder(path: string): Promise<void> {
+  try {
+    await makeBelow(path);
+  } catch (error) {
+    throw unwritable(path, error);
+  }
+}
+
+async function makeBelow(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    const there = await stat(path).catch(() => undefined);
+    if (there?.isDirectory()) return;
+    const above = dirname(path);
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || above === path || (await pathExists(above))) throw error;
+    await makeBelow(above);
+    await mkdir(path).catch(async (late: unknown) => {
+      if (!(await stat(path).catch(() => undefined))?.isDirectory()) throw late; // somebody else may have made it
+    });
+  }
+}
+
+/** Bytes of a name on the usual file systems. */
+export const MAX_NAME = 255;
+
+/** A name for a file until it is complete: of its own beginning, as much of it as fits. */
 export function temporaryOf(path: string): string {
-  return `${path}.${randomUUID()}.tmp`;
+  const ending = `.${randomUUID()}.tmp`;
+  const name = basename(path);
+  const cut = cutName(name, MAX_NAME - ending.length);
+  return path.slice(0, path.length - name.length) + cut + ending;
+}
+
+/** The beginning of a text, in at most so many bytes. */
+export function cutName(text: string, bytes: number): string {
+  let size = 0;
+  let cut = '';
+  for (const character of text) {
+    size += Buffer.byteLength(character);
+    if (size > bytes) break;
+    cut += character;
+  }
+  return cut;
 }
 
 export function isTemporary(path: string): boolean {

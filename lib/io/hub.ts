@@ -1,10 +1,11 @@
 /** Where a model is: a local folder, or a repository of the Hugging Face hub in the cache that Python shares. */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { getHFHubCachePath, getRepoFolderName, HUB_URL, HubApiError, listFiles, modelInfo, type ListFileEntry } from '@huggingface/hub';
 import { aborted, throwIfAborted, UniFlowError } from '../errors.js';
+import { makeFolder } from './files.js';
 import { otherWeights } from './foreign.js';
 import { PREPROCESSOR, PROCESSOR } from './processor.js';
 
@@ -288,7 +289,7 @@ async function* counted(bytes: AsyncIterable<Uint8Array>, onBytes: (bytes: numbe
 async function place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
   const temporary = `${path}.${randomUUID()}.incomplete`;
   try {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(dirname(path));
     await make(temporary);
     await rename(temporary, path);
   } catch (error) {

@@ -2,14 +2,18 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { readFile } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
+import { native } from '../native.js';
 
-export type NpyType = '<f4' | '|u1';
+export type NpyType = '<f4' | '<f2' | '|u1';
 
 const MAGIC = Buffer.from('\x93NUMPY', 'latin1');
-const BYTES: Record<NpyType, number> = { '<f4': 4, '|u1': 1 };
+const BYTES: Record<NpyType, number> = { '<f4': 4, '<f2': 2, '|u1': 1 };
+
+/** Bytes that tell how long the header is. */
+export const NPY_PREFIX = 10;
 
 /** What stands in front of the elements; its length is a multiple of 64, as NumPy's is. */
-export function npyHeader(type: NpyType | '<f2' | '<u2', shape: readonly number[]): Buffer {
+export function npyHeader(type: NpyType | '<u2', shape: readonly number[]): Buffer {
   const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(', ')})`;
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': ${tuple}, }`;
   const before = MAGIC.length + 4;
@@ -22,7 +26,7 @@ export function npyHeader(type: NpyType | '<f2' | '<u2', shape: readonly number[
 }
 
 /**
- * Reads an array of float32 or uint8.
+ * Reads an array of float32, float16 (as float32) or uint8.
  * @throws UniFlowError `NOT_FOUND`, or `BAD_INPUT` for anything but such a file.
  */
 export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint8Array>> {
@@ -32,31 +36,38 @@ export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint
       cause,
     });
   });
-  const { type, shape, begin } = parseHeader(path, bytes);
+  const begin = npyBegin(path, bytes);
+  const { type, shape } = parseNpy(path, bytes.subarray(0, begin));
+  if (!isNpyType(type)) throw UniFlowError.expected('BAD_INPUT', path, "float32 ('<f4'), float16 ('<f2') or uint8 ('|u1')", `'${type}'`);
   const size = shape.reduce((a, b) => a * b, 1);
   const expected = size * BYTES[type];
   if (bytes.length - begin !== expected)
     throw UniFlowError.expected('BAD_INPUT', path, `${expected} bytes for the shape [${shape.join(', ')}]`, `${bytes.length - begin}`);
   const own = new Uint8Array(bytes.subarray(begin)); // a copy, for Float32Array asks for an aligned buffer
-  return ndarray(type === '|u1' ? own : new Float32Array(own.buffer), shape);
+  if (type === '|u1') return ndarray(own, shape);
+  const values = type === '<f4' ? new Float32Array(own.buffer) : new Float32Array(size);
+  if (type === '<f2') await native.restore(new Uint16Array(own.buffer), 'float16', values);
+  return ndarray(values, shape);
 }
 
-function parseHeader(path: string, bytes: Buffer): { type: NpyType; shape: number[]; begin: number } {
-  if (bytes.length < 10 || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
+function isNpyType(type: string): type is NpyType {
+  return Object.hasOwn(BYTES, type);
+}
+
+/** Where the elements begin, by the first bytes of a file. @throws UniFlowError `BAD_INPUT` for another file. */
+export function npyBegin(path: string, bytes: Buffer): number {
+  if (bytes.length < NPY_PREFIX || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
     throw UniFlowError.expected('BAD_INPUT', path, 'a .npy file', 'another file');
   if (bytes[6] !== 1) throw UniFlowError.expected('BAD_INPUT', path, 'a .npy file of version 1.0', `version ${bytes[6]}.${bytes[7]}`);
-  const begin = 10 + bytes.readUInt16LE(8);
-  const text = bytes.subarray(10, begin).toString('latin1');
-  const type = /'descr': '([^']*)'/.exec(text)?.[1] ?? '';
+  return NPY_PREFIX + bytes.readUInt16LE(8);
+}
+
+/** The type and shape of an array by what stands in front of its elements. @throws UniFlowError `BAD_INPUT` where it is not in C order. */
+export function parseNpy(path: string, head: Buffer): { type: string; shape: number[] } {
+  const text = head.subarray(NPY_PREFIX).toString('latin1');
+  const type = /'descr': '([^']*)'/.exec(text)?.[1];
   const dimensions = /'shape': \(([\d, ]*)\)/.exec(text)?.[1];
-  if (!(type in BYTES) || dimensions === undefined || !/'fortran_order': False/.test(text))
-    throw UniFlowError.expected('BAD_INPUT', path, "float32 ('<f4') or uint8 ('|u1') in C order", text.trim());
-  return {
-    type: type as NpyType,
-    shape: dimensions
-      .split(',')
-      .filter((d) => d.trim() !== '')
-      .map(Number),
-    begin,
-  };
+  if (type === undefined || dimensions === undefined || !/'fortran_order': False/.test(text))
+    throw UniFlowError.expected('BAD_INPUT', path, 'an array of one type in C order', text.trim());
+  return { type, shape: dimensions.split(',').flatMap((d) => (d.trim() === '' ? [] : Number(d))) };
 }

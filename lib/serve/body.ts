@@ -7,7 +7,7 @@ import type { Settings } from './options.js';
 import { Refusal } from './problem.js';
 import type { Budget, Remote } from './remote.js';
 import { parse, type RequestSchemas } from './schemas.js';
-import { fromBase64, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
+import { fromBase64, fromDataUrl, isDataUrl, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
 
 /** Of the options in a multipart body. */
 const MAX_FIELD_BYTES = 65536;
@@ -40,8 +40,10 @@ export async function readPictures<O>(
   const options = parse(schema.options, body.options ?? {}, 'options');
   const pictures = body.images.map((image, i): Picture => {
     const subject = `images[${i}]`;
-    if (typeof image === 'string') return { id: String(i), subject, bytes: fromBase64(image, subject) };
-    return { id: image.url, subject, url: image.url };
+    const text = typeof image === 'string' ? image : image.url;
+    if (isDataUrl(text)) return { id: String(i), subject, bytes: fromDataUrl(text, subject) };
+    if (typeof image === 'string') return { id: String(i), subject, bytes: fromBase64(text, subject) };
+    return { id: text, subject, url: text };
   });
   return { pictures, options };
 }

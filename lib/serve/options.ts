@@ -41,6 +41,8 @@ export interface ServeOptions {
   drain?: number;
   /** Hosts, as `example.org` or `example.org:8080`, that pictures may be fetched from. Default: none. */
   allowUrls?: readonly string[];
+  /** Origins, as `https://example.org`, whose web pages may ask; `*` for all. Default: none. */
+  cors?: readonly string[];
   /** Hears of errors that are the service's own: status 500. */
   onError?: (error: unknown) => void;
   /** @internal Says which addresses may be connected to; for tests, whose hosts are on this machine. */
@@ -61,9 +63,10 @@ export const defaults = {
   timeout: 60_000,
   drain: 10_000,
   allowUrls: [],
+  cors: [],
 } satisfies ServeOptions;
 
-export type Settings = ServeOptions & typeof defaults & { allowUrls: readonly string[] };
+export type Settings = ServeOptions & typeof defaults & { allowUrls: readonly string[]; cors: readonly string[] };
 
 const INTEGERS: Partial<Record<keyof ServeOptions, readonly [min: number, max: number]>> = {
   port: [0, 65535],
@@ -80,6 +83,10 @@ const INTEGERS: Partial<Record<keyof ServeOptions, readonly [min: number, max: n
   drain: [0, 3_600_000],
 };
 
+function isOrigin(text: unknown): boolean {
+  return text === '*' || (typeof text === 'string' && URL.canParse(text) && new URL(text).origin === text);
+}
+
 /** @throws UniFlowError `BAD_INPUT` naming the option. */
 export function settingsOf(options: ServeOptions): Settings {
   checkOptions(options);
@@ -94,5 +101,7 @@ export function settingsOf(options: ServeOptions): Settings {
     throw UniFlowError.expected('BAD_INPUT', 'token', 'a string that is not empty', 'another value'); // which is not shown
   if (!Array.isArray(settings.allowUrls) || !settings.allowUrls.every((host) => typeof host === 'string'))
     throw UniFlowError.expected('BAD_INPUT', 'allowUrls', 'an array of host names', describe(settings.allowUrls));
+  if (!Array.isArray(settings.cors) || !settings.cors.every(isOrigin))
+    throw UniFlowError.expected('BAD_INPUT', 'cors', "origins, as 'https://example.org', or '*'", JSON.stringify(settings.cors));
   return settings;
 }

@@ -12,6 +12,7 @@ const size = z
   .union([edge, z.tuple([edge, edge])])
   .describe("Height and width that pictures are brought to: one number for a square. Multiples of the patch. Default: the model's own.");
 const base64 = z.string().describe('base64 (RFC 4648), with or without padding');
+const bytes = z.string().describe('base64 (RFC 4648), with or without padding, or a data: URL');
 
 export const grid = z.strictObject({ rows: edge, cols: edge }).describe('Patch rows and columns of the pictures.');
 
@@ -65,7 +66,7 @@ export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImage
   });
   const decodeOptions = z.strictObject(sampling);
   const reconstructOptions = z.strictObject({ size: size.optional(), ...sampling });
-  const image = z.union([base64, z.strictObject({ url: z.string() }).describe('Of a host that the service allows.')]);
+  const image = z.union([bytes, z.strictObject({ url: z.string() }).describe('Of a host that the service allows, or a data: URL.')]);
   const images = z.array(image).min(1).max(maxImages);
   return {
     encode: { options: encodeOptions, body: z.strictObject({ images, options: z.unknown().optional() }) },

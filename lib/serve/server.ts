@@ -1,7 +1,7 @@
 /** The server around the routes: who may ask, how much, for how long; what it tells of itself; how it stops. */
 import accepts from '@fastify/accepts';
 import multipart from '@fastify/multipart';
-import { fastify, type FastifyInstance, type FastifyRequest } from 'fastify';
+import { fastify, type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify';
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
@@ -9,6 +9,8 @@ import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import { JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import { Batcher } from './batcher.js';
+import { idleCloser } from './connections.js';
+import { allowOrigins } from './cors.js';
 import type { ModelLane } from './lanes.js';
 import { Metrics } from './metrics.js';
 import { openApi } from './openapi.js';
@@ -49,17 +51,19 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
     app.addContentTypeParser(type, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
   answerErrors(app, settings);
   observe(app, metrics);
+  allowOrigins(app, settings.cors, METHODS);
   guard(app, settings, stopping);
   cutSlowReaders(app, settings);
   addRoutes(app, uniflow, settings, traffic, batcher);
   addPages(app, settings, metrics, () => !stopping.now && !traffic.full());
 
+  const closeIdle = idleCloser(app.server);
   await app.listen({ host: settings.host, port: settings.port });
   const { address, port, family } = app.server.address() as AddressInfo;
   let closed: Promise<void> | undefined;
   return {
     url: `http://${family === 'IPv6' ? `[${address}]` : address}:${port}`,
-    close: () => (closed ??= stop(app, settings, stopping, traffic)),
+    close: () => (closed ??= stop(app, settings, stopping, traffic, closeIdle)),
   };
 }
 
@@ -86,11 +90,12 @@ function refuseMalformed(error: NodeJS.ErrnoException, socket: Socket): void {
   socket.destroySoon();
 }
 
-function answerErrors(app: FastifyInstance, { onError }: Settings): void {
+function answerErrors(app: FastifyInstance, settings: Settings): void {
+  const { onError } = settings;
   app.setErrorHandler((error, request, reply) => {
     if (statusOf(error) === 500) onError?.(error);
     if (!request.raw.complete) request.raw.unpipe().resume(); // the rest of the body has no reader any more
-    return sendProblem(reply, error);
+    return sendProblem(reply, refusalOf(error as FastifyError, request, settings));
   });
   app.setNotFoundHandler((request, reply) => {
     const { method, url } = request;
@@ -99,6 +104,27 @@ function answerErrors(app: FastifyInstance, { onError }: Settings): void {
     if (allowed !== '') return sendProblem(reply, Refusal.of(405, 'method', allowed, method, { Allow: allowed }));
     return sendProblem(reply, Refusal.of(404, 'path', 'one that /openapi.json lists', `${method} ${url.slice(0, 80)}`));
   });
+}
+
+/** What Fastify and its parser of forms refuse, with what they would have taken. Other errors as they are. */
+function refusalOf(error: FastifyError, { headers, url }: FastifyRequest, { maxBody, maxImages }: Settings): Error {
+  const taken = [/decode$/.test(url.split('?')[0] ?? '') ? [] : 'image/*', SAFETENSORS_TYPE, 'multipart/form-data', JSON_TYPE]
+    .flat()
+    .join(', ');
+  const { 'content-type': type = 'none', 'content-length': length = 'more' } = headers;
+  switch (error.code) {
+    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
+      return Refusal.of(415, 'Content-Type', taken, type === 'none' ? type : `'${type.slice(0, 80)}'`, { 'Accept-Post': taken });
+    case 'FST_ERR_CTP_BODY_TOO_LARGE':
+    case 'FST_REQ_FILE_TOO_LARGE':
+      return Refusal.of(413, 'body', `at most ${maxBody} bytes`, Number(length) > maxBody ? length : 'more');
+    case 'FST_FILES_LIMIT':
+      return Refusal.of(413, 'body', `at most ${maxImages} files`, 'more');
+    case 'FST_FIELDS_LIMIT':
+      return Refusal.of(413, 'body', "files, and one field 'options'", 'more fields');
+    default:
+      return error;
+  }
 }
 
 function observe(app: FastifyInstance, metrics: Metrics): void {
@@ -161,9 +187,16 @@ function addPages(app: FastifyInstance, settings: Settings, metrics: Metrics, re
   });
 }
 
-/** Waits for what is under way; past the bound, ends it with 503 and cuts what is still connected. */
-async function stop(app: FastifyInstance, { drain }: Settings, stopping: { now: boolean }, traffic: Traffic): Promise<void> {
+/** Closes connections without a request at once, and waits for what is under way; past the bound, ends it with 503 and cuts what is still connected. */
+async function stop(
+  app: FastifyInstance,
+  { drain }: Settings,
+  stopping: { now: boolean },
+  traffic: Traffic,
+  closeIdle: () => void,
+): Promise<void> {
   stopping.now = true;
+  closeIdle();
   const end = setTimeout(() => traffic.abort(), drain);
   const cut = setTimeout(() => app.server.closeAllConnections(), drain + LAST_WORDS_MS);
   try {

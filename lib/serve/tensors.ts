@@ -27,6 +27,20 @@ export function fromBase64(text: string, subject: string): Buffer {
   return bytes;
 }
 
+/** Whether a text is a `data:` URL (RFC 2397), which has its bytes inside. */
+export function isDataUrl(text: string): boolean {
+  return /^data:/i.test(text);
+}
+
+/** The bytes of a `data:` URL. @throws {UniFlowError} `BAD_INPUT` naming `subject`. */
+export function fromDataUrl(url: string, subject: string): Buffer {
+  const comma = url.indexOf(',');
+  if (comma < 0) throw UniFlowError.expected('BAD_INPUT', subject, 'data:TYPE;base64,BYTES', `'${url.slice(0, 40)}'`);
+  const data = url.slice(comma + 1);
+  const unescaped = data.replace(/%([\da-f]{2})/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16)));
+  return /;base64$/i.test(url.slice(0, comma)) ? fromBase64(unescaped, subject) : Buffer.from(unescaped, 'latin1');
+}
+
 export function tensorJson(rows: readonly Float32Array[], row: readonly number[]): TensorJson {
   return { shape: [rows.length, ...row], dtype: 'float32', data: Buffer.concat(rows.map(bytesOf)).toString('base64') };
 }

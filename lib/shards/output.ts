@@ -1,8 +1,8 @@
 /** Where results go, and are read from: a folder here; a store of objects can be another. */
-import { link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { link, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { unreadable } from '../sources/files.js';
-import { replaceFile, temporaryOf, unwritable } from '../io/files.js';
+import { makeFolder, replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
 /** Bytes from `begin` up to `end`. */
 export interface ByteRange {
@@ -44,9 +44,7 @@ export class FolderOutput implements Output {
 
   async write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
     const path = this.pathOf(name);
-    await mkdir(dirname(path), { recursive: true }).catch((error: unknown) => {
-      throw unwritable(path, error);
-    });
+    await makeFolder(dirname(path));
     await replaceFile(path, async (file) => {
       for await (const chunk of chunks) await file.writeFile(chunk);
     });

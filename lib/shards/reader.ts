@@ -100,6 +100,16 @@ export class Shards implements AsyncIterable<ShardSample> {
     for (let index = 0; index < this.length; index++) yield await this.at(index);
   }
 
+  /** What the run is called in messages. */
+  get name(): string {
+    return this.input.name;
+  }
+
+  /** The lists of the pictures, in their order, without latents. */
+  async *pictures(): AsyncGenerator<PictureRecord, void, undefined> {
+    for (const { index, count } of this.manifest.shards) if (count > 0) yield* await this.picturesOf(stemOf(index));
+  }
+
   /** Reads all files and compares them with the manifest. @throws {UniFlowError} `BAD_INPUT` naming the first that is damaged. */
   async verify(): Promise<void> {
     for (const { name, sha256 } of this.manifest.shards.flatMap(({ files }) => files)) {
@@ -172,8 +182,7 @@ export class Shards implements AsyncIterable<ShardSample> {
   private async readIds(): Promise<IdTable> {
     const ids = new IdTable();
     let number = 0;
-    for (const { index, count } of this.manifest.shards)
-      if (count > 0) for (const { id } of await this.picturesOf(stemOf(index))) ids.add(id, number++);
+    for await (const { id } of this.pictures()) ids.add(id, number++);
     return ids;
   }
 }

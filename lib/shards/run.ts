@@ -1,10 +1,10 @@
 /** A whole run on this machine: shards into a folder, with nothing lost and nothing done twice, however often it is stopped. */
-import { appendFile, mkdir } from 'node:fs/promises';
+import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { untilAborted } from '../prefetch.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
-import { unwritable } from '../io/files.js';
+import { makeFolder, unwritable } from '../io/files.js';
 import type { UniFlow } from '../uniflow.js';
 import { Journal } from './journal.js';
 import { checkSameRun, FAILURES, headerOf, readManifest, seal, writeFailures, writeSkips, type Header, type Manifest } from './manifest.js';
@@ -12,6 +12,7 @@ import type { Utilisation } from './meter.js';
 import { FolderOutput } from './output.js';
 import type { Item } from '../sources/item.js';
 import { Census, ShardEncoder, type Failure, type ShardOptions, type ShardRecord } from './shard.js';
+import { sameFiles, Stamps } from './stamps.js';
 import { Skips } from '../sources/skips.js';
 import { itemsOfSource, unique, type Source } from '../sources/source.js';
 
@@ -21,6 +22,10 @@ export interface RunOptions extends ShardOptions {
   shardSize?: number | undefined;
   /** More than so many pictures that cannot be read end the run, which can be taken up again. Default: any number. */
   maxFailures?: number | undefined;
+  /**
+   * Hash the files of the pictures, so that a run that goes on tells by their content whether they are the same. Default: by size and time of change.
+   */
+  verify?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onFailure?: ((failure: Failure) => void) | undefined;
   onProgress?: ((progress: RunProgress) => void) | undefined;
@@ -50,7 +55,19 @@ export interface RunResult {
 const SHARDS_AT_ONCE = 3;
 const MAX_SHARD = 2 ** 20;
 const OPTIONS: readonly (keyof RunOptions)[] = [
-  ...(['shardSize', 'maxFailures', 'signal', 'onFailure', 'onProgress', 'latents', 'tokens', 'store', 'format', 'model'] as const),
+  ...([
+    'shardSize',
+    'maxFailures',
+    'verify',
+    'signal',
+    'onFailure',
+    'onProgress',
+    'latents',
+    'tokens',
+    'store',
+    'format',
+    'model',
+  ] as const),
   ...(['fit', 'size', 'batchSize', 'download'] as const),
 ];
 
@@ -75,18 +92,16 @@ export async function encodeToShards(
   if (maxFailures !== Infinity) checkInteger('maxFailures', maxFailures, 0, Number.MAX_SAFE_INTEGER);
   throwIfAborted(options.signal);
   const encoder = new ShardEncoder(uniflow, options);
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw unwritable(folder, error);
-  });
+  await makeFolder(folder);
   const output = new FolderOutput(folder);
   const header = await headerOf(encoder, shardSize);
   const skips = new Skips();
   const items = itemsOfSource(source, skips.add);
-  const sealed = await completeRun(output, header, items, skips, options.signal);
+  const sealed = await completeRun(output, header, items, skips, options);
   if (sealed) return sealed;
   const journal = await Journal.open(output, header);
   try {
-    const meanwhile = await completeRun(output, header, items, skips, options.signal); // by who had the journal until now
+    const meanwhile = await completeRun(output, header, items, skips, options); // by who had the journal until now
     if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
     await run.all(unique(untilAborted(items, options.signal)));
@@ -105,14 +120,15 @@ async function completeRun(
   header: Header,
   source: Parameters<typeof unique>[0],
   skips: Skips,
-  signal: AbortSignal | undefined,
+  { signal, verify }: RunOptions,
 ): Promise<RunResult | undefined> {
   const manifest = await readManifest(output);
   if (!manifest) return undefined;
   checkSameRun(output.name, manifest.header, header);
   const items = unique(untilAborted(source, signal));
   try {
-    for (const record of manifest.shards) await checkPictures(output, record, (await Section.next(items, header.shardSize)) ?? [], signal);
+    for (const record of manifest.shards)
+      await checkPictures(output, record, (await Section.next(items, header.shardSize)) ?? [], { signal, verify });
     const more = await items.next();
     if (!more.done)
       throw UniFlowError.expected(
@@ -132,17 +148,31 @@ async function checkPictures(
   output: FolderOutput,
   record: ShardRecord,
   pictures: Parameters<typeof unique>[0],
-  signal: AbortSignal | undefined,
+  { signal, verify }: Pick<RunOptions, 'signal' | 'verify'>,
 ): Promise<void> {
-  const census = new Census();
+  const stamps = new Stamps(verify);
+  const census = new Census(stamps);
   await census.pass(pictures, signal);
   const { ids, items, firstId, lastId } = census.record();
+  if (ids === record.ids && !sameFiles(record.stamps, await stamps.record())) throw changed(output, record, verify);
   if (ids === record.ids) return;
   throw UniFlowError.expected(
     'BAD_INPUT',
     `${output.name}: the pictures of shard ${record.index}`,
     `those that it was made of (${record.items}, '${record.firstId}' to '${record.lastId}')`,
     `${items}, '${firstId}' to '${lastId}'`,
+  );
+}
+
+/** Files that are others under the same names. */
+function changed(output: FolderOutput, { index, firstId, lastId, stamps }: ShardRecord, verify = false): UniFlowError {
+  const differ = verify && stamps?.content !== undefined ? 'content' : 'size or time of change';
+  const advice = stamps?.content !== undefined && !verify ? ', or compare the content with verify' : '';
+  return UniFlowError.expected(
+    'BAD_INPUT',
+    `${output.name}: the files of shard ${index}, '${firstId}' to '${lastId}'`,
+    'those that it was made of',
+    `a file of another ${differ}. Choose another folder${advice}`,
   );
 }
 
@@ -214,7 +244,10 @@ class Run {
     const { signal } = this;
     try {
       const onCount = (pictures: number): void => this.progress(pictures);
-      const record = await this.encoder.encode(index, section, this.output, { signal, onCount, onFailure: (f) => this.failed(f) });
+      const record = await this.encoder.encode(index, section, this.output, {
+        ...{ signal, verify: this.options.verify, onCount },
+        onFailure: (f) => this.failed(f),
+      });
       await this.journal.append(record);
     } finally {
       section.end();
@@ -222,7 +255,7 @@ class Run {
   }
 
   private async skip(record: ShardRecord, section: Section): Promise<void> {
-    await checkPictures(this.output, record, section, this.signal);
+    await checkPictures(this.output, record, section, { signal: this.signal, verify: this.options.verify });
     this.before += record.items;
     this.failures += record.failures.length;
     this.progress(record.items);

@@ -5,12 +5,13 @@ import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
-import type { ArrayName, ShardArray, ShardContent, ShardFile } from './formats/format.js';
+import type { ArrayName, Layout, ShardArray, ShardContent, ShardFile } from './formats/format.js';
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
 import { Pipeline, type PictureBatch, type PictureRecord, type PipelineOptions } from './pipeline.js';
 import { Spool } from './spool.js';
+import { Stamps, type StampRecord } from './stamps.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';
 
 /** What shards have. */
@@ -50,6 +51,8 @@ export interface ShardRecord {
   lastId: string;
   /** sha256 (hex) of the ids that it was given, in order. */
   ids: string;
+  /** Of the files that the pictures are in. Not in records of earlier versions. */
+  stamps?: StampRecord;
   /** Of the latents, all patches; null where there are none. */
   statistics: Moments | null;
   failures: Failure[];
@@ -64,6 +67,17 @@ const WRITTEN_AT_ONCE = 4;
 /** The beginning of the names of a shard's files. */
 export function stemOf(index: number): string {
   return `shard-${String(index).padStart(6, '0')}`;
+}
+
+/** A shard among others: its files, and a line a picture. */
+function shardLayout(stem: string, format: FormatName): Layout {
+  return {
+    fileOf: (array) => (format === 'npy' ? `${stem}.${array}.npy` : `${stem}.${format}`),
+    filesOf: (files, { pictures }) => [
+      ...files,
+      { name: `${stem}.jsonl`, chunks: pictures.map((picture) => Buffer.from(`${JSON.stringify(picture)}\n`)) },
+    ],
+  };
 }
 
 /** Makes shards of one model. Several may be made at once; they share threads and memory. */
@@ -104,9 +118,10 @@ export class ShardEncoder {
     index: number,
     items: Iterable<Item> | AsyncIterable<Item>,
     output: ShardSink,
-    { signal, onFailure, onCount }: EncodeShardOptions = {},
+    { signal, verify, layout = shardLayout(stemOf(index), this.format), onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
-    const census = new Census();
+    const stamps = new Stamps(verify);
+    const census = new Census(stamps);
     const rows = await Rows.open(this, output.scratch);
     const failures: Failure[] = [];
     const writing: Promise<void>[] = [];
@@ -123,32 +138,42 @@ export class ShardEncoder {
         onCount?.(event.pictures.length);
       }
       await Promise.all(writing);
-      const files = await this.pipeline.meter.write.during(() => this.write(index, rows, output));
-      return { index, files, count: rows.pictures.length, ...census.record(), statistics: await rows.moments(), failures };
+      const files = await this.pipeline.meter.write.during(() => this.write(stemOf(index), layout, rows, output));
+      return {
+        index,
+        files,
+        count: rows.pictures.length,
+        ...census.record(),
+        stamps: await stamps.record(),
+        statistics: await rows.moments(),
+        failures,
+      };
     } finally {
       await Promise.allSettled(writing);
       await rows.close();
     }
   }
 
-  private async write(index: number, rows: Rows, output: ShardSink): Promise<FileRecord[]> {
+  private async write(stem: string, layout: Layout, rows: Rows, output: ShardSink): Promise<FileRecord[]> {
     const { pictures } = rows;
     if (pictures.length === 0) return [];
     const offsets = [0];
     for (const { grid } of pictures) offsets.push((offsets.at(-1) as number) + grid.rows * grid.cols);
     const { store, model, pipeline } = this;
-    const stem = stemOf(index);
-    const content: ShardContent = { stem, store, model, pictures, offsets, arrays: rows.arrays, uniform: pipeline.target.fit !== 'native' };
-    const lines = pictures.map((picture) => Buffer.from(`${JSON.stringify(picture)}\n`));
+    const uniform = pipeline.target.fit !== 'native';
+    const content: ShardContent = { stem, fileOf: layout.fileOf, store, model, pictures, offsets, arrays: rows.arrays, uniform };
     const files: FileRecord[] = [];
-    for (const file of [...FORMATS[this.format].files(content), { name: `${stem}.jsonl`, chunks: lines }])
-      files.push(await writeHashed(file, output));
+    for (const file of layout.filesOf(FORMATS[this.format].files(content), content)) files.push(await writeHashed(file, output));
     return files;
   }
 }
 
 export interface EncodeShardOptions {
   signal?: AbortSignal | undefined;
+  /** @internal Of a file that is no shard of a run. */
+  layout?: Layout | undefined;
+  /** Record a hash of the files' content as well. */
+  verify?: boolean | undefined;
   /** Called for each picture that cannot be read. */
   onFailure?: ((failure: Failure) => void) | undefined;
   /** Called with the number of pictures of each batch that is computed. */
@@ -176,11 +201,15 @@ export class Census {
   private firstId = '';
   private lastId = '';
 
+  /** @param stamps of their files, where they are wanted. */
+  constructor(private readonly stamps?: Stamps) {}
+
   async *count(items: Iterable<Item> | AsyncIterable<Item>): AsyncGenerator<Item, void, undefined> {
     for await (const item of items) {
       if (this.items++ === 0) this.firstId = item.id;
       this.lastId = item.id;
       this.hash.update(`${JSON.stringify(item.id)}\n`);
+      this.stamps?.add(item);
       yield item;
     }
   }

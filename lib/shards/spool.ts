@@ -1,7 +1,6 @@
 /** Rows of one shard that wait on disk, in a file without a name, until all are there. */
-import type { FileHandle } from 'node:fs/promises';
-import { namelessFile } from '../io/arrays.js';
-import { unwritable } from '../io/files.js';
+import { open, rm, type FileHandle } from 'node:fs/promises';
+import { temporaryOf, unwritable } from '../io/files.js';
 
 const CHUNK = 1 << 20;
 
@@ -14,7 +13,10 @@ export class Spool {
   /** @param beside begins the name that the file has for a moment. */
   static async open(beside: string): Promise<Spool> {
     try {
-      return new Spool(beside, await namelessFile(beside));
+      const path = temporaryOf(beside);
+      const file = await open(path, 'wx+');
+      await rm(path); // it goes away when it is closed, even if the process is killed
+      return new Spool(beside, file);
     } catch (error) {
       throw unwritable(beside, error);
     }

@@ -8,6 +8,7 @@ import {
   parquetReadObjects,
   parquetSchema,
   type AsyncBuffer,
+  type Compressors,
   type FileMetaData,
   type SchemaTree,
 } from 'hyparquet';
@@ -22,6 +23,14 @@ import type { Items, ParquetCell, Reading } from './item.js';
 /** Names of the column of images, the first that is there; then the only one that holds bytes. */
 const IMAGE_COLUMNS = ['image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'image_bytes', 'bytes'];
 const LABEL_COLUMNS = ['label', 'labels', 'class', 'cls', 'fine_label'];
+
+/** Of no bytes, as the values of a page of nulls have, some decompressors make an error. */
+const decompressors: Compressors = Object.fromEntries(
+  Object.entries(compressors).map(([codec, decompress]) => [
+    codec,
+    (input: Uint8Array, length: number) => (length === 0 ? new Uint8Array() : decompress(input, length)),
+  ]),
+);
 
 interface Table {
   file: AsyncBuffer;
@@ -185,7 +194,14 @@ export class ParquetImages {
   private async readColumn(column: string, group: number): Promise<unknown[]> {
     const [rowStart, rowEnd = this.length] = [this.begins[group], this.begins[group + 1]];
     try {
-      const rows = await parquetReadObjects({ ...this.table, columns: [column], rowStart, rowEnd, compressors, utf8: false });
+      const rows = await parquetReadObjects({
+        ...this.table,
+        columns: [column],
+        rowStart,
+        rowEnd,
+        compressors: decompressors,
+        utf8: false,
+      });
       return rows.map((row) => (row as Record<string, unknown>)[column]);
     } catch (cause) {
       throw unreadable(this.path, cause);

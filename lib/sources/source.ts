@@ -30,8 +30,8 @@ export interface SourceOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Names standard input, which has a tar. */
-const STDIN = '-';
+/** Standard input, read as a tar. */
+export const STDIN = '-';
 
 /**
  * The images of `inputs`, in the order of the inputs:

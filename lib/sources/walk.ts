@@ -16,6 +16,9 @@ export interface Found {
   unusable?: string;
 }
 
+/** Whether a name has the character that Node puts in place of bytes that are no UTF-8. Such a file cannot be opened by the name we have. */
+const garbled = (name: string): boolean => name.includes('\uFFFD');
+
 /**
  * The files below `root`, folder by folder in the order of their names. Hidden entries are left out; links are followed, and a folder that
  * several links lead to is read once, so that circular links end the walk. Only the names of the folders on the way are held in memory.
@@ -40,8 +43,9 @@ async function* walkInto(root: string, folder: string, siblings: readonly string
   const names = seen.map(({ name }) => name);
   for (const entry of seen) {
     const id = folder === '' ? entry.name : `${folder}/${entry.name}`;
-    const info = entry.isSymbolicLink() ? await stat(join(root, id)).catch(() => undefined) : entry;
-    if (!info) yield { id, siblings: names, unusable: 'a link that leads nowhere' };
+    const info = entry.isSymbolicLink() || garbled(entry.name) ? await stat(join(root, id)).catch(() => undefined) : entry;
+    if (!info && garbled(entry.name)) yield { id, siblings: names, unusable: 'its name is not UTF-8: rename it' };
+    else if (!info) yield { id, siblings: names, unusable: 'a link that leads nowhere' };
     else if (info.isDirectory()) yield* walkInto(root, id, names, visited);
     else if (info.isFile()) yield { id, siblings: names };
     else yield { id, siblings: names, unusable: 'a pipe, a socket or a device' };

@@ -8,14 +8,14 @@
  *   report.html             curves, layers, pictures
  */
 import type { NdArray } from 'ndarray';
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
-import { removeTemporaries, replaceFile } from '../io/files.js';
+import { makeFolder, removeTemporaries, replaceFile } from '../io/files.js';
 import { checkSize } from '../images/input.js';
 import { UniFlow } from '../uniflow.js';
 import { linearStart, shortfalls, type Kept } from '../start/index.js';
@@ -164,7 +164,7 @@ class Run {
 
   /** Makes the folder a run's. */
   private async open(): Promise<RunLog> {
-    await mkdir(this.folder, { recursive: true });
+    await makeFolder(this.folder);
     const log = await RunLog.open(this.path.log);
     await replaceFile(this.path.settings, (file) => file.writeFile(JSON.stringify(this.settings, null, 2) + '\n'));
     return log;

@@ -1,10 +1,12 @@
 /** A shard as one .npy an array: [n,N,Z], or with grids of their own [T,Z]. bfloat16 is written as the uint16 of its bits. */
-import { npyHeader } from '../../io/npy.js';
+import { UniFlowError } from '../../errors.js';
+import { NPY_PREFIX, npyBegin, npyHeader, parseNpy } from '../../io/npy.js';
+import { labelsOf, readLabels } from '../labels.js';
 import { STORE } from '../store.js';
-import { shapeOf, type Format, type ShardArray, type ShardContent } from './format.js';
+import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardArray, type ShardContent } from './format.js';
 
 export const npy: Format = {
-  files: (content) => content.arrays.map((array) => ({ name: `${content.stem}.${array.name}.npy`, chunks: chunksOf(array, content) })),
+  files: (content) => content.arrays.map((array) => ({ name: content.fileOf(array.name), chunks: chunksOf(array, content) })),
   open: ({ input, stem, store, widths, offsets }) => {
     const begins = new Map<string, Promise<number>>();
     const beginOf = async (file: string): Promise<number> => 10 + (await input.read(file, { begin: 8, end: 10 })).readUInt16LE();
@@ -15,6 +17,18 @@ export const npy: Format = {
       const vector = widths[name] * STORE[store].bytes;
       return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
     });
+  },
+  openFile: async (input, name) => {
+    const begin = npyBegin(name, await input.read(name, { begin: 0, end: NPY_PREFIX }));
+    const { type, shape } = parseNpy(name, await input.read(name, { begin: 0, end: begin }));
+    const store = storeOf('npy', type, name);
+    const pictures = picturesOf(name, shape, labelsOf(name, (await readLabels(input, name)) ?? {}));
+    const width = shape.at(-1) as number;
+    const [vector, offsets] = [width * STORE[store].bytes, offsetsOf(pictures)];
+    const at = (row: number): number => begin + (offsets[row] as number) * vector;
+    const [size, end] = [await input.size(name), at(pictures.length)];
+    if (size !== end) throw UniFlowError.expected('BAD_INPUT', name, `${end} bytes for the shape [${shape.join(', ')}]`, `${size}`);
+    return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row + 1) }) };
   },
 };
 

@@ -4,50 +4,81 @@
  */
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import type { ByteWriter, ColumnSource, ParquetWriter } from 'hyparquet-writer';
+import { UniFlowError } from '../../errors.js';
 import { optional } from '../../optional.js';
-import { STORE } from '../store.js';
+import type { Output } from '../output.js';
 import type { PictureRecord } from '../pipeline.js';
-import { storedRow, type Format, type ShardContent } from './format.js';
+import { checkStore, STORE } from '../store.js';
+import { storedRow, type FilePicture, type Format, type ShardContent } from './format.js';
 
 /** Rows are written, and held in memory, in groups of so many bytes. */
 const GROUP_BYTES = 2 ** 24;
 const PAGE_BYTES = 2 ** 17;
 
-const writer = (): Promise<typeof import('hyparquet-writer')> => optional('parquet', () => import('hyparquet-writer'));
+const loadWriter = (): Promise<typeof import('hyparquet-writer')> => optional('parquet', () => import('hyparquet-writer'));
 
 export const parquet: Format = {
-  checkInstalled: writer,
-  files: (content) => [{ name: `${content.stem}.parquet`, chunks: chunksOf(content) }],
+  checkInstalled: loadWriter,
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem }) => {
-    const name = `${stem}.parquet`;
-    const file: AsyncBuffer = {
-      byteLength: (await input.size(name)) ?? 0,
-      slice: async (begin, end = file.byteLength) => {
-        const bytes = await input.read(name, { begin, end });
-        return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
-      },
-    };
-    const { parquetMetadataAsync, parquetReadObjects } = await optional('parquet', () => import('hyparquet'));
-    const metadata: FileMetaData = await parquetMetadataAsync(file);
-    return async (column, row) => {
+    const { cell } = await openTable(input, `${stem}.parquet`);
+    return cell;
+  },
+  openFile: async (input, name) => {
+    const { metadata, cell, columns } = await openTable(input, name);
+    const text = Object.fromEntries((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value]));
+    const width = Number(text['latents.width']);
+    const store = text['dtype'];
+    if (!(width > 0)) throw UniFlowError.expected('BAD_INPUT', name, 'a column of latents', 'none');
+    checkStore(store);
+    const pictures = (await columns(['id', 'rows', 'cols'])).map(({ id, rows, cols }): FilePicture => {
+      const grid = { rows: Number(rows), cols: Number(cols) };
+      return { id: String(id), grid, patches: grid.rows * grid.cols };
+    });
+    return { pictures, store, width, read: (row) => cell('latents', row) };
+  },
+};
+
+interface Table {
+  metadata: FileMetaData;
+  /** Some columns, in all rows. */
+  columns: (names: string[]) => Promise<Record<string, unknown>[]>;
+  /** The bytes of one cell. */
+  cell: (column: string, row: number) => Promise<Uint8Array>;
+}
+
+async function openTable(input: Output, name: string): Promise<Table> {
+  const file: AsyncBuffer = {
+    byteLength: (await input.size(name)) ?? 0,
+    slice: async (begin, end = file.byteLength) => {
+      const bytes = await input.read(name, { begin, end });
+      return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
+    },
+  };
+  const { parquetMetadataAsync, parquetReadObjects } = await optional('parquet', () => import('hyparquet'));
+  const metadata: FileMetaData = await parquetMetadataAsync(file);
+  return {
+    metadata,
+    columns: (columns) => parquetReadObjects({ file, metadata, columns }),
+    cell: async (column, row) => {
       const range = { rowStart: row, rowEnd: row + 1, useOffsetIndex: true, utf8: false };
       const [found] = await parquetReadObjects({ file, metadata, columns: [column], ...range });
       return (found as Record<string, Uint8Array>)[column] as Uint8Array;
-    };
-  },
-};
+    },
+  };
+}
 
 async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { arrays, pictures, store, offsets } = content;
   const { bytes } = STORE[store];
   const perRow = ((offsets.at(-1) as number) / pictures.length) * bytes * arrays.reduce((sum, { width }) => sum + width, 0);
   const rows = Math.max(1, Math.floor(GROUP_BYTES / perRow));
-  const library = await writer();
+  const library = await loadWriter();
   const sink = new library.ByteWriter();
-  let table: ParquetWriter | undefined;
+  let writer: ParquetWriter | undefined;
   for (let begin = 0; begin < pictures.length; begin += rows) {
     const columnData = await columnsOf(content, begin, Math.min(pictures.length, begin + rows));
-    table ??= new library.ParquetWriter({
+    writer ??= new library.ParquetWriter({
       writer: sink,
       schema: library.schemaFromColumnData({ columnData }),
       codec: 'UNCOMPRESSED',
@@ -58,10 +89,10 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
         ...arrays.map(({ name, width }) => ({ key: `${name}.width`, value: String(width) })),
       ],
     });
-    await table.write({ columnData, rowGroupSize: rows, pageSize: PAGE_BYTES });
+    await writer.write({ columnData, rowGroupSize: rows, pageSize: PAGE_BYTES });
     yield taken(sink);
   }
-  await table?.finish();
+  await writer?.finish();
   yield taken(sink);
 }
 

@@ -2,24 +2,46 @@
  * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z] or with grids of their own [T,Z], and `grids` int32 [n,2], the rows and columns of
  * each picture. The metadata are those of `uniflow encode`: `uniflow decode` takes a shard.
  */
+import { UniFlowError } from '../../errors.js';
 import { safetensorsHeader, type SafetensorsEntry } from '../../io/files.js';
+import type { Grid } from '../../tensor.js';
+import { labelsOf, parseIds, readLabels } from '../labels.js';
+import type { Output } from '../output.js';
 import { STORE } from '../store.js';
-import { shapeOf, type Format, type ShardContent } from './format.js';
+import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardContent } from './format.js';
 
 /** Bytes of ids in a header: readers refuse one of more than 100 MB. The list beside the shard has the ids in any case. */
 const MAX_IDS = 90e6;
 
+/** The ids as they are in the header; undefined where they would make it too long. */
+export function idsInside(pictures: readonly { id: string }[]): string | undefined {
+  const ids = JSON.stringify(pictures.map(({ id }) => id));
+  return Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS ? ids : undefined;
+}
+
 export const safetensors: Format = {
-  files: (content) => [{ name: `${content.stem}.safetensors`, chunks: chunksOf(content) }],
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.safetensors`;
-    const length = Number((await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE());
-    const header = JSON.parse((await input.read(file, { begin: 8, end: 8 + length })).toString()) as Record<string, Entry>;
+    const { header, data } = await headerOf(input, file);
     return (name, row) => {
-      const begin = 8 + length + (header[name] as Entry).data_offsets[0];
+      const begin = data + (header[name] as Entry).data_offsets[0];
       const vector = widths[name] * STORE[store].bytes;
       return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
     };
+  },
+  openFile: async (input, name) => {
+    const { header, data } = await headerOf(input, name);
+    const { latents, grids, __metadata__: text = {} } = header as Record<string, Entry> & { __metadata__?: Record<string, string> };
+    if (!latents) throw UniFlowError.expected('BAD_INPUT', name, "a tensor 'latents'", Object.keys(header).join(', ') || 'none');
+    const { ids } = text; // where they would make the header too long, they are beside the file
+    const labels = labelsOf(name, { ...text, ...(ids === undefined ? await readLabels(input, name) : { ids: parseIds(name, ids) }) });
+    const pictures = picturesOf(name, latents.shape, grids ? { ...labels, grids: await readGrids(input, name, data, grids) } : labels);
+    const store = storeOf('safetensors', latents.dtype, `${name}: latents`);
+    const width = latents.shape.at(-1) as number;
+    const [begin, vector, offsets] = [data + latents.data_offsets[0], width * STORE[store].bytes, offsetsOf(pictures)];
+    const at = (row: number): number => begin + (offsets[row] as number) * vector;
+    return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row + 1) }) };
   },
 };
 
@@ -27,6 +49,23 @@ interface Entry {
   dtype: string;
   shape: number[];
   data_offsets: [begin: number, end: number];
+}
+
+/** @returns where the elements begin, besides. */
+async function headerOf(input: Output, file: string): Promise<{ header: Record<string, Entry>; data: number }> {
+  const data = 8 + Number((await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE());
+  const text = (await input.read(file, { begin: 8, end: data })).toString();
+  try {
+    return { header: JSON.parse(text) as Record<string, Entry>, data };
+  } catch (cause) {
+    throw UniFlowError.expected('BAD_INPUT', file, 'a .safetensors file', (cause as Error).message, cause);
+  }
+}
+
+/** int32 [n,2] */
+async function readGrids(input: Output, file: string, data: number, { data_offsets: [begin, end] }: Entry): Promise<Grid[]> {
+  const bytes = await input.read(file, { begin: data + begin, end: data + end });
+  return Array.from({ length: bytes.length / 8 }, (_, i) => ({ rows: bytes.readInt32LE(8 * i), cols: bytes.readInt32LE(8 * i + 4) }));
 }
 
 async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
@@ -44,8 +83,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
 
   function metadataOf(): Record<string, string> {
     const [first] = pictures;
-    const ids = JSON.stringify(pictures.map(({ id }) => id));
-    const fits = Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS;
-    return { ...(fits ? { ids } : {}), ...(uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {}), model };
+    const ids = idsInside(pictures);
+    return { ...(ids === undefined ? {} : { ids }), ...(uniform && first ? { grid: `${first.grid.rows}x${first.grid.cols}` } : {}), model };
   }
 }

@@ -3,14 +3,18 @@
  * ids have dots and slashes, which mean something in names of a tar.
  */
 import { Header } from 'tar';
-import { npyHeader } from '../../io/npy.js';
-import { STORE } from '../store.js';
-import { storedRow, type Format, type ShardContent } from './format.js';
+import { UniFlowError } from '../../errors.js';
+import { NPY_PREFIX, npyBegin, npyHeader, parseNpy } from '../../io/npy.js';
+import { entriesIn, type TarBytes } from '../../sources/tar.js';
+import type { Output } from '../output.js';
+import type { PictureRecord } from '../pipeline.js';
+import { STORE, type StoreType } from '../store.js';
+import { storedRow, storeOf, type FilePicture, type Format, type ShardContent } from './format.js';
 
 const BLOCK = 512;
 
 export const tar: Format = {
-  files: (content) => [{ name: `${content.stem}.tar`, chunks: chunksOf(content) }],
+  files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.tar`;
     const ends = new Map<string, number>();
@@ -30,7 +34,34 @@ export const tar: Format = {
       return input.read(file, { begin: last - size, end: last });
     };
   },
+  openFile: async (input, name) => {
+    const pictures: FilePicture[] = [];
+    const begins: number[] = [];
+    let [store, width]: [StoreType, number] = ['float32', 0];
+    let record: Partial<PictureRecord> = {};
+    for await (const { name: path, offset, size } of entriesIn(await bytesOf(input, name), undefined)) {
+      const bytes = (end: number): Promise<Buffer> => input.read(name, { begin: offset, end: offset + end });
+      if (path.endsWith('.json')) record = JSON.parse((await bytes(size)).toString()) as Partial<PictureRecord>;
+      if (!path.endsWith('.latents.npy')) continue;
+      const begin = npyBegin(path, await bytes(Math.min(size, NPY_PREFIX)));
+      const { type, shape } = parseNpy(path, await bytes(begin));
+      [store, width] = [storeOf('npy', type, `${name}: ${path}`), shape[1] ?? 0];
+      pictures.push({ id: record.id, grid: record.grid, patches: shape[0] ?? 0 });
+      begins.push(offset + begin);
+      record = {};
+    }
+    if (pictures.length === 0) throw UniFlowError.expected('BAD_INPUT', name, 'latents (KEY.json and KEY.latents.npy)', 'none');
+    const sizeOf = (row: number): number => (pictures[row] as FilePicture).patches * width * STORE[store].bytes;
+    const at = (row: number): number => begins[row] as number;
+    return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row) + sizeOf(row) }) };
+  },
 };
+
+async function bytesOf(input: Output, name: string): Promise<TarBytes> {
+  const size = (await input.size(name)) ?? BLOCK; // where there is none, reading it says so
+  const read = (begin: number, length: number): Promise<Buffer> => input.read(name, { begin, end: begin + length });
+  return { name, size, read, endsAt: (offset) => Promise.resolve(offset >= size) };
+}
 
 const keyOf = (stem: string, row: number): string => `${stem.replace(/^.*-/, '')}-${String(row).padStart(6, '0')}`;
 const padded = (size: number): number => Math.ceil(size / BLOCK) * BLOCK;

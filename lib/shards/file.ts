@@ -1,0 +1,89 @@
+/** Pictures to one file of latents: a run of one shard, without a manifest. */
+import { basename, dirname, join } from 'node:path';
+import { UniFlowError } from '../errors.js';
+import { makeFolder } from '../io/files.js';
+import type { Item } from '../sources/item.js';
+import type { Grid } from '../tensor.js';
+import type { UniFlow } from '../uniflow.js';
+import { shapeOf, type Layout, type ShardContent, type ShardFile } from './formats/format.js';
+import { idsInside } from './formats/safetensors.js';
+import { besideOf } from './labels.js';
+import { formatOfFile } from './latents.js';
+import type { Utilisation } from './meter.js';
+import { FolderOutput } from './output.js';
+import { ShardEncoder, type EncodeShardOptions, type ShardOptions, type ShardRecord } from './shard.js';
+
+export interface FileOptions extends Omit<ShardOptions, 'format'>, Pick<EncodeShardOptions, 'signal' | 'onFailure'> {
+  /** Called with the number of pictures of each batch that is computed, and how busy the stages are. */
+  onCount?: ((pictures: number, utilisation: () => Utilisation) => void) | undefined;
+}
+
+export interface FileResult {
+  /** What was written: the latents first. */
+  files: string[];
+  /** Of the latents, or of the tokens where there are none. */
+  shape: number[];
+  /** Of all pictures; undefined where each has its own. */
+  grid: Grid | undefined;
+  record: ShardRecord;
+}
+
+/**
+ * Encodes the pictures into one file, which appears complete or not at all: `.safetensors`, `.npy` with the ids in `.ids.json` and tokens in
+ * `.tokens.npy` beside it, `.tar` or `.parquet`. Pictures that cannot be read are left out.
+ * @throws {UniFlowError} `BAD_INPUT` for a path that ends otherwise or cannot be written, and where no picture can be read; `ABORTED`.
+ */
+export async function encodeToFile(
+  uniflow: UniFlow,
+  items: Iterable<Item> | AsyncIterable<Item>,
+  path: string,
+  { signal, onFailure, onCount, ...options }: FileOptions = {},
+): Promise<FileResult> {
+  const format = formatOfFile(path, 'out');
+  const encoder = new ShardEncoder(uniflow, { ...options, format });
+  const { meter } = encoder.pipeline;
+  const output = new FolderOutput(dirname(path));
+  await makeFolder(output.name);
+  const layout = new FileLayout(basename(path));
+  const record = await encoder.encode(0, items, output, {
+    ...{ signal, layout, onFailure },
+    onCount: (pictures) => onCount?.(pictures, () => meter.read()),
+  });
+  const { content } = layout;
+  if (!content) {
+    const failed = record.failures.length > 0 ? ` (${record.failures.length} failed)` : '';
+    throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failed}`);
+  }
+  if (format === 'npy' && !content.arrays.some(({ name }) => name === 'tokens')) await output.remove(layout.fileOf('tokens')); // of other latents
+  const labels = (name: string): number => Number(name.endsWith('.ids.json'));
+  const names = record.files.map(({ name }) => name).sort((a, b) => labels(a) - labels(b));
+  return {
+    files: names.map((name) => join(dirname(path), name)),
+    shape: shapeOf(content.arrays[0] as ShardContent['arrays'][number], content),
+    grid: content.uniform ? content.pictures[0]?.grid : undefined,
+    record,
+  };
+}
+
+/** A file by its own name, and the pictures' names beside it where it has no room for them. */
+class FileLayout implements Layout {
+  content: ShardContent | undefined;
+
+  constructor(private readonly name: string) {}
+
+  readonly fileOf: Layout['fileOf'] = (array) =>
+    array === 'tokens' && /\.npy$/i.test(this.name) ? besideOf(this.name, '.tokens.npy') : this.name;
+
+  readonly filesOf: Layout['filesOf'] = (files, content) => {
+    this.content = content;
+    return [...this.labels(content), ...files]; // what belongs to the latents is there when they are
+  };
+
+  private labels({ pictures, uniform, model }: ShardContent): ShardFile[] {
+    if (/\.(tar|parquet)$/i.test(this.name) || (/\.safetensors$/i.test(this.name) && idsInside(pictures) !== undefined)) return [];
+    const { rows, cols } = (pictures[0] as ShardContent['pictures'][number]).grid;
+    const grids = uniform ? { grid: `${rows}x${cols}` } : { grids: pictures.map(({ grid }) => grid) };
+    const text = JSON.stringify({ ids: pictures.map(({ id }) => id), ...grids, model }, null, 2);
+    return [{ name: besideOf(this.name, '.ids.json'), chunks: [Buffer.from(`${text}\n`)] }];
+  }
+}

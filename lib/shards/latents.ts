@@ -1,0 +1,54 @@
+/** Latents from wherever encode has written them: a file, a shard, or a folder of shards. */
+import ndarray, { type NdArray } from 'ndarray';
+import { stat } from 'node:fs/promises';
+import { basename, dirname, extname } from 'node:path';
+import { UniFlowError } from '../errors.js';
+import type { FilePicture } from './formats/format.js';
+import { FORMATS, type FormatName } from './formats/index.js';
+import { isS3, openOutput } from './open-output.js';
+import { FolderOutput } from './output.js';
+import { openShards, type Shards } from './reader.js';
+import { fromStored } from './store.js';
+
+/** Pictures as latents; nothing is read before it is asked for. */
+export interface Latents {
+  pictures: readonly FilePicture[];
+  /** Of a picture, float32 [N,Z]. */
+  at(index: number): Promise<NdArray<Float32Array>>;
+}
+
+/** The format of a file by its name. @throws {UniFlowError} `BAD_INPUT` for a name that ends otherwise. */
+export function formatOfFile(path: string, subject: string): FormatName {
+  const format = extname(path).slice(1).toLowerCase();
+  if (Object.hasOwn(FORMATS, format)) return format as FormatName;
+  const endings = Object.keys(FORMATS).map((name) => `.${name}`);
+  throw UniFlowError.expected(
+    'BAD_INPUT',
+    subject,
+    `a folder (ending in / where its name has a dot), or a name ending in ${endings.join(', ')}`,
+    `'${path}'`,
+  );
+}
+
+/** @throws {UniFlowError} `BAD_INPUT` or `NOT_FOUND` where there are no latents. */
+export async function openLatents(path: string): Promise<Latents> {
+  if (isS3(path) || (await stat(path).catch(() => undefined))?.isDirectory()) return ofShards(await openShards(await openOutput(path)));
+  const format = formatOfFile(path, 'latents');
+  try {
+    const { pictures, store, width, read } = await FORMATS[format].openFile(new FolderOutput(dirname(path)), basename(path));
+    const at = async (index: number): Promise<NdArray<Float32Array>> =>
+      ndarray(await fromStored(await read(index), store), [(pictures[index] as FilePicture).patches, width]);
+    return { pictures, at };
+  } catch (error) {
+    if (error instanceof UniFlowError) throw error;
+    throw UniFlowError.expected('BAD_INPUT', path, 'latents that encode has written', (error as Error).message, error);
+  }
+}
+
+async function ofShards(shards: Shards): Promise<Latents> {
+  if (shards.manifest.header.arrays.latents === undefined)
+    throw UniFlowError.expected('BAD_INPUT', shards.name, 'latents', 'tokens alone, which cannot be decoded');
+  const pictures: FilePicture[] = [];
+  for await (const { id, grid } of shards.pictures()) pictures.push({ id, grid, patches: grid.rows * grid.cols });
+  return { pictures, at: async (index) => (await shards.at(index)).latents as NdArray<Float32Array> };
+}
