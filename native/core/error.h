@@ -28,6 +28,7 @@ inline const char* name_of(ErrorCode code) {
 }
 
 /// A failure with a code and, if it has them, its three parts.
+///
 /// The parts are stored beside the composed message, so a caller can report them without parsing text. They are empty for a free-form
 /// message.
 class [[gnu::visibility("default")]] Error : public std::runtime_error {

@@ -91,6 +91,7 @@ std::string in_brackets(std::span<const int64_t> numbers) {
 }
 
 /// Receives the header's JSON events. At each point exactly one kind of value is valid.
+///
 /// Event-based parsing makes strictness cheap: it detects a repeated name, the nesting cannot exceed the format's depth, and no second copy
 /// of the header is built. Every callback either accepts its value or throws.
 class HeaderReader final : public JsonEvents {

@@ -28,6 +28,7 @@ unsigned bits_of(FileDType dtype);
 /// Opening a file checks everything that its header claims, at least as strictly as the format's reference implementation, so the rest of
 /// the library can trust an Entry. This reader also refuses what the reference tolerates but no writer produces (a repeated name, unknown
 /// fields, space before the header's `{`), because different readers interpret such files differently.
+///
 /// The mapping shows the file on disk, not a snapshot. If another process truncates the file while it is mapped, reading the lost pages
 /// raises SIGBUS, and no reader of a mapping can prevent that. Replace checkpoints by renaming a new file over the old one; never rewrite
 /// them in place.

@@ -1,4 +1,5 @@
 /// A device's ordered work queue, run by a thread of its own.
+///
 /// Calls enqueue and return at once. Commands run strictly in order, so an op may use tensors that earlier commands have yet to fill. A
 /// failed command marks its outputs; commands that depend on them fail with the same error, and the stream continues. On a GPU, running a
 /// command means submitting it to the device, which executes it asynchronously; only `Command::done` waits for the device.

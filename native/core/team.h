@@ -1,5 +1,6 @@
 /// The compute threads: one team per process. A region is a loop whose parts are taken by the team's members; the caller is the first
 /// member and the others are helpers.
+///
 /// A region never depends on its helpers: the caller runs every part that none of them has started. A helper that sleeps, is preempted, or
 /// did not survive a fork delays at most the part it is running. In return, a body must not wait for another one. Helpers look for work
 /// briefly and then sleep.

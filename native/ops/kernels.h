@@ -1,4 +1,5 @@
 /// The kernel table: the functions that each backend provides (native/cpu, native/cuda).
+///
 /// A kernel takes sizes and raw pointers into the device's memory, already checked by native/ops. It runs on the device's stream, after all
 /// work submitted before it. CPU kernels never throw; GPU kernels may (OutOfMemory, Unsupported, Internal). `dtype` is Float32 or BFloat16
 /// unless noted otherwise; arithmetic is always float32. All float pointers named weight, bias or table are float32. Lists of pointers
