@@ -1,4 +1,4 @@
-/** Named arrays in files: written row by row, however many come, and read by name. */
+/** Named arrays in files: written row by row, any number of rows, and read by name. */
 import ndarray, { type NdArray } from 'ndarray';
 import { randomUUID } from 'node:crypto';
 import { open, rm, type FileHandle as File } from 'node:fs/promises';
@@ -22,16 +22,16 @@ interface Spooled {
 }
 
 /**
- * Arrays that grow by rows. File formats have the number of rows in front, and here it is known last: rows wait on
- * disk, in nameless files that vanish with the process, until the arrays are written.
+ * Arrays that grow by rows. File formats put the number of rows first, but here it is known last. So rows wait on disk, in unnamed files that vanish with the
+ * process, until the arrays are written.
  */
 export class ArraySpool {
   private readonly arrays = new Map<string, Spooled>();
 
-  /** `beside` is a path in the folder that the rows wait in. */
+  /** @param beside a path in the folder of the temporary files. */
   constructor(private readonly beside: string) {}
 
-  /** Adds rows [B, ...] to the array `name`; a name's rows all have one shape and type. */
+  /** Adds rows [B, ...] to the array `name`; all rows of a name have the same shape and type. */
   async append(name: string, rows: NdArray): Promise<void> {
     const { data, shape } = contiguous(rows);
     const [count, ...row] = shape as [number, ...number[]];
@@ -53,7 +53,7 @@ export class ArraySpool {
     return [rows, ...row];
   }
 
-  /** All arrays, in a file that appears complete or not at all. */
+  /** Writes all arrays to a file that appears complete or not at all. */
   async writeSafetensors(path: string, metadata: Record<string, string>): Promise<void> {
     const entries = [...this.arrays].map(
       ([name, { type, rows, row }]) => [name, { dtype: type.safetensors, shape: [rows, ...row] }] as const,
@@ -64,7 +64,7 @@ export class ArraySpool {
     });
   }
 
-  /** One array, in a file that appears complete or not at all. */
+  /** Writes one array to a file that appears complete or not at all. */
   async writeNpy(path: string, name: string): Promise<void> {
     const array = this.get(name);
     await replaceFile(path, async (file) => {
@@ -85,7 +85,7 @@ export class ArraySpool {
   }
 }
 
-/** A file without a name goes away when it is closed, even if the process is killed. */
+/** Opens an unnamed file, which disappears when it is closed, even if the process is killed. */
 export async function namelessFile(beside: string): Promise<File> {
   const path = `${beside}.${randomUUID()}.tmp`;
   const file = await open(path, 'wx+');
@@ -98,7 +98,7 @@ async function copy(from: File, to: File): Promise<void> {
   for await (const chunk of chunks) await to.writeFile(chunk);
 }
 
-/** The arrays of a safetensors file; nothing is read before it is asked for. */
+/** The arrays of a safetensors file, read on demand. */
 export class ArrayFile {
   private readonly file: ReturnType<typeof native.openSafetensors>;
 
@@ -115,7 +115,7 @@ export class ArrayFile {
     return Object.keys(this.file.tensors);
   }
 
-  /** An array of F32, F16 or BF16, as float32. */
+  /** Reads an F32, F16 or BF16 array as float32. */
   async read(name: string): Promise<NdArray<Float32Array>> {
     const stored = this.file.tensors[name];
     if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, `${this.names.length} others`);

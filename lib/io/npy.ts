@@ -8,7 +8,7 @@ export type NpyType = '<f4' | '|u1';
 const MAGIC = Buffer.from('\x93NUMPY', 'latin1');
 const BYTES: Record<NpyType, number> = { '<f4': 4, '|u1': 1 };
 
-/** What stands in front of the elements; its length is a multiple of 64, as NumPy's is. */
+/** The header; its length is a multiple of 64, as in NumPy. */
 export function npyHeader(type: NpyType | '<f2' | '<u2', shape: readonly number[]): Buffer {
   const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(', ')})`;
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': ${tuple}, }`;
@@ -23,7 +23,7 @@ export function npyHeader(type: NpyType | '<f2' | '<u2', shape: readonly number[
 
 /**
  * Reads an array of float32 or uint8.
- * @throws UniFlowError `NOT_FOUND`, or `BAD_INPUT` for anything but such a file.
+ * @throws UniFlowError `NOT_FOUND`, or `BAD_INPUT` for any other file.
  */
 export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint8Array>> {
   const bytes = await readFile(path).catch((cause: NodeJS.ErrnoException) => {
@@ -37,7 +37,7 @@ export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint
   const expected = size * BYTES[type];
   if (bytes.length - begin !== expected)
     throw UniFlowError.expected('BAD_INPUT', path, `${expected} bytes for the shape [${shape.join(', ')}]`, `${bytes.length - begin}`);
-  const own = new Uint8Array(bytes.subarray(begin)); // a copy, for Float32Array asks for an aligned buffer
+  const own = new Uint8Array(bytes.subarray(begin)); // copied, because Float32Array requires an aligned buffer
   return ndarray(type === '|u1' ? own : new Float32Array(own.buffer), shape);
 }
 
