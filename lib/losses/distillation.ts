@@ -4,7 +4,7 @@
  *
  *   α_l = mean over tokens of (1 − cos(student_l, teacher_l))
  *   w_l = (l/L) exp(β α_l) / Σ_k (k/L) exp(β α_k)
- * L_dist = Σ_l w_l α_l,  with w_l constant for the gradient
+ *   L_dist = Σ_l w_l α_l,  with w_l constant for the gradient
  *
  * Contract and cost are in native/ops/losses.h, the kernel is native/cpu/distillation.cpp.
  */
