@@ -145,10 +145,17 @@ export function uniFlowPreprocessing(config: UniFlowConfig): Preprocessing {
   return { mode: 'cover', edgeRatio: 1, filter: 'bicubic', size: config.imageSize, mean: config.mean, std: config.std };
 }
 
-/** Sizes of new models: `nano` and `tiny` for tests and first steps, `base` like ViT-B/14, `official` like the published model. */
+/**
+ * Sizes of new models: `nano` and `tiny` for tests, `small` for photographs on a CPU (like the bundled model: patches of 8, 48 channels, a flow head wide
+ * enough for a patch's noise), `base` like ViT-B/14, `official` like the published model.
+ */
 export const presets = {
   nano: preset(64, 2, 2, 56, { latent_ch: 16, global_blocks_depth: 1, num_decoder_layers: 2 }),
   tiny: preset(192, 6, 3, 224, { latent_ch: 32, global_blocks_depth: 2, num_decoder_layers: 4 }),
+  small: {
+    ...preset(256, 2, 8, 224, { latent_ch: 48, global_blocks_depth: 1, num_decoder_layers: 3 }),
+    ...{ patch_size: 8, position_embedding_type: 'rope' },
+  },
   base: preset(768, 12, 12, 224, { latent_ch: 64, global_blocks_depth: 6, num_decoder_layers: 12 }),
   official: preset(1024, 24, 16, 448, { latent_ch: 64, global_blocks_depth: 6, num_decoder_layers: 12 }),
 } as const;

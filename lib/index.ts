@@ -1,13 +1,7 @@
 /** UniFlow visual tokenizer for TypeScript. @packageDocumentation */
-export {
-  UniFlow,
-  type DecodeOptions,
-  type Encoded,
-  type EncodedBatch,
-  type EncodeOptions,
-  type Reconstruction,
-  type StreamItem,
-} from './uniflow.js';
+export { UniFlow, type EncodedBatch, type StreamItem } from './uniflow.js';
+export type { Encoded, EncodeOptions, Reconstruction } from './model.js';
+export type { DecodeOptions } from './decoder/options.js';
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
 export { presets, type Preset, type UniFlowConfig } from './config.js';
 export type { EncoderConfig, Family } from './encoder/config.js';
@@ -32,14 +26,7 @@ export {
   type MemoryStats,
 } from './device.js';
 export * as losses from './losses/index.js';
-export { Trainer, type OptimizerOptions, type StepResult, type TrainerOptions, type TrainingBatch } from './train/trainer.js';
-export { resume, train, type TrainOptions, type TrainResult } from './train/train.js';
-export type { TrainConfig } from './train/config.js';
-export { regimes, type Regime } from './train/regimes.js';
-export { AdamW, type AdamWOptions, type ParameterGroup } from './train/optimizer.js';
-export type { TimeSampling } from './train/schedule.js';
-export { openDataset, subset, type Dataset, type Sample } from './sources/dataset.js';
-export { batches, type Batch, type LoaderOptions } from './train/loader.js';
+export * from './train/index.js';
 export * from './shards/index.js';
 export * from './queue/index.js';
 export * from './eval/index.js';

@@ -6,7 +6,15 @@ import { fileURLToPath } from 'node:url';
 /** The package's folder, both from `lib/` (tests) and from `dist/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
 
-export const packageVersion = (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version;
+const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
+  version: string;
+  peerDependencies: Readonly<Record<string, string>>;
+};
+
+export const packageVersion = manifest.version;
+
+/** Versions of the optional packages (optional.ts) that this package works with. */
+export const peerRanges = manifest.peerDependencies;
 
 /**
  * Folder of the bundled model: a small tokenizer for colour photographs, trained on photographs in Debian's wallpaper packages (models/default/README.md). It

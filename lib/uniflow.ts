@@ -1,66 +1,20 @@
-/** The UniFlow tokenizer: encoder, latent projection, pixel flow decoder. */
-import type { NdArray } from 'ndarray';
-import { Pipeline } from './shards/pipeline.js';
-import { MAX_LAYERS } from './encoder/config.js';
-import { isObject } from './encoder/config-fields.js';
-import {
-  parseUniFlowConfig,
-  presets,
-  uniFlowConfig,
-  uniFlowJson,
-  uniFlowPreprocessing,
-  type Preset,
-  type UniFlowConfig,
-} from './config.js';
+/** The UniFlow tokenizer: how it comes to be, and what it does with streams of images. The network is in model.ts. */
 import { checkInteger, checkOptions, describe } from './check.js';
-import { Decoder } from './decoder/decoder.js';
-import { checkDecoding, type DecodeOptions } from './decoder/options.js';
+import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, type Preset } from './config.js';
 import { checkDevice, type DeviceOptions } from './device.js';
-import { Encoder } from './encoder/encoder.js';
-import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
+import { isObject } from './encoder/config-fields.js';
+import { MAX_LAYERS } from './encoder/config.js';
+import { VisionEncoder, type LoadOptions } from './encoder/vision-encoder.js';
 import { UniFlowError } from './errors.js';
-import { checkBatchSize, runBatches } from './gather.js';
-import { Checkpoint, CheckpointSource, saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
-import { jsonText } from './io/json.js';
-import { resolveModel } from './io/hub.js';
-import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
 import { readerOf, type ImageLike } from './images/like.js';
-import { nativeNormalisation } from './io/preprocess.js';
-import { native, type FloatType, type NativeNormalisation } from './native.js';
+import { Checkpoint, CheckpointSource } from './io/checkpoint.js';
+import { resolveModel } from './io/hub.js';
+import { encoderPrefix, UniFlowModel, type Encoded, type EncodeOptions } from './model.js';
 import { embeddedModel } from './package.js';
-import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
-import { startedOn } from './start/index.js';
-import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
+import { RandomSource, SharedSource } from './parameters.js';
+import { Pipeline } from './shards/pipeline.js';
 import type { Item } from './sources/item.js';
-import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
-
-export type { DecodeOptions } from './decoder/options.js';
-
-export interface EncodeOptions extends EncoderOptions {
-  /** The semantic tokens as well: the encoder's patch tokens. */
-  tokens?: boolean;
-}
-
-export interface Encoded {
-  /** float32 [B,N,Z] */
-  latents: NdArray;
-  /** float32 [B,N,D] when asked for. */
-  tokens?: NdArray;
-  /** float32 [B,S,D] x (L+1) when asked for; [0] is the embedding, S counts class and register tokens. */
-  hiddenStates?: NdArray[];
-  grid: Grid;
-}
-
-export interface Reconstruction extends Encoded {
-  /** As `decode` gives them. */
-  images: NdArray;
-  /** The preprocessed originals, uint8 [B,H,W,3]: as much of them as the patches cover. */
-  originals: NdArray<Uint8Array>;
-  /** Means over the images, in dB and in [-1, 1]. */
-  psnr: number;
-  ssim: number;
-  perImage: { psnr: number[]; ssim: number[] };
-}
+import { startedOn } from './start/index.js';
 
 /** The decoder of a tokenizer on a pretrained encoder. */
 export interface FreshOptions {
@@ -92,39 +46,7 @@ export interface EncodedBatch extends Encoded {
 }
 
 /** A unified visual tokenizer (arXiv 2510.10575). */
-export class UniFlow {
-  /** @internal */ readonly encoder: Encoder;
-  /** @internal */ readonly decoder: Decoder;
-  private readonly down: [Linear, Linear];
-  /** @internal */ readonly normalisation: NativeNormalisation;
-  /** @internal Those of {@link parameters} that are the encoder's. */
-  readonly encoderParameters: readonly Parameter[];
-
-  private constructor(
-    readonly config: UniFlowConfig,
-    /** As in config.json. */
-    readonly configJson: Record<string, unknown>,
-    /** Where the model is, `'cpu'` or `'cuda:0'`. */
-    readonly device: string,
-    readonly dtype: FloatType,
-    encoderSource: ParameterSource,
-    decoderSource: ParameterSource,
-  ) {
-    const { width, family } = config.encoder;
-    this.normalisation = nativeNormalisation(config);
-    this.encoder = encoderSource.within(encoderPrefix(family), () => new Encoder(config.encoder, encoderSource, this.normalisation, dtype));
-    this.encoderParameters = [...encoderSource.parameters];
-    this.down = [
-      decoderSource.linear('chal_proj.c_fc', width, width),
-      decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
-    ];
-    this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
-    this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
-  }
-
-  /** All parameters under their checkpoint names. */
-  readonly parameters: readonly Parameter[];
-
+export class UniFlow extends UniFlowModel {
   /**
    * Loads a UniFlow checkpoint from a folder, or from the Hugging Face hub by `owner/name`.
    * @param model default: {@link embeddedModel}, a small tokenizer for photographs.
@@ -184,53 +106,6 @@ export class UniFlow {
     return photos === undefined ? uniflow : startedOn(uniflow, photos, { seed, signal });
   }
 
-  // ----- encode -------------------------------------------------------------------------------------------------
-
-  /** Images to latents, and to tokens and hidden states where asked for. */
-  async encode(images: ImageInput, options: EncodeOptions = {}): Promise<Encoded> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
-    try {
-      return await this.encodeBatches(batches, options);
-    } finally {
-      batches.dispose();
-    }
-  }
-
-  private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
-    const grid = gridOf(batches.size, this.config.patch);
-    const [latents, ...rest] = await this.encoder.running({
-      device: this.device,
-      count: batches.count,
-      batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
-      signal: options.signal,
-      load: async (begin, end) => [await batches.load(begin, end)],
-      forward: ([pixels]) => this.encodePixels(pixels!, options),
-    });
-    const tokens = options.tokens ? rest.shift() : undefined;
-    return {
-      latents: latents as NdArray,
-      ...(tokens ? { tokens: tokens } : {}),
-      ...(options.hiddenStates ? { hiddenStates: rest } : {}),
-      grid,
-    };
-  }
-
-  /** Latents, then tokens and hidden states where asked for. */
-  private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
-    const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
-    const tokens = options.tokens ? [this.patchTokens(last)] : [];
-    return [this.toLatents(last), ...tokens, ...states];
-  }
-
-  private patchTokens(last: Tensor): Tensor {
-    return sliceTokens(last, this.encoder.prefix, last.dim(1));
-  }
-
-  /** @internal The encoder's output [B,S,D] → latents [B,N,Z]. */
-  toLatents(last: Tensor): Tensor {
-    return linear(linear(this.patchTokens(last), this.down[0], { activation: 'gelu' }), this.down[1]);
-  }
-
   /**
    * Encodes an endless or long source in batches, reading the next pictures while the last are computed.
    * @param source pictures, or pictures with ids; the id of a path is the path, of anything else its number.
@@ -248,97 +123,6 @@ export class UniFlow {
       yield { ids: pictures.map(({ record }) => record.id), ...encoded };
     }
   }
-
-  // ----- decode -------------------------------------------------------------------------------------------------
-
-  /** Latents [B,N,Z] to pictures: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
-  async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
-    const { count, patches, grid, ids, sampling } = checkDecoding(latents, options, this.config);
-    const all: Tensor[] = [];
-    try {
-      const upload = (array: NdArray, name: string): Tensor => onDevice(this.device, () => checkFinite(floats(array, name), name));
-      all.push(upload(latents, 'latents'));
-      if (options.noise !== undefined) all.push(upload(options.noise, 'noise'));
-      const [images] = await runBatches({
-        device: this.device,
-        count,
-        batchSize: checkBatchSize(options.batchSize, patches),
-        signal: options.signal,
-        load: (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
-        forward: ([z, noise], begin, end) => {
-          const condition = this.decoder.condition(cast(z!, this.dtype), grid);
-          return [this.decoder.integrate(condition, grid, { ...sampling, noise, ids: ids.subarray(begin, end) })];
-        },
-      });
-      return images as NdArray;
-    } finally {
-      for (const tensor of all) tensor.dispose();
-    }
-  }
-
-  // ----- both ---------------------------------------------------------------------------------------------------
-
-  /** Encodes and decodes, and says how close the pictures came to the preprocessed originals. */
-  async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
-    try {
-      const encoded = await this.encodeBatches(batches, options);
-      const decoded = await this.decode(encoded.latents, { ...options, grid: encoded.grid });
-      const grid = encoded.grid;
-      const [originals, quality] = await runBatches({
-        device: this.device,
-        count: batches.count,
-        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
-        signal: options.signal,
-        load: async (begin, end) => [await batches.load(begin, end), onDevice(this.device, () => rowsOf(decoded, begin, end))],
-        forward: ([before, after]) => {
-          const bytes = (pixels: Tensor): Tensor => toUint8(pixels, grid, this.config.patch, this.normalisation);
-          const original = bytes(before!);
-          return [original, imageQuality(original, bytes(after!))];
-        },
-      });
-      return { ...encoded, images: decoded, originals: originals as NdArray<Uint8Array>, ...summary(quality as NdArray<Float32Array>) };
-    } finally {
-      batches.dispose();
-    }
-  }
-
-  /** Writes config.json and model.safetensors in the published layout. */
-  async save(dir: string, options: SaveOptions = {}): Promise<void> {
-    const checked = saveOptions(options, this.dtype);
-    const config = jsonText(withDtype(this.configJson, checked.dtype, 'torch_dtype'));
-    await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
-  }
-
-  /** Frees the weights; resolves when they are gone. */
-  async dispose(): Promise<void> {
-    this.encoder.invalidate();
-    for (const { tensor } of this.parameters) tensor.dispose();
-    await onDevice(this.device, () => native.synchronize());
-  }
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.dispose();
-  }
-}
-
-/** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
-function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
-  return family === 'internvit' ? '' : 'vision_model.';
-}
-
-/** Rows [begin, end) of a whole array, back on the device. */
-function rowsOf(array: NdArray, begin: number, end: number): Tensor {
-  const [, ...rest] = array.shape;
-  const row = rest.reduce((a, b) => a * b, 1);
-  const data = (array.data as unknown as Float32Array | Uint8Array).subarray(begin * row, end * row);
-  return Tensor.from({ data, shape: [end - begin, ...rest] });
-}
-
-function summary(quality: NdArray<Float32Array>): Pick<Reconstruction, 'psnr' | 'ssim' | 'perImage'> {
-  const column = (c: number): number[] => Array.from({ length: quality.shape[0] as number }, (_, i) => quality.get(i, c));
-  const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
-  const perImage = { psnr: column(0), ssim: column(1) };
-  return { psnr: mean(perImage.psnr), ssim: mean(perImage.ssim), perImage };
 }
 
 async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamItem>): AsyncGenerator<Item> {

@@ -4,9 +4,10 @@
  * with Node.js 22, 24 and Bun, whose binaries come from npm and are kept in build/runtimes.
  */
 import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { copyDependencies, unpack } from './layout.mjs';
 import { packMain } from './pack.mjs';
 import { packPrebuilt } from './pack-prebuilt.mjs';
 import { SCOPE, thisPlatform } from './platforms.mjs';
@@ -46,18 +47,11 @@ try {
   rmSync(folder, { recursive: true });
 }
 
-/** Both packages, and what the main one depends on, as npm would lay them out. */
+/** Both packages, and what the main one depends on. */
 function install(to) {
-  const { packages } = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8'));
-  for (const [path, entry] of Object.entries(packages))
-    if (path && !entry.dev && existsSync(join(root, path))) cpSync(join(root, path), join(to, path), { recursive: true });
-  for (const [tarball, name] of [
-    [packMain(to), 'uniflow-tokenizer'],
-    [packPrebuilt(to), `${SCOPE}/${thisPlatform}`],
-  ]) {
-    mkdirSync(join(to, 'node_modules', name), { recursive: true });
-    run('tar', ['-xzf', tarball, '-C', join(to, 'node_modules', name), '--strip-components=1']);
-  }
+  copyDependencies(to);
+  unpack(packMain(to), to, 'uniflow-tokenizer');
+  unpack(packPrebuilt(to), to, `${SCOPE}/${thisPlatform}`);
 }
 
 /** What the program prints, run without a PATH and, where the system lets us, without a network. */

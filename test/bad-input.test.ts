@@ -302,7 +302,7 @@ describe('fresh models', () => {
     [
       'a preset named as objects have methods',
       () => UniFlow.random('constructor' as never),
-      "preset: expected nano, tiny, base, official, but got 'constructor'",
+      "preset: expected nano, tiny, small, base, official, but got 'constructor'",
     ],
     ['an encoder of nothing', () => VisionEncoder.random(undefined as never), 'config'],
     ['a negative seed', () => UniFlow.random('nano', { seed: -1 }), 'seed'],

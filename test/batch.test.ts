@@ -20,7 +20,7 @@ import { openImage } from '../lib/images/decode.js';
 import { Journal } from '../lib/shards/journal.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/shards/moments.js';
 import type { ByteRange } from '../lib/shards/output.js';
-import { readPicture } from '../lib/sources/item.js';
+import { readPicture } from '../lib/sources/read.js';
 import { Pipeline } from '../lib/shards/pipeline.js';
 import { fromStored, toStored } from '../lib/shards/store.js';
 import {

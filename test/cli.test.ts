@@ -322,7 +322,7 @@ describe('usage', () => {
     ['a number that is none', ['encode', 'x', '-m', model, '-o', 'x.npy', '--batch', 'many'], 'It must be a whole number from 1.'],
     ['an empty name', ['encode', 'x', '-m', model, '-o', ''], 'It must not be empty.'],
     ['shards of nothing', ['encode', 'x', '-m', model, '-o', 'x/', '--no-latents'], 'uniflow: --no-latents takes --tokens'],
-    ['an unknown preset', ['init', 'x', '--preset', 'huge'], 'Allowed choices are nano, tiny, base, official.'],
+    ['an unknown preset', ['init', 'x', '--preset', 'huge'], 'Allowed choices are nano, tiny, small, base, official.'],
   ])('%s is bad usage', async (_, args, message) => {
     const run = await cli(...args);
     expect(run.code).toBe(2);

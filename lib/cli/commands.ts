@@ -9,7 +9,6 @@ import type { StoreType } from '../shards/store.js';
 import type { Preset } from '../config.js';
 import type { BenchCommandOptions } from './bench.js';
 import type { DecodeCommandOptions } from './decode.js';
-import type { EncodeCommandOptions } from './encode.js';
 import type { EvalCommandOptions } from './eval.js';
 import type { InitCommandOptions } from './init.js';
 import { defaults as serving } from '../serve/options.js';
@@ -28,6 +27,7 @@ import {
   withModel,
   withRevision,
   withSampling,
+  type EncodeCommandOptions,
   type HubModelOptions,
   type ReportOptions,
 } from './options.js';
@@ -38,7 +38,7 @@ import type { WorkerCommandOptions } from './worker.js';
 
 const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
 
-const PRESETS: Record<Preset, true> = { nano: true, tiny: true, base: true, official: true };
+const PRESETS: Record<Preset, true> = { nano: true, tiny: true, small: true, base: true, official: true };
 
 const FORMATS: Record<FormatName, true> = { safetensors: true, npy: true, tar: true, parquet: true };
 

@@ -1,33 +1,16 @@
 /** `uniflow encode` into a folder: shards, which may take days and can be interrupted. */
 import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
-import type { Fit } from '../images/fit.js';
-import type { FormatName } from '../shards/formats/index.js';
 import { isS3 } from '../shards/open-output.js';
 import { encodeToShards, type RunOptions, type RunProgress, type RunResult } from '../shards/run.js';
 import { openSource, type Source } from '../sources/source.js';
-import type { StoreType } from '../shards/store.js';
 import { UniFlowError } from '../errors.js';
 import { embeddedName } from '../package.js';
-import type { EncodeCommandOptions } from './encode.js';
+import type { EncodeCommandOptions, ShardCommandOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
 import { Progress } from './progress.js';
 import { loadModel, reportSkips } from './shared.js';
-
-/** Options of `encode` that only make sense with a folder. */
-export interface ShardCommandOptions {
-  shardSize?: number;
-  format?: FormatName;
-  fit?: Fit;
-  store?: StoreType;
-  /** False with --no-latents. */
-  latents: boolean;
-  maxFailures?: number;
-  queue?: string;
-  maxWaiting?: number;
-  detach?: true;
-}
 
 /** Whether what --out names is a folder: it is one, ends as one, or has no extension. */
 export async function isFolder(out: string): Promise<boolean> {
@@ -47,11 +30,14 @@ export function refuseShardOptions({ shardSize, format, fit, store, latents, max
     );
 }
 
-export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
-  if (!options.latents && !options.tokens)
+/** @throws {UniFlowError} `BAD_INPUT` where the folder would have nothing, or is among the inputs. */
+export async function checkFolder(inputs: readonly string[], { out, latents, tokens }: EncodeCommandOptions): Promise<void> {
+  if (!latents && !tokens)
     throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
-  if (!isS3(options.out)) await refuseInside(options.out, inputs);
-  if (options.queue !== undefined) return (await import('./encode-queue.js')).encodeOnQueue(inputs, options, options.queue, signal);
+  if (!isS3(out)) await refuseInside(out, inputs);
+}
+
+export async function encodeShards(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   refuseQueueOptions(options);
   const { out, json = false } = options;
   const source = openSource(inputs, { signal });

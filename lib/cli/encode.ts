@@ -3,22 +3,18 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { ArraySpool } from '../io/arrays.js';
+import { optional } from '../optional.js';
 import { embeddedName } from '../package.js';
 import type { Grid } from '../tensor.js';
-import { encodeShards, isFolder, refuseShardOptions, type ShardCommandOptions } from './encode-shards.js';
+import { checkFolder, encodeShards, isFolder, refuseShardOptions } from './encode-shards.js';
 import { latentFormat, writeLatents } from './latents.js';
-import type { ModelOptions, PictureOptions } from './options.js';
+import type { EncodeCommandOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
 import { overImages } from './shared.js';
 
-export interface EncodeCommandOptions extends ModelOptions, PictureOptions, ShardCommandOptions {
-  out: string;
-  tokens?: true;
-}
-
 /** A file, or a folder of shards. */
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
-  if (await isFolder(options.out)) return encodeShards(inputs, options, signal);
+  if (await isFolder(options.out)) return encodeFolder(inputs, options, signal);
   latentFormat(options.out, 'out');
   refuseShardOptions(options);
   const { tokens } = options;
@@ -52,4 +48,11 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   } finally {
     await spool.close();
   }
+}
+
+async function encodeFolder(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
+  await checkFolder(inputs, options);
+  if (options.queue === undefined) return encodeShards(inputs, options, signal);
+  const { encodeOnQueue } = await optional('queue', () => import('./encode-queue.js'));
+  await encodeOnQueue(inputs, options, options.queue, signal);
 }

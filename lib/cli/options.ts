@@ -2,7 +2,10 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
 import type { DeviceOptions } from '../device.js';
+import type { Fit } from '../images/fit.js';
 import type { FloatType } from '../native.js';
+import type { FormatName } from '../shards/formats/index.js';
+import type { StoreType } from '../shards/store.js';
 import type { Grid } from '../tensor.js';
 
 export interface ReportOptions {
@@ -24,6 +27,25 @@ export interface ModelOptions extends HubModelOptions {
 
 export interface PictureOptions {
   size?: number | readonly [height: number, width: number];
+}
+
+/** Options of `encode` that only make sense with a folder. */
+export interface ShardCommandOptions {
+  shardSize?: number;
+  format?: FormatName;
+  fit?: Fit;
+  store?: StoreType;
+  /** False with --no-latents. */
+  latents: boolean;
+  maxFailures?: number;
+  queue?: string;
+  maxWaiting?: number;
+  detach?: true;
+}
+
+export interface EncodeCommandOptions extends ModelOptions, PictureOptions, ShardCommandOptions {
+  out: string;
+  tokens?: true;
 }
 
 export interface SamplingOptions {

@@ -1,5 +1,6 @@
 /** `uniflow serve`: the HTTP service, until it is told to stop. */
 import { once } from 'node:events';
+import { optional } from '../optional.js';
 import { serve, type ServeOptions } from '../serve/index.js';
 import type { ModelOptions } from './options.js';
 import { loadModel } from './shared.js';
@@ -17,6 +18,7 @@ export interface ServeCommandOptions extends ModelOptions, Pick<ServeOptions, Sa
 }
 
 export async function serveCommand(options: ServeCommandOptions, signal: AbortSignal): Promise<void> {
+  await optional('serve', () => import('../serve/server.js')); // what is not installed is named before a model is loaded
   const uniflow = await loadModel(options, signal);
   const times = (value: number | undefined, factor: number): number | undefined => (value === undefined ? undefined : value * factor);
   const service = await serve(uniflow, {

@@ -2,7 +2,8 @@
 import { UniFlowError } from '../errors.js';
 import { setThreads, type DeviceOptions } from '../device.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from '../train/config.js';
-import { resume, settingsOf, train, type TrainOptions, type TrainResult } from '../train/train.js';
+import type { TrainOptions, TrainResult } from '../train/options.js';
+import { resume, settingsOf, train } from '../train/train.js';
 import type { LogEntryOf } from '../train/log.js';
 import { baselineText, validationText } from '../train/log-text.js';
 import type { ReportOptions } from './options.js';

@@ -1,8 +1,10 @@
 /** Decodes images ahead of the caller, a bounded number at a time. A broken image does not affect the others. */
 import pLimit from 'p-limit';
 import { throwIfAborted, UniFlowError } from '../errors.js';
+import { MissingPackageError } from '../optional.js';
 import { prefetch, untilAborted } from '../prefetch.js';
-import { readPicture, type ImageSource, type Item, type RgbImage } from '../sources/item.js';
+import type { ImageSource, Item, RgbImage } from '../sources/item.js';
+import { readPicture } from '../sources/read.js';
 import type { DownloadOptions } from '../sources/url.js';
 import { DECODERS } from './decode.js';
 
@@ -28,7 +30,8 @@ const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
 
 /**
  * Yields the result of `prepare` for each item, in order; for an unreadable one, the failure.
- * @throws {UniFlowError} `ABORTED`; an error if the system is out of memory or files; and whatever the items throw.
+ * @throws {UniFlowError} `ABORTED`; an error if the system is out of memory or files, or if the images need a package that is not installed; and
+ * whatever the items throw.
  */
 export async function* decodeAhead<T extends Item, R extends object>(
   items: Iterable<T> | AsyncIterable<T>,
@@ -47,10 +50,16 @@ async function decodeItem<T extends Item, R>(item: T, { prepare, download, signa
     });
   } catch (error) {
     throwIfAborted(signal);
-    const { code, cause } = error as NodeJS.ErrnoException;
-    if ([code, (cause as NodeJS.ErrnoException | undefined)?.code].some((c) => EXHAUSTED.has(c ?? ''))) throw error;
+    if (isFatal(error)) throw error;
     return { id: item.id, error: named(error, item.id) };
   }
+}
+
+/** Whether all further images would fail in the same way. */
+function isFatal(error: unknown): boolean {
+  const { code, cause } = error as NodeJS.ErrnoException;
+  const codes = [code, (cause as NodeJS.ErrnoException | undefined)?.code];
+  return error instanceof MissingPackageError || codes.some((c) => EXHAUSTED.has(c ?? ''));
 }
 
 /** Images that are not files of their own are named by their id. */

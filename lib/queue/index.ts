@@ -1,4 +1,5 @@
 /** Batch encoding on many machines. What it takes is loaded when it is used: importing the library stays light. */
+import { optional } from '../optional.js';
 import type { Item } from '../sources/item.js';
 import type { UniFlow } from '../uniflow.js';
 import type { QueueOptions, QueueResult } from './plan.js';
@@ -13,7 +14,8 @@ export type { ShardWorker, WorkerOptions } from './worker.js';
  * called again at any time.
  *
  * @param out a folder that all machines see at the same path, or `s3://bucket/prefix`
- * @throws {UniFlowError} as encodeToShards; `NETWORK` where Redis cannot be reached; `UNSUPPORTED` for pictures that have no path or URL;
+ * @throws {UniFlowError} as encodeToShards; `NETWORK` where Redis cannot be reached; `UNSUPPORTED` for pictures that have no path or URL,
+ * and where BullMQ is not installed;
  * `INTERNAL` where shards failed on all attempts: calling it again tries them again.
  */
 export async function encodeOnWorkers(
@@ -22,13 +24,13 @@ export async function encodeOnWorkers(
   out: string,
   options: QueueOptions,
 ): Promise<QueueResult> {
-  return (await import('./plan.js')).encodeOnWorkers(uniflow, source, out, options);
+  return (await optional('queue', () => import('./plan.js'))).encodeOnWorkers(uniflow, source, out, options);
 }
 
 /**
  * Starts a worker that encodes shards of any run in the queue, until it is closed.
- * @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached.
+ * @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached, `UNSUPPORTED` where BullMQ is not installed.
  */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
-  return (await import('./worker.js')).startWorker(options);
+  return (await optional('queue', () => import('./worker.js'))).startWorker(options);
 }

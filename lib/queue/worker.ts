@@ -7,12 +7,14 @@ import { checkSameRun, headerOf, type Header } from '../shards/manifest.js';
 import { openOutput } from '../shards/open-output.js';
 import type { Output } from '../shards/output.js';
 import { fileOf } from '../sources/item.js';
+import { loadParquet } from '../sources/load-parquet.js';
 import { ShardEncoder, type ShardRecord } from '../shards/shard.js';
 import { checkInteger, checkOptions } from '../check.js';
 import type { DeviceOptions } from '../device.js';
 import { UniFlowError } from '../errors.js';
 import { pathExists } from '../io/files.js';
 import type { FloatType } from '../native.js';
+import { MissingPackageError } from '../optional.js';
 import { embeddedName } from '../package.js';
 import { UniFlow } from '../uniflow.js';
 import { Attempt, isCommitted, readRun } from './commits.js';
@@ -173,6 +175,7 @@ class Tasks implements ShardWorker {
     let run: Run;
     try {
       run = await this.runOf(job.data);
+      await checkReadable(job.data);
       if (job.attemptsStarted <= UNSEEN) await checkSeen(job.data);
     } catch (error) {
       throw await this.giveBack(job, token, error as Error);
@@ -229,6 +232,7 @@ class Tasks implements ShardWorker {
   /** @throws {UniFlowError} where this worker would make other shards than the run's. */
   private async openRun(out: string): Promise<Run> {
     const { output, header } = await openHeader(out).catch((error: Error) => {
+      if (error instanceof MissingPackageError) throw error;
       throw new OutOfReach(error.message, { cause: error });
     });
     const { fit, size, store, format, batchSize, arrays, shardSize, model } = header;
@@ -253,6 +257,11 @@ class Tasks implements ShardWorker {
     this.models.set(key, found);
     return found;
   }
+}
+
+/** @throws {MissingPackageError} where a package that reads its images is not installed here. */
+async function checkReadable({ items }: ShardJob): Promise<void> {
+  if (items.some(({ image }) => typeof image === 'object' && 'parquet' in image)) await loadParquet();
 }
 
 /** Where this machine lacks a mount, all pictures would be missing, and a shard of failures made. @throws OutOfReach */

@@ -1,7 +1,8 @@
 /** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
 import ndarray, { type NdArray } from 'ndarray';
 import { Buffers } from '../images/buffers.js';
-import type { DecodeOptions, UniFlow } from '../uniflow.js';
+import type { DecodeOptions } from '../decoder/options.js';
+import type { UniFlow } from '../uniflow.js';
 import { defaultBatchSize } from '../gather.js';
 import { type RgbImage } from '../images/decode.js';
 import { toImages } from '../images/write.js';

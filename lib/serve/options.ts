@@ -1,6 +1,14 @@
-/** The options of the service: defaults, checks. Nothing heavy is loaded here. */
+/** The service as users see it: its options, their defaults and checks. Nothing heavy is loaded here. */
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
+
+/** A service that runs. */
+export interface Service {
+  /** Where it listens, as `http://127.0.0.1:8080`. */
+  readonly url: string;
+  /** Accepts no more, finishes what is under way within `drain` milliseconds, and stops. The model stays the caller's. */
+  close(): Promise<void>;
+}
 
 export interface ServeOptions {
   /** Address to listen on. Default: 127.0.0.1, which only this machine can reach. */

@@ -7,7 +7,7 @@ import { packageVersion } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
 import type { Fit } from '../images/fit.js';
 import type { ArrayName } from './formats/format.js';
-import type { FormatName } from './formats/index.js';
+import { FORMATS, type FormatName } from './formats/index.js';
 import { mergeMoments, type Moments } from './moments.js';
 import type { Skips } from '../sources/skips.js';
 import type { Output } from './output.js';
@@ -51,9 +51,13 @@ export interface Manifest {
   shards: ShardRecord[];
 }
 
-/** Hashes the weights, which takes a while for a large model. */
+/**
+ * What a run begins with. Hashes the weights, which takes a while for a large model.
+ * @throws {UniFlowError} `UNSUPPORTED` where what the format is written with is not installed.
+ */
 export async function headerOf(encoder: ShardEncoder, shardSize: number): Promise<Header> {
   const { uniflow, pipeline, arrays, store, format, model: name } = encoder;
+  await FORMATS[format].checkInstalled?.();
   const { fit, size, patch } = pipeline.target;
   return {
     ...{ schema: 1, version: packageVersion },

@@ -1,5 +1,6 @@
 /** Outputs by name. */
 import { resolve } from 'node:path';
+import { optional } from '../optional.js';
 import { FolderOutput, type Output } from './output.js';
 
 /** Whether it names a place in a store of objects. */
@@ -9,8 +10,11 @@ export function isS3(out: string): boolean {
 
 /**
  * The output that `out` names: a folder, which is made when something is written to it, or `s3://bucket/prefix`.
- * @throws {UniFlowError} `BAD_INPUT` where it is no such URL, `NETWORK` where the bucket cannot be reached.
+ * @throws {UniFlowError} `BAD_INPUT` where it is no such URL, `NETWORK` where the bucket cannot be reached, `UNSUPPORTED` where the AWS SDK is
+ * not installed.
  */
 export async function openOutput(out: string): Promise<Output> {
-  return isS3(out) ? (await import('./s3-output.js')).S3Output.open(out) : new FolderOutput(resolve(out));
+  if (!isS3(out)) return new FolderOutput(resolve(out));
+  const { S3Output } = await optional('s3', () => import('./s3-output.js'));
+  return S3Output.open(out);
 }

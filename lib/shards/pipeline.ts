@@ -6,7 +6,7 @@ import { decodeAhead, type DecodeFailure } from '../images/decode-ahead.js';
 import { DECODERS, openImage } from '../images/decode.js';
 import { checkSize } from '../images/input.js';
 import { gridOf } from '../tensor.js';
-import type { EncodeOptions, Encoded, UniFlow } from '../uniflow.js';
+import type { EncodeOptions, Encoded, UniFlowModel } from '../model.js';
 import { Buffers } from '../images/buffers.js';
 import type { DownloadOptions } from '../sources/url.js';
 import { checkFit, pixelSize, place, placementOf, type Fit, type Placement, type Target } from '../images/fit.js';
@@ -69,7 +69,7 @@ export class Pipeline {
 
   /** @throws {UniFlowError} `BAD_INPUT` for bad options. */
   constructor(
-    readonly uniflow: UniFlow,
+    readonly uniflow: UniFlowModel,
     private readonly options: PipelineOptions = {},
   ) {
     const { patch, mean, imageSize } = uniflow.config;

@@ -12,10 +12,12 @@ import { prefetch } from '../prefetch.js';
 import { readBytes, unreadable } from './files.js';
 import type { Failed, Part } from './folder.js';
 import { expandBraces, isGlob } from './glob.js';
-import { isPixels, readPicture, type ImageSource, type Item, type Reading, type RgbImage, type Skipped } from './item.js';
+import { isPixels, type ImageSource, type Item, type Reading, type RgbImage, type Skipped } from './item.js';
 import { numberLabels, numberNames, type Labels } from './labels.js';
+import { loadParquet } from './load-parquet.js';
 import { formatOf } from './names.js';
 import type { ImageGroups, ParquetImages } from './parquet.js';
+import { readPicture } from './read.js';
 import { itemsIn, partsOf } from './source.js';
 
 /** One image of a data set. */
@@ -130,7 +132,7 @@ async function collect(part: Part | Failed | Item, reading: Reading, groups: Ima
   if ('error' in part) throw part.error;
   if (!('format' in part)) return { items: [part], inFolders: false };
   if (part.format === 'parquet') {
-    const table = await (await import('./parquet.js')).ParquetImages.open(part.path, { groups });
+    const table = await (await loadParquet()).ParquetImages.open(part.path, { groups });
     return { table, prefix: part.prefix, labels: await table.labels(reading.signal) };
   }
   const items: Item[] = [];

@@ -4,6 +4,7 @@ import { basename, dirname, extname, join } from 'node:path';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { unreadable } from './files.js';
 import type { Reading } from './item.js';
+import { loadParquet } from './load-parquet.js';
 import { formatOf, isArchive, isImageFile, isImageName, mayBeImages, stemOf, type Format } from './names.js';
 import { walk, type Found } from './walk.js';
 
@@ -75,7 +76,7 @@ async function isMetadata({ siblings }: Found, path: string): Promise<boolean> {
   if (formatOf(path) !== 'parquet') return false;
   const stem = stemOf(path);
   if (siblings.includes(stem) || siblings.includes(`${stem}.tar`)) return true;
-  return !(await (await import('./parquet.js')).hasImages(path));
+  return !(await (await loadParquet()).hasImages(path));
 }
 
 /** Whether a file belongs to another: `a.txt` to `a.jpg`, `0_stats.json` and `0.parquet` to `0.tar` or the folder `0`. */

@@ -1,9 +1,4 @@
-/** An image and where it is, as data that another machine understands as well; and how it is read from there. */
-import { throwIfAborted, UniFlowError } from '../errors.js';
-import { refuseEndless } from './files.js';
-import type { ParquetCell } from './parquet.js';
-import { readEntry } from './tar.js';
-import { download, type DownloadOptions } from './url.js';
+/** An image and where it is, as data that another machine understands as well. read.ts reads it from there. */
 
 /** An image to decode: the path of a file, a `file:` URL, or the bytes of a file. */
 export type ImageSource = string | URL | Buffer | Uint8Array;
@@ -25,6 +20,13 @@ export interface FilePart {
   path: string;
   offset: number;
   size: number;
+}
+
+/** One image of a Parquet file. */
+export interface ParquetCell {
+  parquet: string;
+  column: string;
+  row: number;
 }
 
 /** An image to download. */
@@ -73,16 +75,4 @@ export function fileOf(image: Picture): string | undefined {
   if (typeof image === 'string') return image;
   if (typeof image !== 'object' || image instanceof URL || image instanceof Uint8Array) return undefined;
   return 'path' in image ? image.path : 'parquet' in image ? image.parquet : undefined;
-}
-
-/** What the decoder takes: a path, a URL of a file, bytes, or pixels. */
-export async function readPicture(image: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
-  throwIfAborted(options.signal);
-  if (typeof image === 'function') return image();
-  if (typeof image === 'string') await refuseEndless(image);
-  if (typeof image === 'string' || image instanceof URL || image instanceof Uint8Array || 'data' in image) return image;
-  if ('error' in image) throw new UniFlowError('BAD_INPUT', image.error);
-  if ('url' in image) return download(image.url, options);
-  if ('parquet' in image) return (await import('./parquet.js')).readCell(image);
-  return readEntry(image.path, image);
 }

@@ -1,6 +1,6 @@
 /**
  * Images in Parquet files, in the layout of Hugging Face data sets: a column of bytes, or of { bytes, path }, and one of labels. Rows are read
- * a row group at a time. Loaded when it is needed: hyparquet takes 20 MB.
+ * a row group at a time. Imported by load-parquet.ts alone.
  */
 import {
   asyncBufferFromFile,
@@ -17,14 +17,7 @@ import { lastNotAbove } from '../bisect.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { Lru } from '../lru.js';
 import { unreadable } from './files.js';
-import type { Items, Reading } from './item.js';
-
-/** One image of a Parquet file. */
-export interface ParquetCell {
-  parquet: string;
-  column: string;
-  row: number;
-}
+import type { Items, ParquetCell, Reading } from './item.js';
 
 /** Names of the column of images, the first that is there; then the only one that holds bytes. */
 const IMAGE_COLUMNS = ['image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'image_bytes', 'bytes'];

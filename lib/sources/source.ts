@@ -3,6 +3,7 @@ import { stat } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { checkOptions, describe } from '../check.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
+import { MissingPackageError } from '../optional.js';
 import { refuseEndless } from './files.js';
 import { partsIn, type Failed, type Part } from './folder.js';
 import { baseOf, expandBraces, isGlob, matching } from './glob.js';
@@ -11,6 +12,7 @@ import { inIdx } from './idx.js';
 import type { Item, Items, Reading, Skipped } from './item.js';
 import { inJsonLines } from './jsonl.js';
 import { inList } from './list.js';
+import { loadParquet } from './load-parquet.js';
 import { formatOf, mayBeImages, type Format } from './names.js';
 import { isRemote } from './url.js';
 import { inTar, inTarStream, inZippedTar } from './webdataset.js';
@@ -93,7 +95,7 @@ function* one(part: Failed | Item, reading: Reading): Generator<Item> {
 /** What cannot be read as an item; a data set rejects. */
 function failureOf({ path, error }: Failed, { strict, signal }: Reading): Item {
   throwIfAborted(signal);
-  if (strict) throw error;
+  if (strict || error instanceof MissingPackageError) throw error;
   return { id: path, image: { error: reasonOf(error, path) } };
 }
 
@@ -176,7 +178,7 @@ export async function* itemsIn(part: Part, reading: Reading): Items {
     case 'tar.gz':
       return yield* below(prefix, inZippedTar(path, reading));
     case 'parquet':
-      return yield* below(prefix, (await import('./parquet.js')).inParquet(path, reading));
+      return yield* below(prefix, (await loadParquet()).inParquet(path, reading));
     case 'idx':
       return yield* below(prefix, inIdx(path, reading));
   }

@@ -13,7 +13,7 @@
 import { Matrix } from 'ml-matrix';
 import type { UniFlowConfig } from '../config.js';
 import type { PrincipalComponents } from '../eval/pca.js';
-import type { Kept } from './linear.js';
+import type { Kept } from './capacity.js';
 import { Units, type LinearMap } from './units.js';
 import type { Weights } from './weights.js';
 

@@ -6,12 +6,12 @@ import { patchStatistics, principalComponents } from '../eval/pca.js';
 import { checkBatchSize } from '../gather.js';
 import { checkSize } from '../images/input.js';
 import { gridOf } from '../tensor.js';
-import type { UniFlow } from '../uniflow.js';
-import { capacity, startDecoder, startEncoder, type Kept } from './linear.js';
-
+import type { UniFlowModel } from '../model.js';
+import { capacity, type Kept } from './capacity.js';
+import { startDecoder, startEncoder } from './linear.js';
 import { regressLatents } from './regression.js';
 
-export { capacity, shortfalls, type Kept } from './linear.js';
+export { capacity, shortfalls, type Kept } from './capacity.js';
 
 /** Upper bound of the number of patches in the statistics. */
 const PATCHES = 2 ** 19;
@@ -26,7 +26,7 @@ export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale
  * tokens by regression.
  */
 export async function linearStart(
-  uniflow: UniFlow,
+  uniflow: UniFlowModel,
   data: Dataset,
   { encoder, ...options }: Partial<StartOptions> & { encoder: 'random' | 'pretrained' },
 ): Promise<Kept> {
@@ -41,7 +41,11 @@ export async function linearStart(
 }
 
 /** Starts a new model on the images of a path; disposes of it on failure. */
-export async function startedOn(uniflow: UniFlow, photos: string, options: Pick<StartOptions, 'seed' | 'signal'>): Promise<UniFlow> {
+export async function startedOn<M extends UniFlowModel>(
+  uniflow: M,
+  photos: string,
+  options: Pick<StartOptions, 'seed' | 'signal'>,
+): Promise<M> {
   try {
     const data = await openDataset(photos, options.signal ? { signal: options.signal } : {});
     try {
@@ -57,7 +61,7 @@ export async function startedOn(uniflow: UniFlow, photos: string, options: Pick<
 }
 
 /** Images in random order, each once, up to {@link PATCHES}. */
-async function* sample(uniflow: UniFlow, data: Dataset, options: Partial<StartOptions>): AsyncGenerator<NdArray> {
+async function* sample(uniflow: UniFlowModel, data: Dataset, options: Partial<StartOptions>): AsyncGenerator<NdArray> {
   const { patch, imageSize } = uniflow.config;
   const size = checkSize(options.size ?? imageSize, patch);
   const { rows, cols } = gridOf(size, patch);

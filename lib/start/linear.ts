@@ -13,7 +13,8 @@ import { Matrix } from 'ml-matrix';
 import type { PrincipalComponents } from '../eval/pca.js';
 import { HEADS } from '../decoder/decoder.js';
 import type { Rope } from '../ops.js';
-import type { UniFlow } from '../uniflow.js';
+import type { UniFlowModel } from '../model.js';
+import { capacity } from './capacity.js';
 import { startFlow } from './flow.js';
 import { lookAtNeighbours } from './neighbours.js';
 import { Units, type LinearMap } from './units.js';
@@ -25,40 +26,8 @@ const WHITENING = 0.5;
 /** A direction with a smaller share of the first one's variance carries nothing. */
 const NEGLIGIBLE = 1e-9;
 
-/** The capacity that {@link startDecoder} could use. */
-export interface Kept {
-  /** Latent channels that carry a principal component, out of `of` channels. */
-  channels: number;
-  of: number;
-  /** Directions of a patch's noise that one step removes, out of `values`. */
-  noise: number;
-  values: number;
-}
-
-/** What a model loses compared to the PCA of its patches, in words. */
-export function shortfalls({ channels, of, noise, values }: Kept): string[] {
-  return [
-    ...(noise < values
-      ? [
-          `the flow head is too narrow: ${values - noise} of the ${values} directions of a patch's noise stay in the image; ` +
-            `a hidden_size of at least ${values + 3} takes all of it away`,
-        ]
-      : []),
-    ...(channels < of
-      ? [`${of - channels} of the ${of} latent channels carry nothing: a patch has no more to carry, or the model is too narrow`]
-      : []),
-  ];
-}
-
-/** The part of a linear codec that a model of this shape can represent. */
-export function capacity({ latentChannels, patch, encoder }: UniFlow['config']): Kept {
-  const values = 3 * patch ** 2;
-  const noise = Math.min(values, encoder.width - 3); // the remaining 3 channels: one for the reflection, two for the constants
-  return { channels: Math.min(latentChannels, noise), of: latentChannels, noise, values };
-}
-
 /** Makes a random InternViT encoder carry the patches' principal components. @returns latents as a function of its tokens. */
-export async function startEncoder(uniflow: UniFlow, components: PrincipalComponents): Promise<LinearMap> {
+export async function startEncoder(uniflow: UniFlowModel, components: PrincipalComponents): Promise<LinearMap> {
   const weights = new Weights(uniflow);
   const { width, layers, heads, rope } = uniflow.config.encoder;
   const { channels } = capacity(uniflow.config);
@@ -79,7 +48,7 @@ export async function startEncoder(uniflow: UniFlow, components: PrincipalCompon
 }
 
 /** Turns the projection and decoder into the linear codec whose latents are `latents` of the encoder's tokens, of variance at most 1. */
-export async function startDecoder(uniflow: UniFlow, components: PrincipalComponents, latents: LinearMap): Promise<void> {
+export async function startDecoder(uniflow: UniFlowModel, components: PrincipalComponents, latents: LinearMap): Promise<void> {
   const weights = new Weights(uniflow);
   const { width } = uniflow.config.encoder;
   const { channels } = capacity(uniflow.config);

@@ -11,15 +11,16 @@ import type { NdArray } from 'ndarray';
 import { Moments, type PrincipalComponents } from '../eval/pca.js';
 import { add, cast, linear, sliceTokens, unfold, type Linear } from '../ops.js';
 import { onDevice, Tensor, tidy } from '../tensor.js';
-import type { UniFlow } from '../uniflow.js';
-import { capacity, inverseDeviation } from './linear.js';
+import type { UniFlowModel } from '../model.js';
+import { capacity } from './capacity.js';
+import { inverseDeviation } from './linear.js';
 import type { LinearMap } from './units.js';
 
 const RIDGE = 1e-4;
 
 /** @param pixels batches uint8 [B,H,W,3]. @returns latents as a function of the encoder's tokens. */
 export async function regressLatents(
-  uniflow: UniFlow,
+  uniflow: UniFlowModel,
   components: PrincipalComponents,
   pixels: AsyncIterable<NdArray>,
 ): Promise<LinearMap> {
@@ -61,7 +62,7 @@ function coefficientsOf(
 }
 
 /** Both concatenated, [B·N, D + K] float32. It is a sum of two products, because there is no op that joins rows of different widths. */
-function tokensAndCoefficients(uniflow: UniFlow, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
+function tokensAndCoefficients(uniflow: UniFlowModel, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
   const { encoder, normalisation, config } = uniflow;
   const { last } = encoder.forward(pixels);
   const tokens = cast(sliceTokens(last, encoder.prefix, last.dim(1)), 'float32');

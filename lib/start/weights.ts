@@ -3,7 +3,7 @@ import { Matrix } from 'ml-matrix';
 import { native } from '../native.js';
 import { assignParameter, type Parameter } from '../parameters.js';
 import { onDevice } from '../tensor.js';
-import type { UniFlow } from '../uniflow.js';
+import type { UniFlowModel } from '../model.js';
 
 /** A linear layer: weight [out, in], bias [1, out]. */
 export interface Layer {
@@ -15,7 +15,7 @@ export interface Layer {
 export class Weights {
   private readonly byName: Map<string, Parameter>;
 
-  constructor(private readonly uniflow: UniFlow) {
+  constructor(private readonly uniflow: UniFlowModel) {
     this.byName = new Map(uniflow.parameters.map((parameter) => [parameter.parts[0]?.name as string, parameter]));
   }
 

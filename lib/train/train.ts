@@ -13,7 +13,6 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
-import type { Skipped } from '../sources/item.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { removeTemporaries, replaceFile } from '../io/files.js';
@@ -23,46 +22,13 @@ import { linearStart, shortfalls, type Kept } from '../start/index.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from './config.js';
 import { DamagedImages, withGaps } from './images.js';
 import { entriesThrough, readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
+import type { TrainOptions, TrainResult } from './options.js';
 import { regimes } from './regimes.js';
 import { reportRows, writeReport } from './report.js';
 import { learningRate } from './schedule.js';
 import { loadState, saveState } from './state.js';
 import { Trainer, type StepResult } from './trainer.js';
 import { Validation } from './validation.js';
-
-export interface TrainOptions {
-  /** Device to train on. Default 'auto'. A run resumed on another device does not give the same bits. */
-  device?: DeviceOptions['device'];
-  /** Stops the run after the current step, with a checkpoint. */
-  signal?: AbortSignal | undefined;
-  /** After every step, with the number of steps done so far. */
-  onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
-  onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
-  /** Called once, before the first step, if there are validation images. */
-  onBaseline?: ((baseline: LogEntryOf<'baseline'>) => void) | undefined;
-  /** Called with the number of images done while the baseline is fitted. */
-  onBaselineProgress?: ((done: number, total: number) => void) | undefined;
-  /** Called once for each skipped image. */
-  onDamaged?: ((damaged: LogEntryOf<'damaged'>) => void) | undefined;
-  onWarning?: ((warning: LogEntryOf<'warning'>) => void) | undefined;
-  /** Called once with the files that the data set's source skipped, if any. */
-  onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
-}
-
-export interface TrainResult {
-  /** Folder of the tokenizer. */
-  model: string;
-  report: string;
-  steps: number;
-  /** The last validation. */
-  validation: LogEntryOf<'validation'> | undefined;
-  /** Quality of a PCA of the tokenizer's size on the same images. */
-  baseline: LogEntryOf<'baseline'> | undefined;
-  /** Number of images skipped. */
-  damaged: number;
-  /** Whether all steps were done; false if a signal stopped the run. */
-  done: boolean;
-}
 
 /**
  * Trains in `folder`, which must not contain a run yet. Nothing is written before data and model have been checked.

@@ -8,7 +8,7 @@ import { LatentMeter } from '../eval/latent-use.js';
 import type { UniFlow } from '../uniflow.js';
 import type { FullTrainConfig } from './config.js';
 import type { LogEntry, LogEntryOf, RunLog } from './log.js';
-import type { TrainOptions } from './train.js';
+import type { TrainOptions } from './options.js';
 
 /** A run that is below its baseline after this fraction of its steps gets a warning. */
 export const BASELINE_DUE = 0.5;

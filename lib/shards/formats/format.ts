@@ -46,6 +46,8 @@ export interface StoredShard {
 export type RowReader = (name: ArrayName, row: number) => Promise<Uint8Array>;
 
 export interface Format {
+  /** Rejects where what it writes with is not installed: a run says so before it begins. */
+  checkInstalled?(): Promise<unknown>;
   files(content: ShardContent): ShardFile[];
   open(shard: StoredShard): Promise<RowReader>;
 }

@@ -4,6 +4,7 @@
  */
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import type { ByteWriter, ColumnSource, ParquetWriter } from 'hyparquet-writer';
+import { optional } from '../../optional.js';
 import { STORE } from '../store.js';
 import type { PictureRecord } from '../pipeline.js';
 import { storedRow, type Format, type ShardContent } from './format.js';
@@ -12,7 +13,10 @@ import { storedRow, type Format, type ShardContent } from './format.js';
 const GROUP_BYTES = 2 ** 24;
 const PAGE_BYTES = 2 ** 17;
 
+const writer = (): Promise<typeof import('hyparquet-writer')> => optional('parquet', () => import('hyparquet-writer'));
+
 export const parquet: Format = {
+  checkInstalled: writer,
   files: (content) => [{ name: `${content.stem}.parquet`, chunks: chunksOf(content) }],
   open: async ({ input, stem }) => {
     const name = `${stem}.parquet`;
@@ -23,7 +27,7 @@ export const parquet: Format = {
         return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
       },
     };
-    const { parquetMetadataAsync, parquetReadObjects } = await import('hyparquet');
+    const { parquetMetadataAsync, parquetReadObjects } = await optional('parquet', () => import('hyparquet'));
     const metadata: FileMetaData = await parquetMetadataAsync(file);
     return async (column, row) => {
       const range = { rowStart: row, rowEnd: row + 1, useOffsetIndex: true, utf8: false };
@@ -38,12 +42,12 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { bytes } = STORE[store];
   const perRow = ((offsets.at(-1) as number) / pictures.length) * bytes * arrays.reduce((sum, { width }) => sum + width, 0);
   const rows = Math.max(1, Math.floor(GROUP_BYTES / perRow));
-  const library = await import('hyparquet-writer');
+  const library = await writer();
   const sink = new library.ByteWriter();
-  let writer: ParquetWriter | undefined;
+  let table: ParquetWriter | undefined;
   for (let begin = 0; begin < pictures.length; begin += rows) {
     const columnData = await columnsOf(content, begin, Math.min(pictures.length, begin + rows));
-    writer ??= new library.ParquetWriter({
+    table ??= new library.ParquetWriter({
       writer: sink,
       schema: library.schemaFromColumnData({ columnData }),
       codec: 'UNCOMPRESSED',
@@ -54,10 +58,10 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
         ...arrays.map(({ name, width }) => ({ key: `${name}.width`, value: String(width) })),
       ],
     });
-    await writer.write({ columnData, rowGroupSize: rows, pageSize: PAGE_BYTES });
+    await table.write({ columnData, rowGroupSize: rows, pageSize: PAGE_BYTES });
     yield taken(sink);
   }
-  await writer?.finish();
+  await table?.finish();
   yield taken(sink);
 }
 

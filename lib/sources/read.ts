@@ -1,0 +1,19 @@
+/** Reads an image from where its item says that it is. */
+import { throwIfAborted, UniFlowError } from '../errors.js';
+import { refuseEndless } from './files.js';
+import type { ImageSource, Picture, RgbImage } from './item.js';
+import { loadParquet } from './load-parquet.js';
+import { readEntry } from './tar.js';
+import { download, type DownloadOptions } from './url.js';
+
+/** What the decoder takes: a path, a URL of a file, bytes, or pixels. */
+export async function readPicture(image: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
+  throwIfAborted(options.signal);
+  if (typeof image === 'function') return image();
+  if (typeof image === 'string') await refuseEndless(image);
+  if (typeof image === 'string' || image instanceof URL || image instanceof Uint8Array || 'data' in image) return image;
+  if ('error' in image) throw new UniFlowError('BAD_INPUT', image.error);
+  if ('url' in image) return download(image.url, options);
+  if ('parquet' in image) return (await loadParquet()).readCell(image);
+  return readEntry(image.path, image);
+}
