@@ -56,7 +56,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype: FloatType) => {
     return ndarray(data, [count, patches, values]);
   }
 
-  test.each([1, 2])('gives an image the same bits alone and in batches of 2, 3, 7 and 32, with %i threads', async (threads) => {
+  test.each([1, 2])('gives an image the same bits alone and in batches of 2, 3, 7 and 32 when run with %i threads', async (threads) => {
     setThreads(2);
     const all = await outputs(0, IMAGES);
     setThreads(threads);
