@@ -80,7 +80,7 @@ async function itemsOf(...inputs: string[]): Promise<Item[]> {
 }
 const idsOf = async (...inputs: string[]): Promise<string[]> => (await itemsOf(...inputs)).map(({ id }) => id);
 
-/** What a source's item is a picture of. */
+/** The subject of the image in a source's item. */
 async function bytesOf({ image }: Item): Promise<Uint8Array> {
   const source = await readPicture(image, { backoff: 1 });
   if (typeof source === 'string') return readFile(source);

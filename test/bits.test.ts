@@ -1,4 +1,4 @@
-/** What an image becomes depends on that image and the weights: not on its batch, nor on the number of threads, to the last bit. */
+/** The result for an image depends only on the image and the weights, not on its batch or the number of threads, to the last bit. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { setThreads } from '../lib/device.js';

@@ -360,7 +360,7 @@ describe('loader', () => {
     expect(Buffer.compare(Buffer.concat(taken.map(({ pixels }) => pixels.data)), expected)).toBe(0);
   });
 
-  /** What part of the gradient each sample shows. */
+  /** The part of the gradient visible in each sample. */
   async function boxes(
     options: Partial<LoaderOptions>,
     count = 200,

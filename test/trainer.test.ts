@@ -364,7 +364,7 @@ test('decays only matrices, by lr · weightDecay', () =>
   ));
 
 describe('learning rates', () => {
-  /** What two steps change, without Adam's moments. */
+  /** The changes made by two steps, without Adam's moments. */
   const moved = (options: TrainerOptions, lrScale = 1): Promise<string[]> =>
     small(async ({ trainer }) => {
       const before = await trainer.parameters();
