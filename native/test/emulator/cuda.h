@@ -7,8 +7,8 @@
 /// reaches, and lanes of a warp that meet in different collectives, end the process with a message.
 ///
 /// Not covered: timing, memory ordering between blocks, limits of the hardware such as registers and static shared memory,
-/// lanes that diverge around a collective of the full warp (here too only some orders are tried), and kernels that read memory of the
-/// host, for it is the same memory here.
+/// lanes that diverge around a collective of the full warp (here too only some orders are tried), and kernels that read host
+/// memory, because it is the same memory here.
 ///
 /// Each stream has a thread that runs its work in order, some time later: see queue.cpp. A wait that is missing, or memory that is used
 /// again too early, gives wrong results under some seeds. A stream that is being captured records its work for cudaGraphLaunch.
