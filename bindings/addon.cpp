@@ -1,4 +1,4 @@
-/// The addon's entry. Runs once for every environment (and every jest test file) that loads it.
+/// The addon's entry point. Runs once for every environment (and every jest test file) that loads it.
 #include "bindings/define.h"
 #include "bindings/ops.h"
 

@@ -1,4 +1,4 @@
-/// Safetensors files and the parameters read from them.
+/// Safetensors files and loading parameters from them.
 #include <algorithm>
 
 #include "bindings/define.h"

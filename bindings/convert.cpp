@@ -98,13 +98,13 @@ uint64_t seed(Napi::Value v, const char* name) {
 
 HostArray host_array(Napi::Value v, const char* name) {
   if (!v.IsTypedArray()) reject(name, "a typed array", v);
-  // Asked of the array itself, not of its buffer: that may be shared memory, which is no ArrayBuffer.
+  // Ask the array, not its buffer: the buffer may be shared memory, which is not an ArrayBuffer.
   napi_typedarray_type kind;
   size_t length;
   void* data;
   napi_value buffer;
   if (napi_get_typedarray_info(v.Env(), v, &kind, &length, &data, &buffer, nullptr) != napi_ok) reject(name, "a typed array", v);
-  if (Napi::Object(v.Env(), buffer).Get("resizable").ToBoolean()) reject(name, "an array of fixed length", v);  // another thread may read it
+  if (Napi::Object(v.Env(), buffer).Get("resizable").ToBoolean()) reject(name, "an array of fixed length", v);  // a resize could race with a native thread
   DType type;
   switch (kind) {
     case napi_float32_array: type = DType::Float32; break;

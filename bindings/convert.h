@@ -1,5 +1,5 @@
-/// The only door from JavaScript values to native ones: every argument passes one of these, and a wrong one is
-/// a BAD_INPUT that names it.
+/// Conversions from JavaScript values to native ones. Every argument passes through one of these; an invalid one throws a BAD_INPUT that
+/// names it.
 #pragma once
 
 #include <napi.h>
@@ -13,7 +13,7 @@
 namespace uniflow::bindings {
 
 Tensor tensor(Napi::Value value, const char* name);
-Tensor optional_tensor(Napi::Value value, const char* name);  // undefined and null are an empty Tensor
+Tensor optional_tensor(Napi::Value value, const char* name);  // undefined and null give an empty Tensor
 int64_t integer(Napi::Value value, const char* name);
 double number(Napi::Value value, const char* name);
 std::string string(Napi::Value value, const char* name);
@@ -27,7 +27,7 @@ std::vector<float> floats(Napi::Value value, const char* name);
 std::vector<uint32_t> uint32s(Napi::Value value, const char* name);
 uint64_t seed(Napi::Value value, const char* name);  // a non-negative integer up to 2^53
 
-/// A typed array (of this or another realm) as bytes with their element type.
+/// A typed array (also from another realm) as bytes with their element type.
 struct HostArray {
   std::byte* data;
   size_t bytes;

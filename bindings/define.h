@@ -1,4 +1,4 @@
-/// How a native function becomes one of JavaScript.
+/// Exports native functions to JavaScript.
 #pragma once
 
 #include <functional>
@@ -16,14 +16,14 @@ using Info = Napi::CallbackInfo;
 inline Napi::Value returned(Napi::Env, Napi::Value value) { return value; }
 inline Napi::Value returned(Napi::Env env, const Tensor& tensor) { return wrap(env, tensor); }
 
-/// For Environment::submit: what must stay alive.
+/// Values that Environment::submit must keep alive.
 inline Napi::Object keep(Napi::Env env, std::initializer_list<napi_value> values) {
   auto all = Napi::Array::New(env);
   for (const napi_value value : values) all[all.Length()] = value;
   return all;
 }
 
-/// Lets the processor work on the caller's memory, which `kept` keeps, beside the model's work: see Command::computes.
+/// Lets the CPU work on the caller's memory (kept alive by `kept`) in parallel with the model: see Command::computes.
 inline Napi::Value submit_beside(const Info& info, const char* op, std::function<void(const Run&)> run, std::initializer_list<napi_value> kept,
                                  Environment::Result result = nullptr) {
   const Napi::Env env = info.Env();
@@ -31,8 +31,8 @@ inline Napi::Value submit_beside(const Info& info, const char* op, std::function
   return Environment::of(env).submit(Stream::side(), std::move(command), keep(env, kept), std::move(result));
 }
 
-/// exports[name] calls `body(info)`, or `body(session, info)` of an op. It returns a JavaScript value, a tensor, or nothing; its errors are thrown
-/// as UniFlowErrors.
+/// exports[name] calls `body(info)`, or `body(session, info)` for an op. The body returns a JavaScript value, a tensor, or nothing; its
+/// errors are thrown as UniFlowErrors.
 template <class Body>
 void define(Napi::Object exports, const char* name, Body body) {
   const auto call = [body](const Info& info) {

@@ -1,4 +1,4 @@
-/// Threads, memory, cancellation, and what the machine can do.
+/// Threads, memory, cancellation, and the machine's abilities.
 #include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/core/device.h"
@@ -30,7 +30,7 @@ Napi::Object stats_of(Napi::Env env, const MemoryStats& s) {
   return out;
 }
 
-/// { handles, devices: { cpu: { active, peak, pool }, 'cuda:0': ... } }, of those that have been used.
+/// { handles, devices: { cpu: { active, peak, pool }, 'cuda:0': ... } }, for the devices used so far.
 Napi::Value memory_stats(const Info& info) {
   auto out = Napi::Object::New(info.Env()), devices = Napi::Object::New(info.Env());
   for (Device* d : Device::opened()) devices[d->name()] = stats_of(info.Env(), d->memory().stats());
@@ -39,7 +39,7 @@ Napi::Value memory_stats(const Info& info) {
   return out;
 }
 
-/// Every device that there is: { name, available, description }.
+/// All devices: { name, available, description }.
 Napi::Value list_devices(const Info& info) {
   const std::vector<Device::Status> all = Device::all();
   auto out = Napi::Array::New(info.Env(), all.size());
@@ -53,12 +53,12 @@ Napi::Value list_devices(const Info& info) {
   return out;
 }
 
-/// openDevice(name): its full name ('cuda' is 'cuda:0').
+/// openDevice(name): returns the full name ('cuda' gives 'cuda:0').
 Napi::Value open_device(const Info& info) {
   return Napi::String::New(info.Env(), Device::get(string(info[0], "device")).name());
 }
 
-/// useDevice(name): tensors made from no other tensor are made there from now on.
+/// useDevice(name): tensors that are not made from other tensors are created there from now on.
 Napi::Value use_device(const Info& info) {
   Environment::of(info.Env()).session()->set_device(&Device::get(string(info[0], "device")));
   return info.Env().Undefined();
@@ -77,7 +77,8 @@ Napi::Value cpu_info(const Info& info) {
   return out;
 }
 
-/// measurePeak(into): Float64Array of [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s] of the device in use, measured on its stream.
+/// measurePeak(into): fills a Float64Array with [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s] of the current device, measured on its
+/// stream.
 Napi::Value measure_peak(const Info& info) {
   if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
       info[0].As<Napi::TypedArray>().ElementLength() != 3)
@@ -85,12 +86,12 @@ Napi::Value measure_peak(const Info& info) {
   double* into = info[0].As<Napi::Float64Array>().Data();
   Environment& environment = Environment::of(info.Env());
   Device& device = environment.session()->device();
-  const int64_t bytes = 256 << 20;  // far more than any cache holds
+  const int64_t bytes = 256 << 20;  // far larger than any cache
   Tensor from(device, DType::UInt8, {bytes}), to(device, DType::UInt8, {bytes});
   auto run = [=](const Run& run) {
     into[0] = run.kernels.peak(DType::BFloat16);
     into[1] = run.kernels.peak(DType::Float32);
-    for (const Tensor& t : {from, to}) run.kernels.copy_rows(t.data(), bytes / 1024, nullptr, 0, bytes / 1024, 1024);  // touched once
+    for (const Tensor& t : {from, to}) run.kernels.copy_rows(t.data(), bytes / 1024, nullptr, 0, bytes / 1024, 1024);  // touch the pages once
     into[2] = run.kernels.copy_rate(to.data(), from.data(), bytes);
   };
   return environment.submit(device.stream(), {"measurePeak", {}, {from, to}, run}, info[0].As<Napi::Object>());
@@ -103,7 +104,7 @@ void define_device(Napi::Object exports) {
   define(exports, "cancel", [](const Info& i) {
     token_of(i[0])->cancel();
   });
-  define(exports, "useToken", [](const Info& i) {  // undefined: a fresh one that nobody cancels
+  define(exports, "useToken", [](const Info& i) {  // undefined: a new token that is never cancelled
     Environment::of(i.Env()).session()->set_token(i[0].IsUndefined() ? std::make_shared<CancelToken>() : token_of(i[0]));
   });
   define(exports, "synchronize", [](const Info& i) {

@@ -27,7 +27,7 @@ Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object 
   const Napi::Promise promise = pending->deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, wake_);
   command.done = [this, pending](std::shared_ptr<const Error> failure) {
-    // On a thread of the device. close() waits for this call to return, so `this` is alive.
+    // Runs on one of the device's threads. close() waits for this call to return, so `this` is alive.
     pending->failure = std::move(failure);
     std::lock_guard lock(mutex_);
     completed_.emplace_back(pending);
@@ -35,7 +35,7 @@ Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object 
   };
   try {
     stream.enqueue(session_, std::move(command));
-  } catch (...) {  // it will not be done
+  } catch (...) {  // the command was not queued
     if (--pending_ == 0) napi_unref_threadsafe_function(env_, wake_);
     delete pending;
     throw;
@@ -54,8 +54,8 @@ void Environment::settle_completed() {
   pending_ -= static_cast<int64_t>(batch.size());
   if (!batch.empty() && pending_ == 0) napi_unref_threadsafe_function(env_, wake_);
   for (auto& p : batch) {
-    // What is thrown here must not reach Node's event loop. It is either an error class that throws, or the
-    // environment is being terminated: then nobody waits any more.
+    // Nothing thrown here may reach Node's event loop. Either the error class threw, or the environment is terminating and nobody waits any
+    // more.
     try {
       try {
         if (p->failure) throw to_js(env_, *p->failure);
@@ -81,7 +81,7 @@ Napi::Error to_js(Napi::Env env, const Error& e) {
     const Napi::Value error = environment.error_class.New({Napi::String::New(env, name_of(e.code)), Napi::String::New(env, e.what()), details});
     if (error.IsObject()) return Napi::Error(env, error);
   } catch (const Napi::Error&) {
-    // a class that cannot be made: the plain error below still says what happened
+    // the class could not be instantiated: the plain error below still carries the message
   }
   return Napi::Error::New(env, e.what());
 }

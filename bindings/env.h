@@ -1,5 +1,5 @@
-/// What one JavaScript environment (the main thread, or a worker_thread) owns: its session on the stream, its
-/// error class, its pending promises. Created by addon.cpp when the environment loads the addon.
+/// State of one JavaScript environment (the main thread, or a worker_thread): its session on the stream, its error class, its pending
+/// promises. Created by addon.cpp when the environment loads the addon.
 #pragma once
 
 #include <napi.h>
@@ -21,16 +21,16 @@ class Environment {
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   const std::shared_ptr<Session>& session() const { return session_; }
-  Napi::FunctionReference error_class;   // UniFlowError, given by lib/native.ts
+  Napi::FunctionReference error_class;   // UniFlowError, set by lib/native.ts
   Napi::FunctionReference tensor_class;
 
   using Result = std::function<Napi::Value(Napi::Env, Napi::Object kept)>;
 
-  /// Queues `command` and returns a promise that resolves with `result(env, keep)` when it has ended, without one with undefined, or rejects
-  /// with its failure. `keep` stays alive until then.
+  /// Queues `command` and returns a promise. It resolves when the command has ended, with `result(env, keep)` or, without a result
+  /// function, with undefined; it rejects with the command's failure. `keep` stays alive until then.
   Napi::Promise submit(Stream& stream, Command command, Napi::Object keep, Result result = nullptr);
 
-  /// Cancels and waits for this environment's work. Called while the environment is torn down.
+  /// Cancels this environment's work and waits for it. Called when the environment is torn down.
   void close();
 
  private:
@@ -46,23 +46,23 @@ class Environment {
   Napi::Env env_;
   std::shared_ptr<Session> session_ = std::make_shared<Session>();
   napi_threadsafe_function wake_ = nullptr;
-  int64_t pending_ = 0;  // the event loop is kept alive while promises are
+  int64_t pending_ = 0;  // keeps the event loop alive while above 0
   std::mutex mutex_;
   std::vector<std::unique_ptr<Pending>> completed_;  // guarded by mutex_
   bool closed_ = false;                              // guarded by mutex_
 };
 
-/// The failure as the JavaScript error that the library throws.
+/// Converts the failure to the JavaScript error that the library throws.
 Napi::Error to_js(Napi::Env env, const Error& error);
 
-/// Runs a binding's body; a native Error leaves it as a UniFlowError.
+/// Runs a binding's body and rethrows a native Error as a UniFlowError.
 template <class Body>
 auto guarded(Napi::Env env, Body&& body) {
   try {
     return body();
   } catch (const Error& e) {
     throw to_js(env, e);
-  } catch (const Napi::Error&) {  // JavaScript's own
+  } catch (const Napi::Error&) {  // thrown by JavaScript
     throw;
   } catch (const std::bad_alloc&) {
     throw to_js(env, Error(ErrorCode::OutOfMemory, "out of host memory"));

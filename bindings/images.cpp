@@ -1,4 +1,4 @@
-/// Decoding of JPEG files and resizing of pictures, on the host's side stream: it never waits behind the model's work.
+/// JPEG decoding and image resizing, on the host's side stream, so they never wait behind the model's work.
 #include <memory>
 #include <optional>
 #include <span>
@@ -42,7 +42,7 @@ Resampling resampling(Napi::Value v) {
   return to;
 }
 
-/// The bytes of a packed picture.
+/// The bytes of a packed RGB image.
 uint8_t* rgb(Napi::Value v, const char* name, int width, int height) {
   const HostArray a = host_array(v, name);
   const size_t want = size_t{3} * static_cast<size_t>(width) * static_cast<size_t>(height);
@@ -51,7 +51,7 @@ uint8_t* rgb(Napi::Value v, const char* name, int width, int height) {
   return reinterpret_cast<uint8_t*>(a.data);
 }
 
-/// What a handle has: a file that was read, or the caller's bytes.
+/// The content of a handle: a file that was read, or the caller's bytes.
 struct OpenJpeg {
   std::optional<Jpeg> jpeg;
   std::shared_ptr<const Bytes> read;
@@ -64,12 +64,12 @@ struct Handle {
 
 constexpr napi_type_tag kJpegTag = {0x6b0c52e97f3d4a18, 0x92d7e41ba85c360f};
 
-/// V8 hears of what waits to be decoded, for a handle may be forgotten.
+/// Reports the compressed bytes to V8, because a handle may be dropped without being decoded.
 void account(Napi::Env env, const OpenJpeg& open, int64_t sign) {
   if (open.read) Napi::MemoryManagement::AdjustExternalMemory(env, sign * static_cast<int64_t>(open.read->size));
 }
 
-/// @param source keeps the caller's bytes alive.
+/// @param source the caller's bytes, kept alive by the handle
 Napi::Value wrap(Napi::Env env, OpenJpeg open, Napi::Object source) {
   auto handle = std::make_unique<Handle>(Handle{std::move(open), {}});
   if (!handle->open.read) handle->bytes = Napi::Persistent(source);
@@ -108,7 +108,7 @@ Napi::Value open_jpeg(const Info& info) {
   return Environment::of(info.Env()).submit(Stream::side(), {"openJpeg", {}, {}, run}, keep(info.Env(), {info[0]}), result);
 }
 
-/// decodeJpeg(file, into, resampling or undefined): whether the file is whole
+/// decodeJpeg(file, into, resampling or undefined): whether the file is complete
 Napi::Value decode_jpeg(const Info& info) {
   if (!info[0].IsExternal() || !info[0].As<Napi::External<Handle>>().CheckTypeTag(&kJpegTag))
     throw Error(ErrorCode::BadInput, "file", "an open JPEG", "something else");
@@ -117,7 +117,7 @@ Napi::Value decode_jpeg(const Info& info) {
   std::optional<Resampling> to;
   if (!info[2].IsUndefined()) to = resampling(info[2]);
   uint8_t* out = to ? rgb(info[1], "into", to->width, to->height) : rgb(info[1], "into", handle.jpeg->width, handle.jpeg->height);
-  // Its memory goes with the command, not when the garbage collector finds the handle.
+  // The command frees the memory, so it does not wait for the garbage collector to find the handle.
   account(info.Env(), handle, -1);
   const OpenJpeg open = std::exchange(handle, {});
   const auto whole = std::make_shared<bool>();

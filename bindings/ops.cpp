@@ -1,4 +1,4 @@
-/// One function an op: unwrap, call native/ops (which validates and queues), wrap.
+/// One function per op: unwrap, call native/ops (which validates and queues), wrap.
 #include "bindings/ops.h"
 
 #include <cstring>
@@ -58,9 +58,9 @@ ops::FlowOptions flow_options(Napi::Value v) {
   return f;
 }
 
-/// fromHost(array, shape): a tensor with a copy of the array, taken before this returns.
+/// fromHost(array, shape): a tensor with a copy of the array, made before this returns.
 Tensor from_host(const ops::SessionRef& session, const Info& info) {
-  const Shape dimensions = shape(info[1], "shape");  // first: reading them may run the caller's code, which may take the data away
+  const Shape dimensions = shape(info[1], "shape");  // read first: this may run the caller's code, which may detach the data
   const HostArray in = host_array(info[0], "data");
   Device& device = session->device();
   const Tensor staged(device, in.dtype, dimensions, device.is_cpu() ? Placement::Pooled : Placement::Staging);

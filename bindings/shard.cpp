@@ -1,4 +1,4 @@
-/// What shards make of results, on the host's side stream; and the lock on their folder.
+/// Conversions and statistics for shards, on the host's side stream, and the lock of their folder.
 #include <span>
 
 #include "bindings/define.h"
@@ -68,7 +68,7 @@ Napi::Value moments(const Info& info) {
   return submit_beside(info, "moments", run, {info[0], info[2], info[3]});
 }
 
-/// lockFile(fd): whether this opening of the file has its lock now
+/// lockFile(fd): whether this open file now holds the lock
 Napi::Value lock_file(const Info& info) {
   return Napi::Boolean::New(info.Env(), uniflow::lock_file(static_cast<int>(integer(info[0], "fd"))));
 }

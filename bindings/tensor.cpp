@@ -1,4 +1,4 @@
-/// The JavaScript handle of a tensor: shape and dtype at once, `read` when its value is there, `dispose`.
+/// The JavaScript handle of a tensor: shape and dtype at once, `read` once its value is computed, `dispose`.
 #include <atomic>
 #include <cstring>
 
@@ -9,10 +9,10 @@
 namespace uniflow::bindings {
 namespace {
 
-// The addon may be loaded several times in one process, and jest loads it once per test file: a tag tells
-// whether an object is ours whichever load made its class.
+// The addon may be loaded several times in one process (jest loads it once per test file). The tag identifies our objects, whichever copy
+// of the addon created their class.
 constexpr napi_type_tag kTensorTag = {0x9b1f6f0a5d7e4c21, 0x8f3a7c45e2d06b19};
-constexpr napi_type_tag kConstructorTag = {0x3d5f8e12b7a94c06, 0xc4e1a09d7f2b6835};  // of what wrap() passes to the constructor
+constexpr napi_type_tag kConstructorTag = {0x3d5f8e12b7a94c06, 0xc4e1a09d7f2b6835};  // tags the argument that wrap() passes to the constructor
 std::atomic<int64_t> handles{0};
 
 class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
@@ -22,8 +22,8 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
       throw to_js(info.Env(), Error(ErrorCode::BadInput, "TensorHandle", "to be made by an operation", "new"));
     tensor = *info[0].As<Napi::External<Tensor>>().Data();
     info.This().As<Napi::Object>().TypeTag(&kTensorTag);
-    // V8 hears of weights only: activations come and go by the gigabyte within a call, and telling it of each would make it
-    // collect garbage, for tens of milliseconds, that tidy() has already disposed of.
+    // Only weights are reported to V8. Activations of gigabytes come and go within a call; reporting them would trigger collections of tens
+    // of milliseconds for memory that tidy() has already freed.
     if (tensor.buffer()->placement == Placement::Persistent && tensor.device().is_cpu()) {
       accounted_ = tensor.buffer()->bytes;
       Napi::MemoryManagement::AdjustExternalMemory(info.Env(), accounted_);

@@ -1,4 +1,4 @@
-/// The operations that only training and evaluation use: backward passes, losses, the optimizer, statistics.
+/// Operations used only by training and evaluation: backward passes, losses, the optimizer, statistics.
 #include "bindings/define.h"
 #include "bindings/ops.h"
 #include "native/ops/attention.h"
@@ -13,7 +13,7 @@
 namespace uniflow::bindings {
 namespace {
 
-/// { name: tensor } of those that are there.
+/// { name: tensor } for the tensors that are not empty.
 Napi::Object wrap_all(Napi::Env env, std::initializer_list<std::pair<const char*, Tensor>> tensors) {
   auto out = Napi::Object::New(env);
   for (const auto& [name, tensor] : tensors)

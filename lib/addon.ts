@@ -10,10 +10,10 @@ import { packageRoot, packageVersion } from './package.js';
 
 const SCOPE = '@uniflow-tokenizer';
 
-/** As prebuilt packages are named: 'linux-x64', 'linux-x64-musl', 'darwin-arm64'. */
+/** Platform part of the prebuilt packages' names: 'linux-x64', 'linux-x64-musl', 'darwin-arm64'. */
 export const platformName = `${process.platform}-${process.arch}${familySync() === MUSL ? '-musl' : ''}`;
 
-/** Where `uniflow build` may compile: in the package, and in the user's cache, for packages that cannot be written. */
+/** Folders that `uniflow build` may compile in: the package, or the user's cache if the package is read-only. */
 export const buildFolders: readonly [string, string] = [
   join(packageRoot, 'build'),
   join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'uniflow-tokenizer', packageVersion, platformName),
@@ -21,7 +21,7 @@ export const buildFolders: readonly [string, string] = [
 
 const require = createRequire(import.meta.url);
 
-/** Where the addon may be, in the order of looking. */
+/** Possible locations of the addon, in search order. */
 const places: { name: string; find: () => string | undefined }[] = [
   ...buildFolders.map((folder) => {
     const path = join(folder, 'Release', 'uniflow.node');
@@ -31,8 +31,8 @@ const places: { name: string; find: () => string | undefined }[] = [
 ];
 
 /**
- * @returns the addon, and the file that it was loaded from.
- * @throws UniFlowError `UNSUPPORTED` with every place that was tried, what is missing here, and the command to run.
+ * @returns the addon and the path of its file.
+ * @throws UniFlowError `UNSUPPORTED` with every location tried, what is missing, and the command to run.
  */
 export function loadAddon(): { addon: unknown; path: string } {
   const tried: string[] = [];
@@ -81,7 +81,7 @@ function remedies(): string[] {
   ];
 }
 
-/** Platforms whose prebuilt packages are installed beside this package. */
+/** Platforms whose prebuilt packages are installed next to this package. */
 function prebuiltPackages(): string[] {
   return (require.resolve.paths(SCOPE) ?? []).flatMap((folder) => {
     const scope = join(folder, SCOPE);

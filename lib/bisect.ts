@@ -1,4 +1,4 @@
-/** The last index whose value is not above `x`, in ascending values that begin with one not above it. */
+/** Index of the last value <= `x` in ascending values, the first of which is <= `x`. */
 export function lastNotAbove(values: ArrayLike<number>, x: number): number {
   let [low, high] = [0, values.length - 1];
   while (low < high) {

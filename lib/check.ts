@@ -1,7 +1,7 @@
-/** Checks of what users pass, with errors in one form: name, expected, what came. */
+/** Argument checks. All errors have the same form: name, expected, actual. */
 import { UniFlowError } from './errors.js';
 
-/** What a value is, in words. */
+/** Describes a value in words. */
 export function describe(value: unknown): string {
   if (value === null) return 'null';
   if (typeof value === 'string') return `'${value.slice(0, 80)}'`;
@@ -9,7 +9,7 @@ export function describe(value: unknown): string {
   return typeof value === 'function' ? 'a function' : Object.prototype.toString.call(value).slice(8, -1);
 }
 
-/** Names of the options of encode, and of decode; reconstruct has both. */
+/** Option names of encode and of decode; reconstruct accepts both. */
 export const ENCODE_OPTIONS = ['size', 'tokens', 'hiddenStates', 'batchSize', 'signal'] as const;
 export const DECODE_OPTIONS = [
   'grid',
@@ -24,7 +24,7 @@ export const DECODE_OPTIONS = [
   'signal',
 ] as const;
 
-/** An options object, with a signal that is one, and no name that is not `known`: it may be a misspelt one. */
+/** Checks an options object: its signal must be an AbortSignal and its names must be in `known`, to catch misspelt ones. */
 export function checkOptions(options: unknown, known?: readonly string[]): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options))
     throw UniFlowError.expected('BAD_INPUT', 'options', 'an object', describe(options));

@@ -1,4 +1,4 @@
-/** UniFlow's own config.json: the published fields, and what this library adds for encoders other than InternViT. */
+/** UniFlow's own config.json: the published fields, and this library's additions for encoders other than InternViT. */
 import { z } from 'zod';
 import type { DecoderConfig } from './decoder/decoder.js';
 import { MAX_LAYERS, internVitConfig, internVitFields, parseEncoderConfig, size, square, type EncoderConfig } from './encoder/config.js';
@@ -11,7 +11,7 @@ const positive = z.number().int().positive();
 const natural = z.number().int().nonnegative().max(MAX_LAYERS);
 const triple = z.tuple([z.number(), z.number(), z.number()]);
 
-/** What UniFlow adds to its encoder's fields. */
+/** The fields that UniFlow adds to its encoder's. */
 const decoderFields = {
   latent_ch: positive,
   use_chal_proj: z.literal(true).default(true),
@@ -19,36 +19,36 @@ const decoderFields = {
   global_blocks_depth: natural.default(6),
   decoder_type: z.literal('mlp').default('mlp'),
   num_decoder_layers: natural.default(12),
-  num_sampling_steps: z.union([positive, z.string().regex(/^[1-9]\d*$/)]).default('1'), // published configs have a string
+  num_sampling_steps: z.union([positive, z.string().regex(/^[1-9]\d*$/)]).default('1'), // a string in the published configs
   use_cfg: z.boolean().default(false),
   use_disp_loss: z.boolean().default(false),
   vit_hidden_size: positive.optional(),
   llm_hidden_size: positive.optional(),
 };
 
-/** Of this library: an encoder of another family, or used at another size than it was trained for, and its pixel statistics. */
+/** This library's additions: an encoder of another family or with another default size, and its pixel statistics. */
 const extraFields = {
   vision_config: z.record(z.string(), z.unknown()).optional(),
   image_mean: triple.optional(),
   image_std: triple.optional(),
 };
 
-/** A UniFlow model, typed. */
+/** Typed configuration of a UniFlow model. */
 export interface UniFlowConfig {
   encoder: EncoderConfig;
   decoder: DecoderConfig;
-  /** Z */
+  /** Number of latent channels, Z. */
   latentChannels: number;
-  /** Euler steps when decode() is not told. */
+  /** Default number of Euler steps of decode(). */
   steps: number;
-  /** Default size of images; the encoder's positions may be for another size. */
+  /** Default image size; the encoder's position table may be for another size. */
   imageSize: readonly [height: number, width: number];
   patch: number;
   mean: readonly [number, number, number];
   std: readonly [number, number, number];
 }
 
-/** @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown; `UNSUPPORTED` for another model type. */
+/** @throws UniFlowError `BAD_CHECKPOINT` naming every missing, invalid or unknown field; `UNSUPPORTED` for another model type. */
 export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig {
   if (json['model_type'] !== 'uniflow')
     throw UniFlowError.expected(
@@ -88,7 +88,7 @@ export interface DecoderShape {
   globalBlocks: number;
   flowBlocks: number;
   steps?: number | undefined;
-  /** Default: what the encoder was trained for. */
+  /** Default: the size that the encoder was trained with. */
   imageSize?: readonly [height: number, width: number];
   mean?: readonly [number, number, number] | undefined;
   std?: readonly [number, number, number] | undefined;
@@ -119,7 +119,7 @@ export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniF
   };
 }
 
-/** The config.json of a UniFlow on `encoder`, whose own config.json is `encoderJson`. InternViT's fields are UniFlow's own. */
+/** The config.json of a UniFlow on `encoder`, whose own config.json is `encoderJson`. InternViT's fields are at the top level. */
 export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, unknown>): Record<string, unknown> {
   const decoder = {
     latent_ch: config.latentChannels,
@@ -146,8 +146,8 @@ export function uniFlowPreprocessing(config: UniFlowConfig): Preprocessing {
 }
 
 /**
- * Sizes for a fresh model: `nano` and `tiny` for tests, `small` for photographs on a CPU (the bundled model's: patches of 8, 48 channels, a flow head wide
- * enough for a patch's noise), `base` as ViT-B/14, `official` as the published one.
+ * Sizes of new models: `nano` and `tiny` for tests, `small` for photographs on a CPU (like the bundled model: patches of 8, 48 channels, a flow head wide
+ * enough for a patch's noise), `base` like ViT-B/14, `official` like the published model.
  */
 export const presets = {
   nano: preset(64, 2, 2, 56, { latent_ch: 16, global_blocks_depth: 1, num_decoder_layers: 2 }),

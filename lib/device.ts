@@ -5,15 +5,15 @@ import { native, type CpuInfo, type FloatType } from './native.js';
 import { onDevice } from './tensor.js';
 
 export interface DeviceOptions {
-  /** `'auto'` (the default) is the first GPU that works, else the CPU; {@link devices} says why. */
+  /** `'auto'` (the default) uses the first GPU that works, else the CPU; {@link devices} gives the reason. */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
-  /** Storage and products; accumulation is always float32. Default: float32. */
+  /** Type of storage and products; accumulation is always float32. Default: float32. */
   dtype?: FloatType;
-  /** Stores the weights of the encoder's blocks as e4m3 and multiplies them in it: faster, less exact. Inference in bfloat16 on GPUs from sm_89. */
+  /** Stores and multiplies the weights of the encoder's blocks in e4m3: faster, less exact. Inference in bfloat16 on GPUs from sm_89. */
   float8?: boolean;
 }
 
-/** Where a model is and what it computes with. */
+/** Device and number types of a model. */
 export interface Placement {
   device: string;
   dtype: FloatType;
@@ -23,7 +23,7 @@ export interface Placement {
 /** @internal */
 export const onCpu = (dtype: FloatType): Placement => ({ device: 'cpu', dtype, float8: false });
 
-/** @throws UniFlowError `UNSUPPORTED` with the reasons where the device is not there. */
+/** @throws UniFlowError `UNSUPPORTED` with the reasons if the device is not available. */
 export function checkDevice(options: DeviceOptions): Placement {
   checkOptions(options);
   const { device = 'auto', dtype = 'float32', float8 = false } = options;
@@ -42,7 +42,7 @@ function firstDevice(): string {
     try {
       if (available) return native.openDevice(name);
     } catch {
-      // the next one; devices() says what is there
+      // try the next one; devices() lists them all
     }
   }
   return 'cpu';
@@ -59,18 +59,18 @@ export interface DeviceInfo {
   description: string;
 }
 
-/** The devices of this machine; where there is no GPU, why. */
+/** The devices of this machine; without a GPU, the reason. */
 export function devices(): DeviceInfo[] {
   const { threads } = native.cpuInfo();
   return native.devices().map((d) => (d.name === 'cpu' ? { ...d, description: `${threads} threads, ${d.description}` } : d));
 }
 
-/** What the CPU can do and what was chosen for it. */
+/** Abilities of the CPU, and the kernels chosen for it. */
 export function cpuInfo(): CpuInfo {
   return native.cpuInfo();
 }
 
-/** Size of the team of threads that computes; the default is the number of cores that the process may use; UNIFLOW_THREADS, or else OMP_NUM_THREADS, sets another. */
+/** Sets the size of the compute team. Default: UNIFLOW_THREADS, else OMP_NUM_THREADS, else the number of cores available to the process. */
 export function setThreads(threads: number): void {
   native.setThreads(threads);
 }
@@ -84,7 +84,7 @@ export interface MemoryStats {
   pool: number;
 }
 
-/** Native memory by device, of those that were used, and the number of tensor handles that JavaScript holds. */
+/** Native memory of each device used so far, and the number of tensor handles held by JavaScript. */
 export function memoryStats(): { host: MemoryStats; devices: Record<string, MemoryStats>; handles: number } {
   const { handles, devices } = native.memoryStats();
   const { cpu, ...others } = devices;
@@ -100,7 +100,7 @@ export function trimMemory(): void {
   native.trimMemory();
 }
 
-/** The yardsticks of the benchmarks: FLOP/s of the best product and bytes copied (read + written) a second, on the CPU with the current threads. */
+/** The benchmarks' upper bounds, on the CPU with the current threads: FLOP/s of the fastest product, and bytes copied (read + written) per second. */
 export async function measurePeak(device = 'cpu'): Promise<{ bfloat16: number; float32: number; copy: number }> {
   const into = new Float64Array(3);
   await onDevice(device, () => native.measurePeak(into));

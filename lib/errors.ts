@@ -1,18 +1,18 @@
-/** What kind of thing went wrong. Stable: compare against it. */
+/** The kind of an error. Stable: compare against it. */
 export type ErrorCode =
   'BAD_INPUT' | 'BAD_CHECKPOINT' | 'UNSUPPORTED' | 'OUT_OF_MEMORY' | 'ABORTED' | 'DISPOSED' | 'NOT_FOUND' | 'NETWORK' | 'INTERNAL';
 
 export interface ErrorDetails {
-  /** What was looked at: an argument, a file, a tensor of a checkpoint. */
+  /** The checked thing: an argument, a file, a tensor of a checkpoint. */
   subject?: string | undefined;
   expected?: string | undefined;
   actual?: string | undefined;
-  /** The native operation in which it happened. */
+  /** The native operation that failed. */
   op?: string | undefined;
   cause?: unknown;
 }
 
-/** Every error that this library throws or rejects with. */
+/** Every error thrown by this library, and every rejection. */
 export class UniFlowError extends Error {
   override readonly name = 'UniFlowError';
   readonly subject: string | undefined;
@@ -43,12 +43,12 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw aborted(signal);
 }
 
-/** The error of work that `signal` ended. */
+/** The error of work aborted by `signal`. */
 export function aborted(signal: AbortSignal): UniFlowError {
   return new UniFlowError('ABORTED', 'the work was aborted', { cause: signal.reason });
 }
 
-/** Why something failed, for a place that names it already: the message without the name in front. */
+/** The reason of a failure without the leading name, for callers that already print the name. */
 export function reasonOf(error: unknown, name: string): string {
   const message = error instanceof Error ? error.message : String(error);
   return message.startsWith(`${name}: `) ? message.slice(name.length + 2) : message;

@@ -1,10 +1,10 @@
-/** Runs batches through the device and gathers what comes out into whole arrays. */
+/** Runs batches on the device and collects their outputs in whole arrays. */
 import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError, throwIfAborted } from './errors.js';
 import { native } from './native.js';
 import { cancellable, onDevice, tidy, Tensor } from './tensor.js';
 
-/** About this many tokens make a batch: enough rows to keep the matrix products busy, few enough to bound memory. */
+/** Approximate tokens per batch: enough rows to keep the matrix products busy, few enough to bound memory. */
 const TOKENS_PER_BATCH = 4096;
 
 export function defaultBatchSize(tokensPerImage: number): number {
@@ -18,7 +18,7 @@ export function checkBatchSize(batchSize: number | undefined, tokensPerImage: nu
   return batchSize;
 }
 
-/** One output of all batches: rows of the first dimension, one under the other, each read straight into its place. */
+/** One output of all batches, concatenated along the first dimension; each batch is read directly into its place. */
 class Gathered {
   private data: Float32Array | Uint8Array | undefined;
   private shape: number[] = [];
@@ -40,18 +40,18 @@ class Gathered {
 }
 
 export interface BatchRun {
-  /** Where it runs. */
+  /** The device to run on. */
   device: string;
   count: number;
   batchSize: number;
   signal?: AbortSignal | undefined;
-  /** The batch's input tensors; disposed of once queued. */
+  /** The batch's input tensors; disposed of once the work is queued. */
   load(begin: number, end: number): Tensor[] | Promise<Tensor[]>;
-  /** Queues the batch's work; returns the outputs to gather, all with the batch as first dimension. */
+  /** Queues the batch's work; returns the outputs to collect, each with the batch as first dimension. */
   forward(inputs: Tensor[], begin: number, end: number): Tensor[];
 }
 
-/** Gathers the outputs of all batches. While a batch is computed, the next one is loaded and queued behind it. */
+/** Collects the outputs of all batches. While one batch is computed, the next one is loaded and queued behind it. */
 export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8Array>[]> {
   return cancellable(run.signal, async (queue) => {
     const gathered: Gathered[] = [];
@@ -60,7 +60,7 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
       const reads = outputs.map((tensor, i) => (gathered[i] ??= new Gathered(run.count)).read(tensor, begin));
       for (const tensor of outputs) tensor.dispose();
       const all = Promise.all(reads);
-      all.catch(() => undefined); // it is awaited, but maybe only after the next batch has been read
+      all.catch(() => undefined); // it is awaited, but possibly only after the next batch has been read
       return all;
     };
     try {
@@ -68,7 +68,7 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
         const end = Math.min(run.count, begin + run.batchSize);
         const inputs = await run.load(begin, end);
         try {
-          await reading; // at most one batch is queued behind the one that runs
+          await reading; // at most one batch is queued behind the running one
           throwIfAborted(run.signal);
           reading = read(
             queue(() => onDevice(run.device, () => tidy(() => run.forward(inputs, begin, end)))),
@@ -80,7 +80,7 @@ export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8A
       }
       await reading;
     } catch (error) {
-      await onDevice(run.device, () => native.synchronize()); // nothing of this call is under way, or in memory, when it rejects
+      await onDevice(run.device, () => native.synchronize()); // when this rejects, none of its work is running or in memory
       throw error;
     }
     return gathered.map((g) => g.array);

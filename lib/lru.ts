@@ -1,9 +1,9 @@
-/** Values by key, made once; those used last are kept, as many as fit. A value that fails is made again. */
+/** A cache that keeps the most recently used values within its capacity. Each value is made once; a failed one is made again. */
 export class Lru<V> {
   private readonly values = new Map<string, { value: Promise<V>; size: number }>();
   private total = 0;
 
-  /** @param capacity of all sizes together. @param sizeOf default: 1 each, so that the capacity is a number of values. */
+  /** @param capacity upper bound of the summed sizes. @param sizeOf size of a value. Default: 1, so the capacity is a number of values. */
   constructor(
     public capacity: number,
     private readonly sizeOf: (value: V) => number = () => 1,

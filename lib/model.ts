@@ -1,4 +1,4 @@
-/** The model: encoder, latent projection, pixel flow decoder. How one is made, and streams through it, are in uniflow.ts. */
+/** The model: encoder, latent projection, pixel flow decoder. Its constructors, and streams through it, are in uniflow.ts. */
 import type { NdArray } from 'ndarray';
 import { uniFlowPreprocessing, type UniFlowConfig } from './config.js';
 import { Decoder } from './decoder/decoder.js';
@@ -16,24 +16,24 @@ import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Lin
 import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
-  /** The semantic tokens as well: the encoder's patch tokens. */
+  /** Also returns the semantic tokens: the encoder's patch tokens. */
   tokens?: boolean;
 }
 
 export interface Encoded {
   /** float32 [B,N,Z] */
   latents: NdArray;
-  /** float32 [B,N,D] when asked for. */
+  /** float32 [B,N,D], if requested. */
   tokens?: NdArray;
-  /** float32 [B,S,D] x (L+1) when asked for; [0] is the embedding, S counts class and register tokens. */
+  /** float32 [B,S,D] x (L+1), if requested; [0] is the embedding, S counts class and register tokens. */
   hiddenStates?: NdArray[];
   grid: Grid;
 }
 
 export interface Reconstruction extends Encoded {
-  /** As `decode` gives them. */
+  /** As returned by `decode`. */
   images: NdArray;
-  /** The preprocessed originals, uint8 [B,H,W,3]: as much of them as the patches cover. */
+  /** The preprocessed originals, uint8 [B,H,W,3]: the part that the patches cover. */
   originals: NdArray<Uint8Array>;
   /** Means over the images, in dB and in [-1, 1]. */
   psnr: number;
@@ -41,13 +41,13 @@ export interface Reconstruction extends Encoded {
   perImage: { psnr: number[]; ssim: number[] };
 }
 
-/** A model that is on its device; {@link UniFlow} is what users make. */
+/** A model on its device; users create a {@link UniFlow}. */
 export class UniFlowModel {
   /** @internal */ readonly encoder: Encoder;
   /** @internal */ readonly decoder: Decoder;
   private readonly down: [Linear, Linear];
   /** @internal */ readonly normalisation: NativeNormalisation;
-  /** @internal Those of {@link parameters} that are the encoder's. */
+  /** @internal The encoder's share of {@link parameters}. */
   readonly encoderParameters: readonly Parameter[];
 
   protected constructor(
@@ -77,7 +77,7 @@ export class UniFlowModel {
 
   // ----- encode -------------------------------------------------------------------------------------------------
 
-  /** Images to latents, and to tokens and hidden states where asked for. */
+  /** Encodes images to latents and, if requested, to tokens and hidden states. */
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<Encoded> {
     const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
     try {
@@ -106,7 +106,7 @@ export class UniFlowModel {
     };
   }
 
-  /** Latents, then tokens and hidden states where asked for. */
+  /** Latents, then tokens and hidden states if requested. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
     const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
     const tokens = options.tokens ? [this.patchTokens(last)] : [];
@@ -124,7 +124,7 @@ export class UniFlowModel {
 
   // ----- decode -------------------------------------------------------------------------------------------------
 
-  /** Latents [B,N,Z] to pictures: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
+  /** Decodes latents [B,N,Z] to images: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
   async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
     const { count, patches, grid, ids, sampling } = checkDecoding(latents, options, this.config);
     const all: Tensor[] = [];
@@ -151,7 +151,7 @@ export class UniFlowModel {
 
   // ----- both ---------------------------------------------------------------------------------------------------
 
-  /** Encodes and decodes, and says how close the pictures came to the preprocessed originals. */
+  /** Encodes and decodes, and measures how close the images are to the preprocessed originals. */
   async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
     const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
     try {
@@ -183,7 +183,7 @@ export class UniFlowModel {
     await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
   }
 
-  /** Frees the weights; resolves when they are gone. */
+  /** Frees the weights; resolves when they are freed. */
   async dispose(): Promise<void> {
     this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
@@ -194,12 +194,12 @@ export class UniFlowModel {
   }
 }
 
-/** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
+/** The published layout has InternViT's names at the top level; other encoders keep their own names under one prefix. */
 export function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
 }
 
-/** Rows [begin, end) of a whole array, back on the device. */
+/** Uploads rows [begin, end) of an array. */
 function rowsOf(array: NdArray, begin: number, end: number): Tensor {
   const [, ...rest] = array.shape;
   const row = rest.reduce((a, b) => a * b, 1);

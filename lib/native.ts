@@ -1,27 +1,27 @@
-/** The typed face of the addon: nothing but what `bindings/` exports. */
+/** Types of the addon: exactly what `bindings/` exports. */
 import { loadAddon } from './addon.js';
 import { UniFlowError } from './errors.js';
 
-/** float8 (e4m3) only of packed weights. */
+/** float8 (e4m3) is for packed weights only. */
 export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32' | 'float8';
 export type FloatType = 'float32' | 'bfloat16';
-/** How a linear weight is stored for products: float8 (e4m3) only on GPUs that compute with it. */
+/** Storage of a linear weight for products: float8 (e4m3) only on GPUs that support it. */
 export type WeightType = FloatType | 'float8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
-/** What rotary positions count: patches, or the width of the image, from −2π at one edge to 2π at the other (DINOv3). */
+/** Unit of rotary positions: patches, or the width of the image, from −2π at one edge to 2π at the other (DINOv3). */
 export type RopeUnit = 'patch' | 'image';
 export type ResampleFilter = 'box' | 'bilinear' | 'bicubic' | 'lanczos';
 export interface Resampling {
   width: number;
   height: number;
   mode: 'cover' | 'shortest_edge' | 'stretch';
-  /** Of 'shortest_edge', in pixels. */
+  /** Used by 'shortest_edge', in pixels. */
   edge: number;
   filter: ResampleFilter;
 }
 export type HostArray = Float32Array | Uint8Array | Uint8ClampedArray | Int32Array | Uint16Array;
 
-/** Native side of {@link Tensor}. */
+/** The native side of {@link Tensor}. */
 export interface TensorHandle {
   readonly shape: number[];
   readonly dtype: DType;
@@ -33,7 +33,7 @@ export interface TensorHandle {
   dispose(): void;
   reshape(shape: readonly number[]): TensorHandle;
   slice(begin: number, end: number): TensorHandle;
-  /** Another handle of the same tensor: each is disposed of on its own. */
+  /** Another handle of the same tensor. Each handle is disposed of separately. */
   share(): TensorHandle;
   read(into: HostArray): Promise<void>;
 }
@@ -91,10 +91,10 @@ export interface NativeNormOptions {
   rms?: boolean | undefined;
 }
 
-/** How SSIM is computed, see native/ops/quality.h: 'standard', Wang et al.'s; 'paper', that of the notebook published with UniFlow. */
+/** Variant of SSIM, see native/ops/quality.h: 'standard' is Wang et al.'s, 'paper' that of the notebook published with UniFlow. */
 export type QualityConvention = 'standard' | 'paper';
 
-/** How the distillation loss weights its layers; 'adaptive' is the paper's. */
+/** Layer weights of the distillation loss; 'adaptive' is the paper's. */
 export type LayerWeights = 'adaptive' | 'uniform' | 'last';
 
 export interface NativeOptimizedParameter {
@@ -114,16 +114,16 @@ export interface NativeAdamWOptions {
   eps: number;
   /** Weight of the old value in the moving average. */
   ema: number;
-  /** Largest global gradient norm; 0: no clipping. */
+  /** Largest global gradient norm; 0 disables clipping. */
   clip: number;
-  /** From 1. */
+  /** Starts at 1. */
   step: number;
 }
 
 export interface CpuInfo {
   /** Instruction set of the kernels. */
   kernels: string;
-  /** Those that this machine has, the best first; UNIFLOW_ISA chooses another than the best. */
+  /** Instruction sets supported by this machine, best first; UNIFLOW_ISA overrides the choice. */
   instructionSets: string[];
   nativeBfloat16: boolean;
   threads: number;
@@ -160,20 +160,20 @@ export interface Native {
   ): TensorHandle;
   imageQuality(a: TensorHandle, b: TensorHandle, convention: QualityConvention): TensorHandle;
   /**
-   * A path or the bytes of a file, which stay untouched until decodeJpeg resolves. Undefined: it cannot be read, or is no JPEG that decodeJpeg
-   * decodes, or has more pixels. The size is that of the upright picture.
+   * Opens a path, or the bytes of a file, which must not change until decodeJpeg resolves. Returns undefined if the file cannot be read, is not a JPEG that
+   * decodeJpeg supports, or has more than `maxPixels` pixels. The size is that of the upright image.
    */
   openJpeg(source: string | Uint8Array, maxPixels: number): Promise<{ width: number; height: number; file: JpegHandle } | undefined>;
-  /** Decodes to packed RGB, resized where `to` is given; false where anything is wrong with the file. It uses the handle up. */
+  /** Decodes to packed RGB, resized if `to` is given; resolves to false if the file is faulty in any way. Invalidates the handle. */
   decodeJpeg(file: JpegHandle, into: Uint8Array, to: Resampling | undefined): Promise<boolean>;
-  /** Resizes RGB pixels into `into`, a packed [height, width, 3]; both arrays stay untouched until it resolves. */
+  /** Resizes RGB pixels to `into`, a packed [height, width, 3]. Neither array may change until it resolves. */
   resample(pixels: Uint8Array, width: number, height: number, into: Uint8Array, to: Resampling): Promise<void>;
-  /** Rounds to 16 bits; UNSUPPORTED for what float16 cannot hold. The arrays stay untouched until it resolves; so in the two below. */
+  /** Rounds to 16 bits; UNSUPPORTED for values that float16 cannot represent. Here and in the next two, the arrays must not change until it resolves. */
   store(values: Float32Array, type: 'float16' | 'bfloat16', bits: Uint16Array): Promise<void>;
   restore(bits: Uint16Array, type: 'float16' | 'bfloat16', values: Float32Array): Promise<void>;
-  /** Of each channel of values [..., channels]: the mean, and the sum of squared distances from it, in float64. */
+  /** Per channel of values [..., channels]: the mean, and the sum of squared deviations from it, in float64. */
   moments(values: Float32Array, channels: number, mean: Float64Array, squares: Float64Array): Promise<void>;
-  /** Takes the lock of an open file, which goes when that is closed or the process ends; false where another opening of the file has it. */
+  /** Locks an open file until it is closed or the process ends; false if another open file description holds the lock. */
   lockFile(fd: number): boolean;
   patchEmbed(
     pixels: TensorHandle,
@@ -236,7 +236,7 @@ export interface Native {
   resizeTableBackward(dOut: TensorHandle, rows: number, cols: number, outRows: number, outCols: number, antialias: boolean): TensorHandle;
   /** a + factor[index] * scale * b; a and factor may be undefined (0 and 1). */
   add(a: TensorHandle | undefined, b: TensorHandle, factor: TensorHandle | undefined, index: number, scale: number): TensorHandle;
-  /** Sum over all but the last `kept` dimensions, float32. */
+  /** Sum over all dimensions except the last `kept`, float32. */
   sumRows(x: TensorHandle, kept: number): TensorHandle;
   padTokens(x: TensorHandle, begin: number, total: number): TensorHandle;
   split(x: TensorHandle, part: number, parts: number): TensorHandle;
@@ -251,24 +251,24 @@ export interface Native {
   ): { loss: TensorHandle; alpha: TensorHandle; weight: TensorHandle; grads: TensorHandle[] };
   interpolate(data: TensorHandle, noise: TensorHandle, t: TensorHandle): { noisy: TensorHandle; target: TensorHandle };
   meanSquaredError(value: TensorHandle, target: TensorHandle): { loss: TensorHandle; grad: TensorHandle };
-  /** Mean over the rows, its gradient in the logits' dtype, and the number of rows whose label is the largest: [M,C], int32 [M]. */
+  /** Mean over the rows, its gradient in the logits' dtype, and the number of rows whose label is the largest logit: [M,C], int32 [M]. */
   crossEntropy(logits: TensorHandle, labels: TensorHandle): { loss: TensorHandle; grad: TensorHandle; correct: TensorHandle };
   /** The k largest of each row, descending: [M,N] → float32 and int32 [M,k]. */
   topK(scores: TensorHandle, k: number): { values: TensorHandle; indices: TensorHandle };
-  /** Of the columns, divisor N − 1: [N,D] → [D], [D,D]. */
+  /** Mean and covariance of the columns, divisor N − 1: [N,D] → [D], [D,D]. */
   covariance(x: TensorHandle): { mean: TensorHandle; covariance: TensorHandle };
   /** Sinusoids of 1000 t, cosines first: [M] → [M, 256]. */
   timestepEmbedding(t: TensorHandle): TensorHandle;
   globalNorm(grads: TensorHandle[]): TensorHandle;
   adamw(parameters: NativeOptimizedParameter[], norm: TensorHandle, options: NativeAdamWOptions): void;
-  /** A plain copy of a parameter that lives as long as its handle, whatever the pool does. */
+  /** A plain copy of a parameter, outside the pool; it lives as long as its handle. */
   copyParameter(parameter: TensorHandle, dtype: FloatType): TensorHandle;
   openSafetensors(path: string): {
     handle: FileHandle;
     metadata: Record<string, string>;
     tensors: Record<string, { dtype: string; shape: number[] }>;
   };
-  /** A copy of the bytes of one tensor of a file, as they are there. */
+  /** A copy of a tensor's bytes, as stored in the file. */
   tensorBytes(file: FileHandle, name: string): Uint8Array;
   loadParameter(parts: ParameterPart[], shape: readonly number[], dtype: WeightType, packed: boolean): TensorHandle;
   randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
@@ -277,17 +277,17 @@ export interface Native {
   parameterBytes(parameter: TensorHandle, dtype: FloatType): TensorHandle;
   createToken(): CancelToken;
   cancel(token: CancelToken): void;
-  /** Operations queued from now on carry this token; without one, nobody can cancel them. */
+  /** Operations queued from now on carry this token; without one they cannot be cancelled. */
   useToken(token?: CancelToken): void;
-  /** Resolves when all that was queued on the device (of the tensors, or in use) has run; rejects if one of `tensors` could not be made. */
+  /** Resolves when everything queued on the device (of the tensors, or the current one) has run; rejects if one of `tensors` failed. */
   synchronize(tensors?: TensorHandle[]): Promise<void>;
   setThreads(threads: number): void;
   memoryStats(): { handles: number; devices: Record<string, { active: number; peak: number; pool: number }> };
-  /** Every device that there is, or why there is none of its kind. */
+  /** All devices; for a kind without any, the reason. */
   devices(): { name: string; available: boolean; description: string }[];
   /** Opens a device and returns its full name: 'cuda' is 'cuda:0'. */
   openDevice(name: string): string;
-  /** Tensors that are made from no other tensor are made there from now on. */
+  /** Tensors that are not made from other tensors are created there from now on. */
   useDevice(name: string): void;
   resetPeak(): void;
   trimMemory(): void;
@@ -300,5 +300,5 @@ const { addon, path } = loadAddon();
 export const native = addon as Native;
 native.setErrorClass(UniFlowError);
 
-/** The file that the addon was loaded from. */
+/** Path of the loaded addon. */
 export const addonPath = path;

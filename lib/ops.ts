@@ -1,8 +1,8 @@
 /**
- * The operations on tensors, each beside its derivative. Shapes and sources are in native/ops/*.h.
+ * The operations on tensors, each with its derivative. Shapes and formulas are in native/ops/*.h.
  *
- * In inference linear() is one fused kernel. Where a tape records, it is the same in pieces, because the backward pass
- * needs the values in between.
+ * In inference, linear() is one fused kernel. While a tape records, it is composed of separate operations, because the backward pass needs the intermediate
+ * values.
  */
 import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention, type RopeUnit } from './native.js';
 import { differentiable, recording } from './tape.js';
@@ -54,7 +54,7 @@ export function activate(x: Tensor, kind: Activation): Tensor {
   return differentiable(y, [x], (d) => [tensorOf(native.activationBackward(x.handle, d.handle, kind))]);
 }
 
-/** residual + scale * branch (LayerScale [D]), or residual + gate * branch (AdaLN, shaped as branch). */
+/** residual + scale * branch (LayerScale [D]), or residual + gate * branch (AdaLN, same shape as branch). */
 export function scaleAdd(residual: Tensor, branch: Tensor, { scale, gate }: { scale?: Tensor | undefined; gate?: Tensor } = {}): Tensor {
   const y = tensorOf(native.scaleAdd(residual.handle, branch.handle, scale?.handle, gate?.handle));
   return differentiable(y, [residual, branch, scale, gate], (d) => {
@@ -81,13 +81,13 @@ export function qkNorm(qkv: Tensor, qWeight: Tensor, kWeight: Tensor, eps: numbe
   });
 }
 
-/** Rotary positions on q and k of the tokens from `prefix` on; the table is {@link ropeTable}'s. */
+/** Applies rotary positions to q and k of the tokens from `prefix` on; `table` comes from {@link ropeTable}. */
 export function rope(qkv: Tensor, heads: number, prefix: number, table: Tensor): Tensor {
   const y = tensorOf(native.rope(qkv.handle, heads, prefix, table.handle));
   return differentiable(y, [qkv], (d) => [tensorOf(native.ropeBackward(d.handle, heads, prefix, table.handle))]);
 }
 
-/** Rotary positions in two dimensions: half of a head's pairs turn with the row, half with the column, the k-th by theta^(−4k / headDim) of the position. */
+/** Rotary positions in two dimensions: half of a head's pairs rotate by the row, half by the column, the k-th by theta^(−4k / headDim) times the position. */
 export interface Rope {
   theta: number;
   unit: RopeUnit;
@@ -176,12 +176,12 @@ export function sliceTokens(x: Tensor, begin: number, end: number): Tensor {
   return differentiable(y, [x], (d) => [tensorOf(native.padTokens(d.handle, begin, x.dim(1)))]);
 }
 
-/** The same elements under another shape. */
+/** The same elements with another shape. */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   return differentiable(x.reshape(shape), [x], (d) => [d.reshape(x.shape)]);
 }
 
-/** x [..., parts * n] in equal parts, [..., n] each. */
+/** Splits x [..., parts * n] into equal parts, [..., n] each. */
 export function split(x: Tensor, parts: number): Tensor[] {
   const outputs = Array.from({ length: parts }, (_, part) => tensorOf(native.split(x.handle, part, parts)));
   recording(x)?.add({ outputs, inputs: [x], backward: (d) => [tensorOf(native.concat(d.map((g) => g?.handle)))] });
@@ -193,7 +193,7 @@ export function add(a: Tensor, b: Tensor): Tensor {
   return differentiable(tensorOf(native.add(a.handle, b.handle, undefined, 0, 1)), [a, b], (d) => [d, d]);
 }
 
-/** The pixels of whole patches, uint8 [B,h,w,3]: normalised ones [B,3,H,W] are denormalised, rounded, clamped. */
+/** The pixels of whole patches, uint8 [B,h,w,3]; normalised ones [B,3,H,W] are denormalised, rounded and clamped. */
 export function toUint8(pixels: Tensor, grid: Grid, patch: number, normalisation: NativeNormalisation): Tensor {
   const [height, width] = [grid.rows * patch, grid.cols * patch];
   if (pixels.dtype === 'uint8' && pixels.dim(1) === height && pixels.dim(2) === width) return pixels.slice(0, pixels.dim(0));
@@ -208,7 +208,7 @@ export function imageQuality(a: Tensor, b: Tensor, convention: QualityConvention
   return tensorOf(native.imageQuality(a.handle, b.handle, convention));
 }
 
-/** Fails `x`, and what depends on it, where a value is NaN or infinite. */
+/** Fails `x`, and everything that depends on it, if a value is NaN or infinite. */
 export function checkFinite(x: Tensor, name: string): Tensor {
   native.checkFinite(x.handle, name);
   return x;

@@ -1,12 +1,12 @@
 /**
- * Packages that one feature alone needs. They are optional peers of this package: an install of the library leaves them out, and where a
- * feature is used without them, the error has the command that installs them.
+ * Packages needed by a single feature. They are optional peers of this package, so installing the library leaves them out. If a feature is used without them,
+ * the error contains the command that installs them.
  */
 import { UniFlowError } from './errors.js';
 import { peerRanges } from './package.js';
 
 interface Optional {
-  /** As the error names it. */
+  /** Name of the feature in the error. */
   title: string;
   packages: readonly string[];
 }
@@ -20,7 +20,7 @@ export const FEATURES = {
 
 export type Feature = keyof typeof FEATURES;
 
-/** A feature is used and its packages are not installed. It ends a run: no image is to blame, and all others would fail alike. */
+/** A feature is used but its packages are not installed. It ends a run: it is not the fault of an image, and all others would fail alike. */
 export class MissingPackageError extends UniFlowError {
   constructor(feature: Feature, missing: string, cause: unknown) {
     const what = `${FEATURES[feature].title} needs packages that are not installed, such as ${missing}`;
@@ -30,8 +30,8 @@ export class MissingPackageError extends UniFlowError {
 }
 
 /**
- * What `load` imports, which is a module that imports packages of the feature.
- * @throws {MissingPackageError} where one of them is not installed.
+ * Returns the result of `load`, which imports a module that uses packages of the feature.
+ * @throws {MissingPackageError} if one of them is not installed.
  */
 export async function optional<M>(feature: Feature, load: () => Promise<M>): Promise<M> {
   try {
@@ -42,19 +42,19 @@ export async function optional<M>(feature: Feature, load: () => Promise<M>): Pro
   }
 }
 
-/** With all packages of the feature, in versions that this package works with. */
+/** The install command, with all packages of the feature in versions that this package supports. */
 export function installCommand(feature: Feature): string {
   return ['npm install', ...FEATURES[feature].packages.map((name) => `${name}@${majorOf(peerRanges[name] as string)}`)].join(' ');
 }
 
-/** '^5.12.8' → '5', '^0.17.0' → '0.17': ranges that no shell has to have quoted. */
+/** '^5.12.8' → '5', '^0.17.0' → '0.17': ranges that need no quoting in a shell. */
 function majorOf(range: string): string {
   return range.replace(/^\^(0\.\d+|\d+).*$/, '$1');
 }
 
 const NOT_FOUND = ['ERR_MODULE_NOT_FOUND', 'MODULE_NOT_FOUND'];
 
-/** The one that an import did not find. */
+/** The package that an import did not find. */
 function missingPackage(error: unknown, packages: readonly string[]): string | undefined {
   const { code, message } = error as NodeJS.ErrnoException;
   return NOT_FOUND.includes(code ?? '') ? packages.find((name) => message.includes(`'${name}'`)) : undefined;

@@ -1,9 +1,9 @@
-/** Where this package is, and what it ships. */
+/** The package's location, and the model bundled with it. */
 import { readFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-/** The package's folder, from `lib/` (tests) as from `dist/`. */
+/** The package's folder, both from `lib/` (tests) and from `dist/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
 
 const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
@@ -17,10 +17,10 @@ export const packageVersion = manifest.version;
 export const peerRanges = manifest.peerDependencies;
 
 /**
- * The folder of the tokenizer that comes with the package: a small one for colour photographs, trained from photographs in Debian's wallpaper
- * packages (models/default/README.md). It reconstructs; having had no pretrained teacher, it does not understand.
+ * Folder of the bundled model: a small tokenizer for colour photographs, trained on photographs in Debian's wallpaper packages (models/default/README.md). It
+ * reconstructs images, but its tokens carry no semantics, because it had no pretrained teacher.
  */
 export const embeddedModel = join(packageRoot, 'models', 'default');
 
-/** What it is called in files: where it is installed says nothing. */
+/** Its name in files: the install location would say nothing. */
 export const embeddedName = `${basename(dirname(embeddedModel))}/${basename(embeddedModel)}`;

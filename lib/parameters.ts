@@ -1,48 +1,48 @@
-/** A model's parameters: where they come from (a checkpoint, or random numbers) and under which names they are saved. */
+/** A model's parameters: their source (a checkpoint, or random numbers) and the names under which they are saved. */
 import { type Placement } from './device.js';
 import { native, type Activation, type FloatType, type TensorHandle, type WeightType } from './native.js';
 import { type Linear, type Norm } from './ops.js';
 import { onDevice, tensorOf, type Tensor } from './tensor.js';
 
-/** How a parameter starts when it is not loaded: normal, cut off at two deviations, or constant. */
+/** Initial value of a parameter that is not loaded: normal, truncated at two standard deviations, or constant. */
 export type Init = { std: number } | { value: number };
 
-/** 1 / E[f(n)²] of an activation f, n standard normal: the {@link LinearParameters.gain} of a matrix that multiplies its output. */
+/** 1 / E[f(n)²] of an activation f, n standard normal: the {@link LinearParameters.gain} of a matrix applied to its output. */
 export const GAIN: Readonly<Record<Activation | 'swiglu', number>> = {
   ...{ gelu: 2.3517, gelu_tanh: 2.3519, quick_gelu: 2.3699, silu: 2.8108, swiglu: 2.8108 },
 };
 
-/** Of {@link ParameterSource.linear}. */
+/** Options of {@link ParameterSource.linear}. */
 export interface LinearParameters {
   /** Which of the stacked layers have a bias in the checkpoint. Default true. */
   bias?: boolean | readonly boolean[];
-  /** The stored shape where it is not [out, in]. */
+  /** The stored shape, if it is not [out, in]. */
   weightShape?: readonly number[];
-  /** float8 where the model is to have it. */
+  /** float8, if the model uses it. */
   compact?: boolean;
   /**
-   * Random weights start by fan-in, with variance gain / in: an input of mean square 1 / gain gives outputs of variance 1 (He et al. 2015,
-   * "Delving Deep into Rectifiers"). 0: they start at zero. Default 1.
+   * Random weights are scaled by fan-in, with variance gain / in: an input of mean square 1 / gain gives outputs of variance 1 (He et al. 2015, "Delving Deep
+   * into Rectifiers"). 0: they start at zero. Default 1.
    */
   gain?: number;
 }
 
-/** One tensor of the checkpoint layout. A parameter may be several, one under the other (q, k, v). */
+/** One tensor of the checkpoint layout. A parameter may be several concatenated ones (q, k, v). */
 export interface Part {
   name: string;
   shape: readonly number[];
-  /** Not in the checkpoint: rows of zeros (DINOv3's key bias). */
+  /** Missing from the checkpoint, replaced by rows of zeros (DINOv3's key bias). */
   absent?: boolean;
 }
 
 export interface Parameter {
   tensor: Tensor;
   parts: readonly Part[];
-  /** Weight of a linear layer: stored and computed with in the model's dtype, and what weight decay shrinks. */
+  /** Weight of a linear layer: stored and computed in the model's dtype, and subject to weight decay. */
   matrix: boolean;
 }
 
-/** Gives a parameter another value, packed for products in `dtype` where it is a matrix: how a model without a trainer takes it. */
+/** Replaces a parameter's value outside of a trainer; a matrix is packed for products in `dtype`. */
 export function assignParameter({ tensor, matrix }: Parameter, value: TensorHandle, dtype: FloatType): void {
   tensor.assign(matrix ? native.packLinear(value, dtype) : native.copyParameter(value, 'float32'));
 }
@@ -57,10 +57,10 @@ export abstract class ParameterSource {
     return this.placement.dtype;
   }
 
-  /** All parts under each other, as a tensor of `shape`; a matrix is packed for products in `dtype`. */
+  /** All parts concatenated, as a tensor of `shape`; a matrix is packed for products in `dtype`. */
   protected abstract make(parts: readonly Part[], shape: readonly number[], dtype: WeightType, packed: boolean, init: Init): Tensor;
 
-  /** What `make` builds of these parameters; should that fail, they go at once, not when garbage is collected. */
+  /** Returns the object that `make` builds from these parameters. If it throws, the parameters are freed at once instead of by the garbage collector. */
   guard<T>(make: () => T): T {
     const drop = (error: unknown): never => {
       for (const { tensor } of this.parameters) tensor.dispose();
@@ -76,7 +76,7 @@ export abstract class ParameterSource {
 
   private prefix = '';
 
-  /** Everything that `fn` asks for has `prefix` in front of its name. */
+  /** Adds `prefix` to every name that `fn` requests. */
   within<T>(prefix: string, fn: () => T): T {
     const outer = this.prefix;
     this.prefix = outer + prefix;
@@ -94,7 +94,7 @@ export abstract class ParameterSource {
     return tensor;
   }
 
-  /** float32, in its own shape or `as` another one. */
+  /** float32, in its own shape or reshaped to `as`. */
   plain(name: string, shape: readonly number[], init: Init, as: readonly number[] = shape): Tensor {
     return this.add([{ name, shape }], as, 'float32', false, init);
   }
@@ -106,9 +106,7 @@ export abstract class ParameterSource {
     };
   }
 
-  /**
-   * `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, each with an equal share of the rows.
-   */
+  /** `name.weight` [out, in] and `name.bias` [out]. Several names are stacked, with an equal number of rows each. */
   linear(
     name: string | readonly string[],
     out: number,
@@ -129,7 +127,7 @@ export abstract class ParameterSource {
   }
 }
 
-/** The parameters of a model that is there already; both own them, neither changes them. */
+/** The parameters of an existing model. Both own them; neither changes them. */
 export class SharedSource extends ParameterSource {
   private readonly byName: Map<string, Tensor>;
 
@@ -148,7 +146,7 @@ export class SharedSource extends ParameterSource {
   }
 }
 
-/** Deviation of a standard normal distribution that is cut off at two deviations. */
+/** Standard deviation of a standard normal distribution truncated at two deviations. */
 const CUT_OFF = 0.87962566;
 
 /** Parameters drawn at random: the same for the same seed, whatever the dtype, device or thread count. */

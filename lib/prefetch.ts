@@ -1,9 +1,9 @@
-/** Work on what comes next, while the caller uses what came before. */
+/** Prefetching: work on later items runs while the caller uses earlier results. */
 import { aborted, throwIfAborted } from './errors.js';
 
 /**
- * Results of `work` in the order of `items`. While one is used, the work on up to `count` further ones is under way. Leaving the loop, or an
- * error, waits for all of it.
+ * Yields the results of `work` in the order of `items`. While the caller uses one, up to `count` later ones are being computed. Leaving the loop, or an
+ * error, waits for all of them.
  */
 export async function* prefetch<T, R>(
   items: Iterable<T> | AsyncIterable<T>,
@@ -22,7 +22,7 @@ export async function* prefetch<T, R>(
   }
 }
 
-/** The items, until `signal` fires: then nobody waits any longer for one that may never come. @throws {UniFlowError} `ABORTED`. */
+/** Yields the items until `signal` fires, and then stops waiting, even for an item that may never come. @throws {UniFlowError} `ABORTED`. */
 export async function* untilAborted<T>(
   items: Iterable<T> | AsyncIterable<T>,
   signal: AbortSignal | undefined,
@@ -42,11 +42,11 @@ export async function* untilAborted<T>(
     }
   } finally {
     const closing = ended ? undefined : ignoreRejection(Promise.resolve(iterator.return?.()));
-    if (!signal.aborted) await closing; // or it may wait for the item as well
+    if (!signal.aborted) await closing; // after an abort this could wait for the pending item
   }
 }
 
-/** Listens for this one alone: what a promise of the abort was asked once for each item would be kept as long as the signal. */
+/** Adds one listener per wait. Racing a shared abort promise would leak one reaction per item. */
 async function unlessAborted<T>(value: T | PromiseLike<T>, signal: AbortSignal): Promise<T> {
   throwIfAborted(signal);
   let stop: (() => void) | undefined;
@@ -61,7 +61,7 @@ async function unlessAborted<T>(value: T | PromiseLike<T>, signal: AbortSignal):
   }
 }
 
-/** It is awaited, but maybe only after others have been. */
+/** Marks a promise as handled, because it may be awaited only after others. */
 export function ignoreRejection<T>(promise: Promise<T>): Promise<T> {
   promise.catch(() => undefined);
   return promise;

@@ -1,12 +1,11 @@
 /**
- * Reverse-mode differentiation. While a tape records, every operation on something that it watches leaves an entry: what
- * went in, what came out, and how to turn a gradient of the one into gradients of the other. `backward` walks the entries
- * from the last to the first. Everything is queued, nothing waits: the whole step belongs into one tidy().
+ * Reverse-mode differentiation. While a tape records, every operation on a watched tensor adds an entry: its inputs, its outputs, and a function from output
+ * gradients to input gradients. `backward` visits the entries from last to first. Everything is queued and nothing waits, so a whole step fits in one tidy().
  */
 import { native } from './native.js';
 import { tensorOf, tidy, type Tensor } from './tensor.js';
 
-/** A gradient still to be multiplied, also by an element of a vector on the device: the sum that takes it in does that too. */
+/** A gradient that is still to be multiplied, possibly by an element of a vector on the device. The multiplication is fused into the addition. */
 export interface ScaledGradient {
   gradient: Tensor;
   scale: number;
@@ -17,12 +16,12 @@ export interface ScaledGradient {
 type Gradient = Tensor | ScaledGradient;
 
 /**
- * From the gradients of an entry's outputs to those of its inputs, in their order; undefined where there is none.
- * The gradient of a loss, which is a scalar, is a number. `sums` are the gradients found so far, for who adds to them itself.
+ * Maps the gradients of an entry's outputs to those of its inputs, in order; undefined if there is none. The gradient of a loss, which is a scalar, is a
+ * number. `sums`: gradients accumulated so far, for entries that accumulate in place.
  */
 export type Backward = (gradients: (Tensor | undefined)[], loss: number, sums: Map<Tensor, Tensor>) => (Gradient | undefined)[];
 
-/** Where differentiation begins: a loss with its weight (nothing may follow on a loss), or another output with its gradient. */
+/** Start of differentiation: a loss with its weight (nothing may depend on the loss), or another output with its gradient. */
 export type Origin = { loss: Tensor; scale: number } | { output: Tensor; gradient: Tensor };
 
 interface Entry {
@@ -37,12 +36,12 @@ export class Tape {
   private readonly entries: Entry[] = [];
   private readonly known: Set<Tensor>;
 
-  /** @param parameters what gradients are wanted of. */
+  /** @param parameters tensors to differentiate with respect to. */
   constructor(readonly parameters: readonly Tensor[]) {
     this.known = new Set(parameters);
   }
 
-  /** Records what `fn` computes. */
+  /** Records the operations in `fn`. */
   record<T>(fn: () => T): T {
     const outer = active;
     // eslint-disable-next-line @typescript-eslint/no-this-alias -- the tape that records is a module variable
@@ -54,7 +53,7 @@ export class Tape {
     }
   }
 
-  /** Whether the gradient with respect to `tensor` is wanted, for its own sake or on the way to another. */
+  /** Whether the gradient with respect to `tensor` is needed, for its own sake or to compute another one. */
   watches(tensor: Tensor | undefined): boolean {
     return tensor !== undefined && this.known.has(tensor);
   }
@@ -66,8 +65,8 @@ export class Tape {
   }
 
   /**
-   * Gradients of sum(scale * loss) + sum(gradient * output) with respect to all that was watched and used, added to those in
-   * `gradients`. Can be called once.
+   * Returns the gradients of sum(scale * loss) + sum(gradient * output) with respect to everything watched and used, added to those in `gradients`. Can be
+   * called only once.
    */
   backward(origins: readonly Origin[], gradients = new Map<Tensor, Tensor>()): Map<Tensor, Tensor> {
     const scales = new Map<Tensor, number>();
@@ -78,7 +77,7 @@ export class Tape {
     for (let entry = this.entries.pop(); entry; entry = this.entries.pop()) {
       const of = entry.outputs.map((output) => gradients.get(output));
       const loss = scales.get(entry.outputs[0] as Tensor);
-      if (loss === undefined && of.every((g) => g === undefined)) continue; // leads to no loss
+      if (loss === undefined && of.every((g) => g === undefined)) continue; // does not lead to a loss
       for (const output of entry.outputs) gradients.delete(output);
       const inputs = entry.inputs;
       entry.backward(of, loss ?? 0, gradients).forEach((gradient, i) => {
@@ -97,12 +96,12 @@ function accumulate(sum: Tensor | undefined, gradient: Gradient): Tensor {
   return tensorOf(native.add(sum?.handle, g.handle, factor?.handle, index, scale));
 }
 
-/** The tape that must know of an operation on `inputs`, if any. */
+/** The tape that must record an operation on `inputs`, if any. */
 export function recording(...inputs: (Tensor | undefined)[]): Tape | undefined {
   return inputs.some((input) => active?.watches(input)) ? active : undefined;
 }
 
-/** Runs `fn` unseen by any tape. */
+/** Runs `fn` without recording. */
 export function unrecorded<T>(fn: () => T): T {
   const outer = active;
   active = undefined;
@@ -113,7 +112,7 @@ export function unrecorded<T>(fn: () => T): T {
   }
 }
 
-/** Tells the recording tape, if `inputs` concern it, how to differentiate what made `output`. Returns `output`. */
+/** If a tape records one of `inputs`, adds an entry for the operation that made `output`. Returns `output`. */
 export function differentiable(
   output: Tensor,
   inputs: readonly (Tensor | undefined)[],
@@ -124,23 +123,23 @@ export function differentiable(
 }
 
 /**
- * fn(...inputs), of whose values between input and output nothing is kept for the backward pass, which computes them again
- * (activation checkpointing). What it costs is a second forward pass; the gradients are the same to the last bit.
- * @param fn makes one tensor of the inputs and of parameters; it must not take in anything else that a gradient is wanted of.
+ * fn(...inputs), without keeping intermediate values for the backward pass, which recomputes them (activation checkpointing). It costs a second forward pass;
+ * the gradients are bit-identical.
+ * @param fn makes one tensor from the inputs and from parameters. It must not use any other tensor that needs a gradient.
  */
 export function recompute<Inputs extends Tensor[]>(fn: (...inputs: Inputs) => Tensor, inputs: [...Inputs]): Tensor {
   const outer = active;
   if (!outer) return fn(...inputs);
   const wanted = [...inputs.filter((input) => outer.watches(input)), ...outer.parameters];
   const run = (tape: Tape): Tensor => tape.record(() => fn(...inputs));
-  const forgotten = new Tape(wanted); // on a tape all the same: what is recorded need not round as what is not
+  const forgotten = new Tape(wanted); // record anyway: recorded operations may round differently from unrecorded ones
   const output = tidy(() => run(forgotten));
   if (!forgotten.watches(output)) return output;
   const backward: Backward = ([gradient], _, sums) => {
     tidy(() => {
       const tape = new Tape(wanted);
       tape.backward([{ output: run(tape), gradient: gradient as Tensor }], sums);
-      return wanted.map((tensor) => sums.get(tensor)); // what of it lives on
+      return wanted.map((tensor) => sums.get(tensor)); // the only tensors of it that survive
     });
     return [];
   };
@@ -148,7 +147,7 @@ export function recompute<Inputs extends Tensor[]>(fn: (...inputs: Inputs) => Te
   return output;
 }
 
-/** Tells the recording tape of a loss whose gradient with respect to `value` is known already. Returns `loss`. */
+/** Adds a loss whose gradient with respect to `value` is already known. Returns `loss`. */
 export function withGradient(loss: Tensor, value: Tensor, gradient: Tensor): Tensor {
   recording(value)?.add({ outputs: [loss], inputs: [value], backward: (_, scale) => [{ gradient, scale }] });
   return loss;

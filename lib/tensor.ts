@@ -1,15 +1,14 @@
-/** Handles of native arrays, and the scopes that dispose of them. Operations on them are in ops.ts. */
+/** Handles of native arrays, and the scopes that dispose of them. The operations are in ops.ts. */
 import ndarray, { type NdArray } from 'ndarray';
 import { describe } from './check.js';
 import { aborted, throwIfAborted, UniFlowError } from './errors.js';
 import { native, type CancelToken, type DType, type TensorHandle } from './native.js';
 
 /**
- * A dense array on the device, in C order. It may not have been computed yet: operations queue up on the
- * device's stream and run in order.
+ * A dense array on the device, in C order. Its value may not have been computed yet: operations are queued on the device's stream and run in order.
  *
- * Dispose of tensors as soon as no further operation needs them ({@link tidy} does it for a whole function);
- * what is queued keeps what it uses. The garbage collector is only the safety net.
+ * Dispose of a tensor as soon as no further operation needs it ({@link tidy} does this for a whole function); queued operations keep their inputs alive. The
+ * garbage collector is only a safety net.
  */
 export class Tensor {
   private current: TensorHandle;
@@ -18,18 +17,18 @@ export class Tensor {
     this.current = handle;
   }
 
-  /** @internal What the addon knows it by. */
+  /** @internal The native handle. */
   get handle(): TensorHandle {
     return this.current;
   }
 
-  /** @internal Takes another value, for everyone who holds this tensor: how training moves a model's parameters. */
+  /** @internal Replaces the value for everyone who holds this tensor; training updates a model's parameters this way. */
   assign(handle: TensorHandle): void {
     this.current.dispose();
     this.current = handle;
   }
 
-  /** A copy of a host array, taken before this returns. `Uint16Array` holds bfloat16 bits. */
+  /** A copy of a host array, made before this returns. `Uint16Array` holds bfloat16 bits. */
   static from(array: NdArray | { data: HostData; shape: readonly number[] }, name = 'array'): Tensor {
     if (typeof array !== 'object' || array === null) throw UniFlowError.expected('BAD_INPUT', name, 'an ndarray', describe(array));
     const { data, shape } = 'stride' in array ? contiguous(array, name) : array;
@@ -42,7 +41,7 @@ export class Tensor {
   get dtype(): DType {
     return this.handle.dtype;
   }
-  /** Whether it is a linear weight in the layout that products read fastest. */
+  /** Whether it is a linear weight in the layout for fast products. */
   get packed(): boolean {
     return this.handle.packed;
   }
@@ -54,12 +53,12 @@ export class Tensor {
     return this.handle.disposed;
   }
 
-  /** Size along dimension `i`; negative counts from the last. */
+  /** Size of dimension `i`; negative values count from the end. */
   dim(i: number): number {
     return this.shape.at(i) as number;
   }
 
-  /** The same elements under another shape. */
+  /** The same elements with another shape. */
   reshape(shape: readonly number[]): Tensor {
     return track(new Tensor(this.handle.reshape(shape)));
   }
@@ -69,7 +68,7 @@ export class Tensor {
     return track(new Tensor(this.handle.slice(begin, end)));
   }
 
-  /** Waits for the value and copies it out; bfloat16 comes as float32. */
+  /** Waits for the value and copies it to the host; bfloat16 is returned as float32. */
   async read(): Promise<NdArray<Float32Array | Uint8Array | Int32Array>> {
     const shape = this.shape;
     const size = shape.reduce((a, b) => a * b, 1);
@@ -78,7 +77,7 @@ export class Tensor {
     return ndarray(data, shape);
   }
 
-  /** Drops this reference; the memory returns to the pool when the last queued use of it has ended. */
+  /** Drops this reference; the memory returns to the pool after the last queued use. */
   dispose(): void {
     this.handle.dispose();
   }
@@ -89,7 +88,7 @@ export class Tensor {
 
 type HostData = Float32Array | Uint8Array | Int32Array | Uint16Array;
 
-/** The array's elements in C order: itself where it is so already, else a copy. */
+/** The array's elements in C order: the same data if they already are, else a copy. */
 export function contiguous(array: NdArray, name = 'array'): { data: HostData; shape: number[] } {
   const data = array.data as unknown;
   if (!(ArrayBuffer.isView(data) && ['Float32Array', 'Uint8Array', 'Int32Array', 'Uint16Array'].includes(tagOf(data))))
@@ -111,7 +110,7 @@ export function contiguous(array: NdArray, name = 'array'): { data: HostData; sh
   return { data: out, shape };
 }
 
-/** All elements are inside the data; those of a transferred ArrayBuffer are gone. */
+/** Checks that all elements are inside the data. A transferred ArrayBuffer has none. */
 function checkExtent({ shape, stride, offset, size }: NdArray, length: number, name: string): void {
   if (size === 0) return;
   const steps = shape.map((n, i) => (n - 1) * (stride[i] as number));
@@ -122,7 +121,7 @@ function checkExtent({ shape, stride, offset, size }: NdArray, length: number, n
   throw UniFlowError.expected('BAD_INPUT', name, `data of at least ${last + 1} elements for [${shape.join(', ')}]`, found);
 }
 
-/** The rare path of {@link contiguous}: a transposed or strided view, element by element. */
+/** The slow path of {@link contiguous}: copies a transposed or strided view element by element. */
 function copyInto(to: NdArray, from: NdArray): void {
   const index = new Array<number>(from.shape.length).fill(0);
   for (let n = 0; n < from.size; n++) {
@@ -151,8 +150,8 @@ function track(tensor: Tensor): Tensor {
 }
 
 /**
- * Runs `fn` and disposes of every tensor made in it except those that it returns (a tensor, or an array or
- * object of them). `fn` must be synchronous: operations only queue, so a whole forward pass is.
+ * Runs `fn` and disposes of every tensor made in it, except those in its result (a tensor, or an array or object of tensors). `fn` must be synchronous;
+ * operations only queue, so this covers a whole forward pass.
  */
 export function tidy<T>(fn: () => T): T {
   const outer = scope;
@@ -173,7 +172,7 @@ export function tidy<T>(fn: () => T): T {
   }
 }
 
-/** Takes a tensor out of the scope that would dispose of it: for what is cached beyond the call. */
+/** Removes a tensor from the scope that would dispose of it; for caches that outlive the call. */
 export function keep(tensor: Tensor): Tensor {
   scope?.delete(tensor);
   return tensor;
@@ -190,18 +189,18 @@ function tensorsIn(value: unknown, found = new Set<Tensor>()): Set<Tensor> {
 
 let inUse = 'cpu';
 
-/** Where tensors that are made from no other tensor are made. */
+/** The device of tensors that are not made from other tensors. */
 export function deviceInUse(): string {
   return inUse;
 }
 
-/** From now on, tensors that are made from no other tensor are there: for programs that use one device. */
+/** From now on, tensors that are not made from other tensors are created on `device`. For programs that use a single device. */
 export function useDevice(device: string): void {
   native.useDevice(device);
   inUse = device;
 }
 
-/** Tensors that `fn` makes from no other tensor (uploads, parameters, random numbers) are on `device`. `fn` must be synchronous. */
+/** While `fn` runs, tensors that are not made from other tensors (uploads, parameters, random numbers) are created on `device`. `fn` must be synchronous. */
 export function onDevice<T>(device: string, fn: () => T): T {
   const outer = inUse;
   if (device === outer) return fn();
@@ -219,7 +218,7 @@ export function onDevice<T>(device: string, fn: () => T): T {
 
 let token: CancelToken | undefined;
 
-/** Operations that `fn` queues carry `of`: cancelling it skips those that wait and stops long ones between chunks. */
+/** Operations queued by `fn` carry the token `of`. Cancelling it skips those still waiting and stops long ones between chunks. */
 function withToken<T>(of: CancelToken | undefined, fn: () => T): T {
   const outer = token;
   token = of;
@@ -232,13 +231,13 @@ function withToken<T>(of: CancelToken | undefined, fn: () => T): T {
   }
 }
 
-/** What `fn` queues is for more than the call that is under way, and must not be cancelled with it. */
+/** Work queued by `fn` outlives the current call and must not be cancelled with it. */
 export function uncancellable<T>(fn: () => T): T {
   return withToken(undefined, fn);
 }
 
 /**
- * Runs `work`, which queues operations through the function that it is given; `signal` cancels what was queued so.
+ * Runs `work`, which queues its operations through the function passed to it; `signal` cancels those operations.
  * @throws UniFlowError `ABORTED` with the signal's reason as its cause.
  */
 export async function cancellable<T>(signal: AbortSignal | undefined, work: (queue: <R>(fn: () => R) => R) => Promise<T>): Promise<T> {
@@ -261,7 +260,7 @@ export interface Grid {
   cols: number;
 }
 
-/** The whole patches of a picture [height, width]. Pixels right of and below the last one are cut off, as a convolution does it. */
+/** The whole patches of an image [height, width]. Pixels to the right of and below the last one are dropped, as in a convolution. */
 export function gridOf([height, width]: readonly [number, number], patch: number): Grid {
   return { rows: Math.floor(height / patch), cols: Math.floor(width / patch) };
 }

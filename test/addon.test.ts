@@ -35,19 +35,19 @@ describe('the addon', () => {
     return path;
   }
 
-  test('is the one in the package when it was compiled there', async () => {
+  test('loads from the package when it was compiled there', async () => {
     const path = await put(join(compiled.dir, 'build', 'Release', 'uniflow.node'));
     expect(await load(nowhere)).toBe(path);
   });
 
-  test('is the one in the cache when the package has none', async () => {
+  test('loads from the cache when the package has none', async () => {
     const cache = join(compiled.dir, 'cache');
     await writeFile(join(compiled.dir, 'package.json'), '{ "type": "module", "version": "7.8.9" }');
     const path = await put(join(cache, 'uniflow-tokenizer', '7.8.9', platformName, 'Release', 'uniflow.node'));
     expect(await load({ XDG_CACHE_HOME: cache })).toBe(path);
   });
 
-  test('is the prebuilt one when none was compiled, or that does not load', async () => {
+  test('loads the prebuilt one when none was compiled, or the compiled one does not load', async () => {
     await put(join(compiled.dir, 'dist', 'node_modules', '@uniflow-tokenizer', platformName, 'uniflow.node'));
     expect(await load(nowhere)).toBe(built); // Node resolves links of packages
     await mkdir(join(compiled.dir, 'build', 'Release'), { recursive: true });
@@ -55,7 +55,7 @@ describe('the addon', () => {
     expect(await load(nowhere)).toBe(built);
   });
 
-  test('is missed with every place that was tried, and the commands to run', async () => {
+  test('reports every location tried, and the commands to run, when there is none', async () => {
     const message = await load(nowhere);
     expect(message).toContain('UNSUPPORTED: The native addon cannot be loaded. Tried:');
     expect(message).toContain(`- ${join(compiled.dir, 'build', 'Release', 'uniflow.node')}: not there`);
@@ -66,18 +66,18 @@ describe('the addon', () => {
     expect(message).toContain('npx uniflow build (all that this needs is here)');
   });
 
-  test('is missed with what the system lacks for compiling it', async () => {
+  test('reports what the system lacks for compiling it', async () => {
     const message = await load({ ...nowhere, PATH: '/nonexistent' });
     expect(message).toMatch(/npx uniflow build\n\s+uniflow-tokenizer needs a C\+\+20 compiler, CMake, make or Ninja/);
     expect(message).toContain('apt-get install -y g++ cmake make');
   });
 
-  test('is missed with the platforms whose prebuilt packages are there instead', async () => {
+  test('reports the platforms of the prebuilt packages that are installed instead', async () => {
     await mkdir(join(compiled.dir, 'dist', 'node_modules', '@uniflow-tokenizer', 'sunos-sparc'), { recursive: true });
     expect(await load(nowhere)).toContain('installed for sunos-sparc: node_modules that were copied from another system');
   });
 
-  test('says why a file that is there does not load', async () => {
+  test('says why an existing file does not load', async () => {
     await mkdir(join(compiled.dir, 'build', 'Release'), { recursive: true });
     await writeFile(join(compiled.dir, 'build', 'Release', 'uniflow.node'), 'for another system');
     expect(await load(nowhere)).toMatch(/uniflow\.node: .*(file too short|invalid ELF header|not a mach-o file)/);
@@ -104,12 +104,12 @@ describe('the environment', () => {
     return printed[0];
   };
 
-  test('chooses the instruction set of the kernels among those of this machine', async () => {
+  test('chooses the instruction set of the kernels from those of this machine', async () => {
     for (const set of cpuInfo().instructionSets) expect(await use({ UNIFLOW_ISA: set })).toMatchObject({ kernels: set });
     expect(await use({ UNIFLOW_ISA: '' })).toMatchObject({ kernels: cpuInfo().instructionSets[0] });
   });
 
-  test('is refused where it names an instruction set that this machine has not, with those that it has', async () => {
+  test('rejects an instruction set that this machine lacks, and lists the available ones', async () => {
     expect(await use({ UNIFLOW_ISA: 'avx1024' })).toEqual({
       code: 'BAD_INPUT',
       message: `UNIFLOW_ISA: expected an instruction set of this machine (${cpuInfo().instructionSets.join(', ')}), but got avx1024`,

@@ -601,7 +601,7 @@ describe('save()', () => {
 
 // ----- the addon itself, where only the process's survival can be watched --------------------------------------------
 
-/** What each script did: '' if it went well, `CODE message` of a UniFlowError, `Name: message` of another error, or how the process died. */
+/** The outcome of each script: '' on success, `CODE message` of a UniFlowError, `Name: message` of another error, or how the process died. */
 async function outcomes(scripts: readonly string[]): Promise<string[]> {
   const compiled = await Compiled.library();
   const results: string[] = [];

@@ -84,11 +84,11 @@ test('the baseline is the PSNR of the leading principal components of the patche
   expect({ channels: codec.channels, images: codec.images }).toEqual({ channels: 6, images: 9 });
 });
 
-test('there is no baseline where latents have as many values as pixels', async () => {
+test('gives no baseline when latents have as many values as pixels', async () => {
   expect(await fitBaseline(tokenizer(4, 48), await openDataset(dir), { size: 24 })).toBeUndefined();
 });
 
-test('indices are evenly spaced, and all where they are few', () => {
+test('spaces indices evenly, and takes all when there are few', () => {
   expect(evenlySpaced(10, 4)).toEqual([0, 2, 5, 7]);
   expect(evenlySpaced(3, 512)).toEqual([0, 1, 2]);
 });
@@ -147,11 +147,11 @@ describe('latent use', () => {
     return meter.measure({});
   }
 
-  test.each([1, 3, 6])('channels in use are those of %i directions that the decoder shows', async (shown) => {
+  test.each([1, 3, 6])('counts as channels in use the %i directions that the decoder uses', async (shown) => {
     expect((await measured(shown, 10)).channelsInUse).toBe(shown / channels);
   });
 
-  test('effective rank is that of the latents, whatever the decoder shows, and neither depends on the batch', async () => {
+  test('computes the effective rank from the latents alone, and neither number depends on the batch', async () => {
     const variances = Float64Array.from({ length: channels }, (_, i) => 1 / (1 + i) ** 2);
     const all = await measured(3, 10);
     expect(all.effectiveRank).toBeCloseTo(effectiveRank(variances), 4);

@@ -81,7 +81,7 @@ async function itemsOf(...inputs: string[]): Promise<Item[]> {
 }
 const idsOf = async (...inputs: string[]): Promise<string[]> => (await itemsOf(...inputs)).map(({ id }) => id);
 
-/** What a source's item is a picture of. */
+/** The subject of the image in a source's item. */
 async function bytesOf({ image }: Item): Promise<Uint8Array> {
   const source = await readPicture(image, { backoff: 1 });
   if (typeof source === 'string') return readFile(source);
@@ -109,7 +109,7 @@ const encode = (folder: string, options: RunOptions = {}, source: Parameters<typ
   encodeToShards(uniflow, source, inDir(folder), { shardSize: 5, batchSize: 2, ...options });
 
 describe('sources', () => {
-  test('a folder: to the bottom, in the order of the names, round no circles, each folder once', async () => {
+  test('walks a folder recursively, sorted by name, visiting linked folders once', async () => {
     await cp(inDir('pictures'), inDir('linked'), { recursive: true });
     await symlink('..', inDir('linked', 'bee', 'above'));
     await symlink(inDir('linked', 'ant'), inDir('linked', 'zebra'));
@@ -122,7 +122,7 @@ describe('sources', () => {
     expect(two).toEqual(names.filter((name) => !name.startsWith('cat')).map(picture));
   });
 
-  test('lists: paths beside the list, URLs, what follows a comma is left out', async () => {
+  test('reads paths relative to a list, and URLs, ignoring text after a comma', async () => {
     const list = await put('pictures/list.csv', `\ufeff${names[1]},cat\r\n\n${names[0]}\nhttp://localhost/a,b.jpg\ngone.jpg`);
     const items = await itemsOf(list);
     expect(items.map(({ id }) => id)).toEqual([names[1], names[0], 'http://localhost/a,b.jpg', 'gone.jpg']);
@@ -131,7 +131,7 @@ describe('sources', () => {
     await rm(list);
   });
 
-  test('globs, and braces that name several', async () => {
+  test('expands globs and braces', async () => {
     expect(await idsOf(inDir('pictures', '{cat,bee}', '*[13].jpg'))).toEqual(
       ['cat', 'bee'].flatMap((kind) => names.filter((name) => new RegExp(`^${kind}.*[13]\\.jpg`).test(name))).map(picture),
     );
@@ -142,7 +142,7 @@ describe('sources', () => {
     expect(none!.image).toEqual({ error: expect.stringMatching(/expected files that match it/) });
   });
 
-  test('WebDataset: a picture a key, read at its place in the archive; long names', async () => {
+  test('reads one image per WebDataset key at its offset, with long names', async () => {
     const long = `${'deep/'.repeat(30)}long`;
     for (const [i, key] of ['a', 'b', long].entries()) {
       await put(`web/${key}.json`, '{}');
@@ -171,7 +171,7 @@ describe('sources', () => {
     expect(zipped!.image).toEqual({ error: 'expected a tar header at byte 0, but got other bytes' });
   });
 
-  test('pictures beside archives are not passed over in silence', async () => {
+  test('reports images next to archives', async () => {
     await cp(inDir('web.tar'), inDir('mixed', 'web.tar'));
     await cp(picture(names[0]!), inDir('mixed', 'below', '1.jpg'));
     const items = await itemsOf(inDir('mixed'));
@@ -181,7 +181,7 @@ describe('sources', () => {
     expect(await idsOf(inDir('mixed', '**', '*.jpg'))).toEqual([inDir('mixed', 'below', '1.jpg')]);
   });
 
-  test('what a tar has instead of a picture is named: links, sparse files, names with more dots', async () => {
+  test('names links, sparse files and names with several dots in a tar', async () => {
     const bytes = await readFile(picture(names[0]!));
     for (const name of ['a.jpg', 'a.mask.png', 'b.1.jpg', 'b.2.jpg']) await put(`other/${name}`, bytes);
     await link(inDir('other', 'a.jpg'), inDir('other', 'hard.jpg'));
@@ -196,7 +196,7 @@ describe('sources', () => {
     expect(items.slice(1).map(({ image }) => image)).toEqual([dots, dots, linked, linked]);
   });
 
-  test('a picture of more than 2 GiB in a tar is named, and those after it are read', async () => {
+  test('names an image of more than 2 GiB in a tar, and reads those after it', async () => {
     const header = (path: string, size: number): Buffer => {
       const block = Buffer.alloc(512);
       new Header({ path, size, type: 'File', mode: 0o644 }).encode(block, 0);
@@ -253,7 +253,7 @@ describe('sources', () => {
     expect(endless.map(({ image }) => image)).toEqual([{ error: 'expected pictures of at least one pixel, but got 0 x 0' }]);
   });
 
-  test('pipes and devices, which may have no end, are refused; so are lists with endless lines', async () => {
+  test('rejects pipes, devices and lists with endless lines', async () => {
     const pipes = ['pipe.jpg', 'pipe.txt', 'pipe.tar', 'pipe.jsonl', 'pipe.parquet'].map((name) => inDir(name));
     await promisify(execFile)('mkfifo', pipes);
     await symlink('/dev/zero', inDir('zero.jpg'));
@@ -265,7 +265,7 @@ describe('sources', () => {
     expect(endless!.image).toEqual({ error: expect.stringMatching(/line 1: expected at most 1048576 characters/) });
   });
 
-  test('what is not there, or there twice, is a picture that cannot be read', async () => {
+  test('treats missing and duplicate files as unreadable images', async () => {
     const [missing] = await itemsOf(inDir('missing'));
     expect(missing).toEqual({ id: inDir('missing'), image: inDir('missing') });
     await mkdir(inDir('empty'), { recursive: true });
@@ -311,7 +311,7 @@ describe('over HTTP', () => {
     server.close();
   });
 
-  test('what may pass is tried again, what will not is not', async () => {
+  test('retries transient failures only', async () => {
     expect(await download(`${base}/flaky`, { backoff: 1 })).toEqual(jpeg);
     expect(seen.get('/flaky')).toBe(4);
     expect(await download(`${base}/moved`)).toEqual(jpeg);
@@ -330,7 +330,7 @@ describe('over HTTP', () => {
     expect((await failure(download(`${base}/slow`, { signal: AbortSignal.timeout(50) }))).code).toBe('ABORTED');
   });
 
-  test('a JSONL list of URLs becomes a shard; broken ones are named', async () => {
+  test('writes a shard from a JSONL list of URLs, and names broken ones', async () => {
     const lines = [
       `"${base}/1"`,
       `{ "url": "${base}/2", "id": "two" }`,
@@ -590,7 +590,7 @@ describe('shards', () => {
     expect((await failure(encode('x', { latents: false }))).message).toMatch(/latents: expected true, or tokens/);
   });
 
-  test('a run that is not complete is not opened; bad options are refused', async () => {
+  test('rejects incomplete runs and invalid options', async () => {
     expect((await failure(openShards(inDir('pictures')))).code).toBe('NOT_FOUND');
     for (const [option, value] of Object.entries({ shardSize: 0, fit: 'stretch', format: 'zip', store: 'int8', maxFailures: -1, size: 13 }))
       expect((await failure(encode('refused', { [option]: value }))).code).toBe('BAD_INPUT');
@@ -674,7 +674,7 @@ describe('stopped and taken up', () => {
     expect((await failure(encode('verified', { verify: true }, source()))).message).toMatch(/a file of another content/);
   });
 
-  test('two runs into one folder at once: the second is refused, the first is not disturbed', async () => {
+  test('rejects a second run into the same folder without disturbing the first', async () => {
     let second: Promise<Error> | undefined;
     const source = (async function* () {
       for await (const item of openSource(inDir('pictures'))) {
@@ -700,7 +700,7 @@ describe('stopped and taken up', () => {
     expect(await readFile(inDir('foreign', 'manifest.jsonl'), 'utf8')).toBe('something else');
   });
 
-  test('an abort does not wait for a picture that never comes', async () => {
+  test('does not wait for a hanging image after an abort', async () => {
     let closed = 0;
     const never = (signal: AbortSignal, aborted: () => void) =>
       (async function* () {
@@ -726,7 +726,7 @@ describe('stopped and taken up', () => {
     expect(closed).toBe(2); // when they can
   });
 
-  test('a shard whose file is gone is made again', async () => {
+  test('makes a shard again when its file is missing', async () => {
     await interrupted('lost', 11);
     await rm(inDir('lost', 'shard-000000.safetensors'));
     await encode('lost');
@@ -734,7 +734,7 @@ describe('stopped and taken up', () => {
     expect(await contents(inDir('lost'))).toEqual(await contents(inDir('never-lost')));
   });
 
-  test('another model, other options or other pictures are refused, with what differs', async () => {
+  test('rejects another model, options or images, and names the difference', async () => {
     await interrupted('mine', 11);
     expect((await failure(encode('mine', { fit: 'pad', store: 'float16' }))).message).toMatch(
       /another run; they differ in store \("float32" there, "float16" now\), fit \("crop" there, "pad" now\)/,
@@ -757,7 +757,7 @@ describe('stopped and taken up', () => {
     expect((await failure(encode('even', { shardSize: 6 }, withOneMore))).message).toMatch(/complete, but got 'new' after them/);
   });
 
-  test('what cannot be read is named once, whenever the run stops; too much of it stops the run', async () => {
+  test('names unreadable images once across stops, and stops the run when there are too many', async () => {
     const source = openSource([inDir('pictures'), ...Array.from({ length: 9 }, (_, i) => inDir(`gone-${i}.jpg`))]);
     expect((await failure(encode('failures', { maxFailures: 5 }, source))).message).toMatch(
       /stopped: 6 pictures could not be read, and 5 are/,
@@ -772,7 +772,7 @@ describe('stopped and taken up', () => {
     expect((await nothing).message).toMatch(/nothing is written: no picture could be read; see .*failures\.jsonl/);
   });
 
-  test('a folder that cannot be written, and a disk that is full: an error that says so; with more room it goes on', async () => {
+  test('reports an unwritable folder and a full disk, and continues once there is space', async () => {
     await put('file', '');
     expect((await failure(encode('file/below'))).message).toMatch(/file\/below cannot be written: /);
     const disk = await smallDisk('disk', '36k');

@@ -36,13 +36,13 @@ describe('bench', () => {
     }
   });
 
-  test('a filter that is no regular expression is refused', async () => {
+  test('rejects a filter that is not a regular expression', async () => {
     await expect(run(process.execPath, ['--import', 'tsx', 'bench/main.ts', '--filter', '('], { cwd: root })).rejects.toMatchObject({
       code: 1,
     });
   });
 
-  test('a row that cannot run is a result that says why, and the others go on', async () => {
+  test('reports why a row cannot run, and continues with the others', async () => {
     const peaks = { bfloat16: 1, float32: 1, copy: 1 };
     const broken = {
       ...({ family: 'linear', name: 'broken', shape: '1x1', dtype: 'float32', cost: { flops: 1 } } as const),

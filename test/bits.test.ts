@@ -1,4 +1,4 @@
-/** What an image becomes depends on that image and the weights: not on its batch, nor on the number of threads, to the last bit. */
+/** The result for an image depends only on the image and the weights, not on its batch or the number of threads, to the last bit. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { setThreads } from '../lib/device.js';
@@ -56,7 +56,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype: FloatType) => {
     return ndarray(data, [count, patches, values]);
   }
 
-  test.each([1, 2])('gives an image the same bits alone and in batches of 2, 3, 7 and 32, with %i threads', async (threads) => {
+  test.each([1, 2])('gives an image the same bits alone and in batches of 2, 3, 7 and 32 when run with %i threads', async (threads) => {
     setThreads(2);
     const all = await outputs(0, IMAGES);
     setThreads(threads);

@@ -53,7 +53,7 @@ async function agrees(encoder: VisionEncoder, folder: string): Promise<void> {
   }
 }
 
-describe('loads, and has the hidden states of transformers', () => {
+describe('loads with the hidden states of transformers', () => {
   test.each([
     ['clip-full-dump', 'a vision_config with every field that transformers has'],
     ['dinov2-cls', 'tensors of a classifier, with dinov2. in front'],
@@ -66,13 +66,13 @@ describe('loads, and has the hidden states of transformers', () => {
     await loaded(checkpoint(name), (encoder) => agrees(encoder, checkpoint(name)));
   });
 
-  test.each(['module.', '_orig_mod.', 'model.', 'module._orig_mod.encoder.'])('names with %s in front', async (prefix) => {
+  test.each(['module.', '_orig_mod.', 'model.', 'module._orig_mod.encoder.'])('loads names with the prefix %s', async (prefix) => {
     const folder = await changed(checkpoint('internvl-nomean'), {});
     await rename(join(folder, 'model.safetensors'), (name) => prefix + name);
     await loaded(folder, (encoder) => agrees(encoder, folder));
   });
 
-  test('a UniFlow with module. in front of its names', async () => {
+  test('loads a UniFlow whose names have the prefix module.', async () => {
     const folder = await changed(golden('uniflow-tiny'), {});
     await rename(join(folder, 'model.safetensors'), (name) => `module.${name}`);
     const [uniflow, plain] = [await UniFlow.load(folder), await UniFlow.load(golden('uniflow-tiny'))];
@@ -81,7 +81,7 @@ describe('loads, and has the hidden states of transformers', () => {
     for (const model of [uniflow, plain]) await model.dispose();
   });
 
-  test('the picture of a processor_config.json, at the size of the positions', async () => {
+  test('preprocesses an image with processor_config.json at the size of the position table', async () => {
     const expected = new Float32Array((await readFile(join(checkpoint('clip-processor-v5'), 'dogs-last-hidden-state.f32'))).buffer);
     const { lastHiddenState } = await loaded(checkpoint('clip-processor-v5'), (encoder) =>
       encoder.encode(join(photos, 'dogs.jpg'), { size: 64 }),
@@ -103,7 +103,7 @@ async function rename(path: string, name: (old: string) => string): Promise<void
 }
 
 describe('config.json', () => {
-  test('null is absent', async () => {
+  test('treats null as absent', async () => {
     await loaded(await changed(golden('dinov2'), { layer_norm_eps: null, apply_layernorm: null, surprise: null }), (encoder) => {
       expect(encoder.config.eps).toBe(1e-6);
     });
@@ -129,7 +129,7 @@ describe('config.json', () => {
     expect(error).toMatchObject({ code, message: expect.stringMatching(about) });
   });
 
-  test('vision_config_dict decides, where an older CLIP has both', async () => {
+  test('prefers vision_config_dict when an older CLIP has both', async () => {
     const json = await readJson(join(checkpoint('clip-full-dump'), 'config.json'));
     const folder = await changed(checkpoint('clip-full-dump'), {
       vision_config_dict: json['vision_config'],
@@ -138,7 +138,7 @@ describe('config.json', () => {
     await loaded(folder, (encoder) => agrees(encoder, folder));
   });
 
-  test('says what is there where no tensor fits', async () => {
+  test('lists the tensors present when none fits', async () => {
     const folder = await changed(checkpoint('internvl-nomean'), {});
     await rename(join(folder, 'model.safetensors'), (name) => name.replace('embeddings.', 'stem.'));
     const error = await failure(VisionEncoder.load(folder));
@@ -206,23 +206,23 @@ describe('the processor', () => {
     expect(error).toMatchObject({ code: 'UNSUPPORTED', subject: `file: ${name}` });
   });
 
-  test.each([{ size: 'large' }, { size: 0 }, { image_std: [1, 0, 1] }, { do_resize: 'yes' }])('calls %j a mistake', async (json) => {
+  test.each([{ size: 'large' }, { size: 0 }, { image_std: [1, 0, 1] }, { do_resize: 'yes' }])('rejects %j as a mistake', async (json) => {
     expect(await failure(Promise.resolve().then(() => apply(json)))).toMatchObject({ code: 'BAD_CHECKPOINT', subject: 'file' });
   });
 
-  test('of transformers 5 comes before the older file', async () => {
+  test('of transformers 5 takes precedence over the older file', async () => {
     const folder = await changed(checkpoint('clip-processor-v5'), { image_mean: [0, 0, 0] }, 'preprocessor_config.json');
     await loaded(folder, ({ preprocessing }) => {
       expect(preprocessing).toMatchObject({ mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6], filter: 'bilinear', mode: 'shortest_edge' });
     });
   });
 
-  test('of text alone says nothing about pictures', async () => {
+  test('of text only does not affect images', async () => {
     const folder = await changed(golden('clip'), { processor_class: 'CLIPProcessor' }, 'processor_config.json');
     await loaded(folder, ({ preprocessing }) => expect(preprocessing).toEqual(base));
   });
 
-  test('says the size that pictures are used at, by the encoder and by a tokenizer on it', async () => {
+  test('sets the image size of the encoder and of a tokenizer on it', async () => {
     const processor = { size: { shortest_edge: 32 }, do_center_crop: true, crop_size: { height: 28, width: 28 } };
     const folder = await changed(golden('dinov2'), processor, 'preprocessor_config.json');
     await loaded(folder, async (encoder) => {
@@ -253,7 +253,7 @@ describe('a size that patches do not fill', () => {
   afterAll(() => uniflow.dispose());
   const photo = join(photos, 'dogs.jpg');
 
-  test('is resized to; the whole patches are encoded and decoded', async () => {
+  test('is used for resizing, and its whole patches are encoded and decoded', async () => {
     expect(uniflow.config).toMatchObject({ imageSize: [60, 60], decoder: { grid: { rows: 4, cols: 4 } } });
     const { images, originals, grid } = await uniflow.reconstruct(photo);
     expect({ grid, images: images.shape, originals: originals.shape }).toEqual({
@@ -262,7 +262,7 @@ describe('a size that patches do not fill', () => {
     });
   });
 
-  test('gives what its whole patches give', async () => {
+  test('gives the same result as its whole patches', async () => {
     const [height, width] = [33, 45];
     const cut = ndarray(new Uint8Array(28 * 42 * 3), [1, 28, 42, 3]);
     const whole = ndarray(
@@ -273,7 +273,7 @@ describe('a size that patches do not fill', () => {
     expect((await uniflow.encode({ pixels: whole })).latents).toEqual((await uniflow.encode({ pixels: cut })).latents);
   });
 
-  test('is evaluated and trained at', async () => {
+  test('works in evaluation and training', async () => {
     const data = await openDataset(photos);
     const { images, psnr, pins } = await evaluate(uniflow, { data });
     expect({ images, size: pins.size, finite: Number.isFinite(psnr) }).toEqual({ images: data.length, size: [60, 60], finite: true });
@@ -284,13 +284,13 @@ describe('a size that patches do not fill', () => {
     await trainer.finish();
   });
 
-  test('is the same in a stream', async () => {
+  test('gives the same result in a stream', async () => {
     const { latents } = await uniflow.encode(photo);
     for await (const batch of uniflow.encodeStream([photo])) expect(batch.latents).toEqual(latents);
   });
 });
 
-describe('weights that are none', () => {
+describe('invalid weights', () => {
   const weights = 'model.safetensors';
   test.each<[string, string, string, RegExp]>([
     ['a Git LFS pointer', weights, 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n', /Git LFS pointer.*git lfs pull/],
@@ -304,7 +304,7 @@ describe('weights that are none', () => {
     expect(error).toMatchObject({ code: 'BAD_CHECKPOINT', message: expect.stringMatching(about) });
   });
 
-  test('a folder with pickled weights only', async () => {
+  test('explains a folder with only pickled weights', async () => {
     const folder = await changed(golden('dinov2'), {});
     for (const name of [weights, 'golden.safetensors']) await rm(join(folder, name));
     await writeFile(join(folder, 'pytorch_model.bin'), '');
@@ -339,7 +339,7 @@ describe('saved', () => {
     await loaded(folder, (encoder) => expect(encoder.config.layers).toBe(3));
   });
 
-  test('keeps the processor as it was written', async () => {
+  test('keeps the processor files unchanged', async () => {
     const [source, folder] = [checkpoint('clip-processor-v5'), join(dir, 'saved-processor')];
     await loaded(source, (encoder) => encoder.save(folder));
     expect(await readFile(join(folder, 'processor_config.json'), 'utf8')).toBe(
@@ -347,7 +347,7 @@ describe('saved', () => {
     );
   });
 
-  test('writes floats as floats, which transformers 5 insists on, and integers as integers', async () => {
+  test('writes floats as floats, as transformers 5 requires, and integers as integers', async () => {
     const folder = join(dir, 'saved-floats');
     const config = { ...(await readJson(join(golden('dinov2'), 'config.json'))), layerscale_value: 1, initializer_range: 1 };
     const encoder = VisionEncoder.random(config);
@@ -358,7 +358,7 @@ describe('saved', () => {
       expect(text).toContain(line);
   });
 
-  test('says its element type in each spelling that it had', async () => {
+  test('writes the element type in each spelling that it had', async () => {
     const folder = join(dir, 'saved-dtype');
     await loaded(await changed(golden('dinov2'), { torch_dtype: 'float32' }), (encoder) => encoder.save(folder, { dtype: 'bfloat16' }));
     expect(await readJson(join(folder, 'config.json'))).toMatchObject({ dtype: 'bfloat16', torch_dtype: 'bfloat16' });

@@ -62,7 +62,7 @@ describe('encode, decode, reconstruct', () => {
     await uniflow.dispose();
   });
 
-  test('encode to safetensors: the latents of the library, broken files left out', async () => {
+  test('encode writes the latents of the library to safetensors, and skips broken files', async () => {
     const out = inDir('new-folder', 'latents.safetensors');
     const run = await cli('encode', photos, '--model', model, '--out', out, '--tokens', '--batch', '2');
     expect(run.code).toBe(1);
@@ -76,7 +76,7 @@ describe('encode, decode, reconstruct', () => {
     expect(await readdir(dirname(out))).toEqual(['latents.safetensors']);
   });
 
-  test('encode to npy, with --json', async () => {
+  test('encode writes npy and reports JSON with --json', async () => {
     const out = inDir('latents.npy');
     const run = await cli('encode', ...goodPhotos(), '-m', model, '-o', out, '--tokens', '--json', '--threads', '1');
     expect(run).toMatchObject({ code: 0, stderr: '' });
@@ -86,7 +86,7 @@ describe('encode, decode, reconstruct', () => {
     expect(JSON.parse(await readFile(inDir('latents.ids.json'), 'utf8'))).toEqual({ ids: goodPhotos(), grid: '4x4', model });
   });
 
-  test('decode: the pictures of the library, named after the ids', async () => {
+  test('decode writes the images of the library, named after the ids', async () => {
     const out = inDir('decoded');
     const run = await cli('decode', inDir('latents.npy'), '-m', model, '-o', out, '--steps', '2', '--seed', '5', '--batch', '2');
     expect(run).toMatchObject({ code: 0, stdout: `3 pictures in ${out}\n` });
@@ -99,7 +99,7 @@ describe('encode, decode, reconstruct', () => {
     expect(Buffer.compare(data, (images.data as unknown as Uint8Array).subarray(2 * data.length))).toBe(0);
   });
 
-  test('latents of other shapes of pictures know their grid; --json and other formats', async () => {
+  test('decode knows the grid of latents of non-square images, with --json and other formats', async () => {
     const latents = inDir('wide.safetensors');
     const encoded = await cli(
       'encode',
@@ -120,7 +120,7 @@ describe('encode, decode, reconstruct', () => {
     expect(await decodeImage(inDir('wide', 'a.webp'))).toMatchObject({ width: 70, height: 28 });
   });
 
-  test('reconstruct: pictures side by side and their quality, over a folder with broken files', async () => {
+  test('reconstruct writes images side by side with their quality when the folder has broken files', async () => {
     const out = inDir('compared');
     const run = await cli('reconstruct', photos, join(photos, 'missing.png'), '-m', model, '-o', out);
     expect(run.code).toBe(1);
@@ -134,7 +134,7 @@ describe('encode, decode, reconstruct', () => {
     expect(await decodeImage(join(out, 'a.png'))).toMatchObject({ width: 56 + 8 + 56, height: 56 });
   });
 
-  test('reconstruct --json: the numbers of the library', async () => {
+  test('reconstruct --json reports the numbers of the library', async () => {
     const run = await cli('reconstruct', ...goodPhotos(), '-m', model, '-o', inDir('compared'), '--json', '--format', 'jpg');
     const uniflow = await UniFlow.load(model);
     const { perImage } = await uniflow.reconstruct(goodPhotos());
@@ -146,7 +146,7 @@ describe('encode, decode, reconstruct', () => {
     expect(psnr).toBeCloseTo(perImage.psnr.reduce((a, b) => a + b) / 3, 5);
   });
 
-  test('nothing readable: no file, exit code 1', async () => {
+  test('writes no file and exits with 1 when no image is readable', async () => {
     const run = await cli('encode', join(photos, 'd-text.jpg'), '-m', model, '-o', inDir('nothing.npy'));
     expect(run.code).toBe(1);
     expect(run.stderr).toContain('uniflow: nothing is written');
@@ -198,7 +198,7 @@ describe('encode, decode, reconstruct', () => {
     expect(await files()).toEqual(['renewed.ids.json', 'renewed.npy']);
   });
 
-  test('an output is never an input: refused before anything is written', async () => {
+  test('rejects an output that is also an input, before anything is written', async () => {
     const originals = inDir('originals');
     await mkdir(join(originals, 'sub'), { recursive: true });
     await picture(64, 64, '#203040').png().toFile(join(originals, 'a.png'));
@@ -221,7 +221,7 @@ describe('encode, decode, reconstruct', () => {
     expect(Buffer.compare(before, await readFile(join(originals, 'a.png')))).toBe(0);
   });
 
-  test('decode refuses the folder of the originals', async () => {
+  test('decode rejects the folder of the originals', async () => {
     const out = inDir('latents.safetensors');
     const labels = { ids: JSON.stringify([join(photos, 'a.png')]), grid: '4x4' };
     await writeFile(
@@ -232,7 +232,7 @@ describe('encode, decode, reconstruct', () => {
     expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/folder of the original '.*a\.png'/) });
   });
 
-  test('what is no image is counted in one line; one that is passed over makes the exit code 1', async () => {
+  test('counts other files in one line, and exits with 1 when an image is skipped', async () => {
     const folder = inDir('mixed');
     await mkdir(folder);
     await picture(64, 64, '#203040').png().toFile(join(folder, 'a.png'));
@@ -249,7 +249,7 @@ describe('encode, decode, reconstruct', () => {
     );
   });
 
-  test('Ctrl-C: exit code 130, and nothing left behind', async () => {
+  test('exits with 130 and leaves nothing behind on Ctrl-C', async () => {
     await mkdir(inDir('interrupted'));
     const many = Array.from({ length: 200 }, () => join(photos, 'a.png'));
     const { child, ended } = startCommand([
@@ -275,7 +275,7 @@ describe('encode, decode, reconstruct', () => {
 });
 
 describe('init and info', () => {
-  test('a new model is there, is described, and is not overwritten', async () => {
+  test('creates a model, describes it, and does not overwrite it', async () => {
     const made = inDir('made');
     expect(await cli('init', made, '--preset', 'nano', '--seed', '3', '--dtype', 'bfloat16')).toMatchObject({ code: 0, stderr: '' });
     const description = json(await cli('info', made, '--json'));
@@ -300,13 +300,13 @@ describe('init and info', () => {
     });
   });
 
-  test('info of a plain encoder', async () => {
+  test('info describes a plain encoder', async () => {
     const run = await cli('info', golden('clip'));
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(run.stdout).toMatch(/vision encoder\n.*64x64, patches of 16: 4x4 = 16 tokens, and 1 in front\n/);
   });
 
-  test('operations of the published size', () => {
+  test('counts the operations of the published size', () => {
     const { encoder, decoder } = parseUniFlowConfig(presets.official);
     expect((encoderFlops(encoder) + projectionFlops(decoder)) / 1e12).toBeCloseTo(0.726, 3);
     expect(decoderFlops(decoder, 1) / 1e12).toBeCloseTo(0.32, 3);
@@ -314,7 +314,7 @@ describe('init and info', () => {
   });
 });
 
-test('bench: encode, decode and files, each with its rate and its part of the measured peak', async () => {
+test('bench reports encode, decode and files, each with its rate and its share of the measured peak', async () => {
   const report = json(await cli('bench', photos.concat('/a.png'), '-m', model, '--seconds', '1', '--batch', '3', '--steps', '2', '--json'));
   expect(report).toMatchObject({ model, device: 'cpu', dtype: 'float32', threads: expect.any(Number), peak: expect.any(Number) });
   const { encoder, decoder } = parseUniFlowConfig(JSON.parse(await readFile(join(model, 'config.json'), 'utf8')));
@@ -333,7 +333,7 @@ test('bench: encode, decode and files, each with its rate and its part of the me
   }
 });
 
-test('doctor: encode works here', async () => {
+test('doctor verifies that encode works', async () => {
   const { works, findings } = json(await cli('doctor', '--json'));
   expect(works).toBe(true);
   expect(findings.map((f: { name: string }) => f.name)).toEqual(
@@ -342,13 +342,13 @@ test('doctor: encode works here', async () => {
 });
 
 describe('usage', () => {
-  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])('help of %s has examples', async (command) => {
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])('shows examples in the help of %s', async (command) => {
     const run = await cli(command, '--help');
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);
   });
 
-  test('version', async () => {
+  test('prints the version', async () => {
     const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
     expect(await cli('--version')).toMatchObject({ code: 0, stdout: `${version}\n` });
   });
@@ -377,7 +377,7 @@ describe('usage', () => {
     expect(run.stdout).toBe('');
   });
 
-  test('one readable line, or the stack when asked for', async () => {
+  test('prints one readable line, or the stack if requested', async () => {
     const args = ['decode', inDir('missing.npy'), '-m', model, '-o', inDir('x')];
     const brief = await cli(...args);
     expect(brief.code).toBe(1);
@@ -387,11 +387,11 @@ describe('usage', () => {
   });
 });
 
-test('rates have three digits that say something, however high they are', () => {
+test('prints rates with three significant digits', () => {
   expect([0.01234, 1.5, 99.96, 1132.4].map(rateText)).toEqual(['0.0123', '1.50', '100', '1132']);
 });
 
-test('file names: the last part of the id, numbered where several share it', () => {
+test('names files after the last part of the id, numbered when several share it', () => {
   expect(fileNames(['a/x.jpg', 'b/X.png', 'x-2.png', 'c/x.gif', '../..', ''], 'png')).toEqual([
     'x.png',
     'X-2.png',

@@ -1,4 +1,4 @@
-/** What a user may expect of device 'cuda': the CPU's results, only sooner; its memory back; and one machine's devices side by side. */
+/** Expectations of device 'cuda': the CPU's results, memory that is returned, and devices used side by side. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { setFlagsFromString } from 'node:v8';
@@ -50,7 +50,7 @@ const both = (options: Omit<DeviceOptions, 'device'> = {}): [cpu: UniFlow, cuda:
   awaken(UniFlow.random('nano', { ...options, seed: 3, device: 'cuda' })),
 ];
 
-/** Of the GPU; zeros before its first use. */
+/** Memory statistics of the GPU; zeros before its first use. */
 const memory = (): MemoryStats => memoryStats().devices['cuda:0'] ?? { active: 0, peak: 0, pool: 0 };
 
 /** Waits for what the device still gives back behind the last result: uploads that nothing reads any more. */
@@ -60,7 +60,7 @@ async function settled(expected: Partial<MemoryStats>): Promise<void> {
   expect(memory()).toMatchObject(expected);
 }
 
-/** What is in use when the uploads have been given back. */
+/** Memory in use after the uploads have been returned. */
 async function rest(): Promise<MemoryStats> {
   let now = memory();
   for (let quiet = 0; quiet < 5;) {

@@ -76,12 +76,12 @@ const sameBatches = (a: Batch[], b: Batch[]): void => {
 };
 
 describe('folder', () => {
-  test('first-level folders are classes, pictures are found to the bottom, sorted by name', async () => {
+  test('uses first-level folders as classes, and finds images recursively, sorted by name', async () => {
     expect(pictures.classes).toEqual(['ant', 'bee', 'cat']);
     expect(await contents(pictures)).toEqual(files.map((file) => [file, ['ant', 'bee', 'cat'].indexOf(file.slice(0, 3))]));
   });
 
-  test('without class folders, or with a picture beside them, there are no labels', async () => {
+  test('gives no labels without class folders, or when an image is next to them', async () => {
     const flat = await openDataset(join(dir, 'pictures', 'bee', 'deep'));
     expect(flat.classes).toBeUndefined();
     expect((await flat.read(0)).label).toBeUndefined();
@@ -95,7 +95,7 @@ describe('folder', () => {
     ]);
   });
 
-  test('links are followed, but not round in circles', async () => {
+  test('follows links, but not in cycles', async () => {
     await mkdir(join(dir, 'links'));
     await symlink(join(dir, 'pictures', 'bee'), join(dir, 'links', 'wasp'));
     await symlink(join(dir, 'links'), join(dir, 'links', 'again'));
@@ -104,7 +104,7 @@ describe('folder', () => {
     expect(found).toEqual(files.filter((file) => file.startsWith('bee')).map((file) => [file.replace('bee', 'wasp'), 0]));
   });
 
-  test('what is not there, empty or of another kind', async () => {
+  test('rejects a missing or empty folder, or another kind of file', async () => {
     await failure(openDataset(join(dir, 'nothing')), 'NOT_FOUND', /nothing: expected a file or folder, but got nothing of that name/);
     await mkdir(join(dir, 'empty'));
     await failure(openDataset(join(dir, 'empty')), 'NOT_FOUND', /empty: expected pictures \(jpg, .*\), but got none/);
@@ -116,7 +116,7 @@ describe('folder', () => {
 });
 
 describe('list', () => {
-  test('paths relative to the list; names are numbered in their order, numbers stay', async () => {
+  test('resolves paths relative to the list; numbers names in order and keeps numbers', async () => {
     const [a, b] = files as [string, string];
     const named = await openDataset(await put('pictures/named.tsv', `${b}\tzebra\r\n\n${a}\tape\r\n`));
     expect(named.classes).toEqual(['ape', 'zebra']);
@@ -135,7 +135,7 @@ describe('list', () => {
     ]);
   });
 
-  test('a missing file is named with its line, a missing label with its picture', async () => {
+  test('names a missing file with its line, a missing label with its image', async () => {
     await failure(openDataset(await put('pictures/a.txt', `${files[0]}\ngone.jpg`)), 'NOT_FOUND', /a\.txt, line 2: .*'gone\.jpg'/);
     const partly = await put('pictures/b.txt', `${files[0]}\t1\n${files[1]}\n`);
     await failure(
@@ -175,7 +175,7 @@ describe('IDX', () => {
     }
   });
 
-  test('without labels; damaged', async () => {
+  test('reads images without labels, and rejects damaged files', async () => {
     const open = async (name: string, bytes: Buffer): Promise<Dataset> => openDataset(await put(`idx/${name}-images-idx3-ubyte`, bytes));
     expect((await (await open('a', images)).read(0)).label).toBeUndefined();
     await failure(open('b', images.subarray(0, 100)), 'BAD_INPUT', /expected 5 x 6 x 4 bytes and at least one, but got 84/);
@@ -199,7 +199,7 @@ describe('WebDataset', () => {
   }
   const png = (blue: number): Promise<Buffer> => gradient(blue, 8).png().toBuffer();
 
-  test('pictures and labels of a key belong together, whatever else is in the archive', async () => {
+  test('matches images and labels of a key, whatever else is in the archive', async () => {
     const [a, b] = [await png(1), await png(2)];
     const path = await tar('one.tar', {
       'x/b.cls': '7\n',
@@ -218,7 +218,7 @@ describe('WebDataset', () => {
     expect((await dataset.read(1)).image).toEqual(a);
   });
 
-  test('an archive with GNU long names', async () => {
+  test('reads an archive with GNU long names', async () => {
     const name = `${long}.jpg`;
     const block = (path: string, type: string, body: Buffer): Buffer => {
       const head = Buffer.alloc(512);
@@ -242,7 +242,7 @@ describe('WebDataset', () => {
     expect(await dataset.read(0)).toEqual({ id: `gnu.tar/${long}`, label: undefined, image });
   });
 
-  test('shards: by braces, or a folder of them', async () => {
+  test('reads shards named by braces or in a folder', async () => {
     await mkdir(join(dir, 'shards'), { recursive: true });
     for (const i of [8, 9, 10])
       await tar(`shards/s-0${String(i).padStart(2, '0')}.tar`, { 'k.png': await png(i), 'k.cls': ['owl', 'emu', 'owl'][i - 8]! });
@@ -258,7 +258,7 @@ describe('WebDataset', () => {
     await failure(openDataset(join(dir, 'shards', 's-{009..011}.tar')), 'NOT_FOUND', /s-011\.tar/);
   });
 
-  test('damaged, empty, half labelled', async () => {
+  test('rejects damaged, empty or partly labelled archives', async () => {
     const bytes = await readFile(await tar('whole.tar', { 'p.png': await png(1), 'q.png': await png(2), 'q.cls': '1' }));
     await failure(openDataset(join(dir, 'whole.tar')), 'BAD_INPUT', /1 of 2: 'whole\.tar\/p' has none/);
     await failure(
@@ -280,7 +280,7 @@ describe('WebDataset', () => {
     );
   });
 
-  test('a broken picture is named by its key, and no file stays open', async () => {
+  test('names a broken image by its key, and leaves no file open', async () => {
     const dataset = await openDataset(await tar('broken.tar', { 'bad.png': 'no picture' }));
     await failure(take(dataset, 1, { batchSize: 1 }), 'BAD_INPUT', /^broken\.tar\/bad: expected a JPEG, .* but got 10 bytes/);
     if (process.platform !== 'linux') return;
@@ -290,7 +290,7 @@ describe('WebDataset', () => {
 });
 
 describe('hash', () => {
-  test('is that of ids, labels and bytes, and changes with each', async () => {
+  test('depends on ids, labels and bytes, and changes with each', async () => {
     const expected = createHash('sha256');
     for (const [id, label] of await contents(pictures)) {
       const bytes = await readFile(join(dir, 'pictures', id));
@@ -307,7 +307,7 @@ describe('hash', () => {
     expect(await subset(pictures, [1, 0]).hash()).not.toBe(await subset(pictures, [0, 1]).hash());
   });
 
-  test('says how far it is, and can be ended', async () => {
+  test('reports progress, and can be aborted', async () => {
     const seen: number[] = [];
     await pictures.hash({ onProgress: (done, total) => seen.push(done / total) });
     expect(seen).toEqual(Array.from({ length: 10 }, (_, i) => (i + 1) / 10));
@@ -317,7 +317,7 @@ describe('hash', () => {
 });
 
 describe('subset', () => {
-  test('has the samples named, with the classes of the whole', async () => {
+  test('has the named samples, with the classes of the whole set', async () => {
     const some = subset(pictures, [7, 0, 7]);
     expect((await contents(some)).map(([id]) => id)).toEqual([files[7], files[0], files[7]]);
     expect(some.classes).toEqual(pictures.classes);
@@ -329,7 +329,7 @@ describe('subset', () => {
 });
 
 describe('loader', () => {
-  test('a batch depends on dataset, options, seed and step only: a run taken up at step 5 goes on the same', async () => {
+  test('makes a batch depend only on dataset, options, seed and step, so a run resumed at step 5 continues identically', async () => {
     const whole = await take(pictures, 10, { seed: 4 });
     expect(whole.map(({ step, epoch }) => [step, epoch])).toEqual(Array.from({ length: 10 }, (_, i) => [i, Math.floor(i / 3)]));
     sameBatches(await take(pictures, 5, { seed: 4, from: 5 }), whole.slice(5));
@@ -342,7 +342,7 @@ describe('loader', () => {
     expect(other.map(({ ids }) => ids)).not.toEqual(whole.map(({ ids }) => ids));
   });
 
-  test('an epoch in training: every picture at most once, in an order of its own, without the rest', async () => {
+  test('shuffles each training epoch, uses every image at most once, and drops the partial batch', async () => {
     const taken = await take(pictures, 6);
     const epochs = [taken.slice(0, 3), taken.slice(3)].map((epoch) => epoch.flatMap(({ ids }) => ids));
     for (const ids of epochs) expect(new Set(ids).size).toBe(9);
@@ -351,7 +351,7 @@ describe('loader', () => {
     expect(await take(pictures, Infinity, { epochs: 2 })).toHaveLength(6);
   });
 
-  test('in evaluation: all, in order, as encode sees them', async () => {
+  test('yields all images in order, preprocessed as in encode, when evaluating', async () => {
     const taken = await take(pictures, Infinity, { crop: 'center', epochs: 1, batchSize: 4, size: [16, 12] });
     expect(taken.map(({ pixels }) => pixels.shape)).toEqual([4, 4, 2].map((b) => [b, 16, 12, 3]));
     expect(taken.flatMap(({ ids }) => ids)).toEqual(files);
@@ -360,7 +360,7 @@ describe('loader', () => {
     expect(Buffer.compare(Buffer.concat(taken.map(({ pixels }) => pixels.data)), expected)).toBe(0);
   });
 
-  /** What part of the gradient each sample shows. */
+  /** The part of the gradient visible in each sample. */
   async function boxes(
     options: Partial<LoaderOptions>,
     count = 200,
@@ -376,7 +376,7 @@ describe('loader', () => {
     });
   }
 
-  test('random crops keep to the range of areas and aspects, and reach all of the picture', async () => {
+  test('keeps random crops in the range of areas and aspect ratios, and covers the whole image', async () => {
     const scale = [0.2, 0.5] as const;
     const found = await boxes({ scale, flip: false });
     const areas = found.map(({ width, height }) => (width * height) / 256 ** 2);
@@ -394,7 +394,7 @@ describe('loader', () => {
     }
   });
 
-  test('flip mirrors about half of them, and nothing else', async () => {
+  test('mirrors about half of the samples with flip, and changes nothing else', async () => {
     const [plain, flipped] = [await boxes({ flip: false }), await boxes({})];
     const mirrored = flipped.filter(({ width }) => width < 0);
     expect(mirrored.length).toBeGreaterThan(75);
@@ -410,7 +410,7 @@ describe('loader', () => {
     expect(new Set(reds)).toEqual(new Set([true, false]));
   });
 
-  test('small and thin pictures are enlarged; EXIF turns, transparency is white', async () => {
+  test('enlarges small and thin images, applies EXIF orientation, blends transparency with white', async () => {
     const thin = sharp({ create: { width: 300, height: 1, channels: 3, background: '#102030' } });
     await put('odd/1.png', await thin.png().toBuffer());
     await put('odd/2.png', await gradient(0, 1).png().toBuffer());
@@ -436,7 +436,7 @@ describe('loader', () => {
     expect(pixel(3, 31, 31)[0]).toBeLessThan(15);
   });
 
-  test('a large JPEG that was shrunk while it was decoded shows the same', async () => {
+  test('gives the same content when a large JPEG is shrunk on load', async () => {
     await put('large/1.jpg', await gradient().resize(2048, 2048).jpeg({ quality: 95 }).toBuffer());
     await put('large/2.png', await gradient().resize(2048, 2048).png().toBuffer());
     const [batch] = await take(await openDataset(join(dir, 'large')), 1, { batchSize: 2, shuffle: false, scale: [1, 1], flip: false });
@@ -444,7 +444,7 @@ describe('loader', () => {
     expect(Math.max(...jpeg.map((value, i) => Math.abs(value - exact[i]!)))).toBeLessThan(6);
   });
 
-  test('reads ahead while the caller works, so many batches and no more', async () => {
+  test('prefetches the given number of batches while the caller works, and no more', async () => {
     const read = jest.spyOn(pictures, 'read');
     const iterator = batches(pictures, { batchSize: 3, size: 8, prefetch: 2 });
     expect(read).toHaveBeenCalledTimes(0);
@@ -462,7 +462,7 @@ describe('loader', () => {
     read.mockRestore();
   });
 
-  test('a broken picture is an error that names it, at its batch; those before come', async () => {
+  test('rejects with the name of a broken image at its batch, after the batches before it', async () => {
     const whole = await gradient().jpeg().toBuffer();
     for (let i = 0; i < 4; i++) await put(`broken/${i}.jpg`, i === 3 ? whole.subarray(0, 700) : whole);
     const broken = await openDataset(join(dir, 'broken'));
@@ -484,7 +484,7 @@ describe('loader', () => {
       broken = await openDataset(join(dir, 'damaged'));
     });
 
-    test('the next sample of the epoch takes the place of a damaged one, whatever step the loader begins with', async () => {
+    test('replaces a damaged sample by the next one of the epoch, whatever step the loader starts at', async () => {
       const options = { batchSize: 3, size: 8, seed: 4, onDamaged };
       const all = await take(broken, 6, options);
       const order = (epoch: number): string[] => [...permutation(6, 4, epoch)].map((i) => `${i}.jpg`);
@@ -499,7 +499,7 @@ describe('loader', () => {
       expect(later).toEqual(all[3]);
     });
 
-    test('centre crops leave it out of its batch, and its pixels leave no gap', async () => {
+    test('leaves a damaged sample out of its batch without a gap when cropping centrally', async () => {
       const [first, second] = await take(broken, 2, { batchSize: 3, size: 8, crop: 'center', epochs: 1, onDamaged });
       expect([first!.ids, second!.ids]).toEqual([
         ['0.jpg', '1.jpg'],
@@ -511,7 +511,7 @@ describe('loader', () => {
       expect(none!.ids).toEqual(['0.jpg']); // a batch of damaged ones only does not come
     });
 
-    test('data that is damaged throughout is an error', async () => {
+    test('rejects when all data is damaged', async () => {
       const all = subset(broken, [2, 2, 2]);
       await failure(
         take(all, 1, { batchSize: 2, size: 8, onDamaged }),
@@ -521,7 +521,7 @@ describe('loader', () => {
     });
   });
 
-  test('an abort ends it, with all that was read ahead, and without loose rejections', async () => {
+  test('stops on abort, including all prefetched work, without unhandled rejections', async () => {
     const loose = jest.fn();
     process.on('unhandledRejection', loose);
     const stop = new AbortController();

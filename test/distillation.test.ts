@@ -24,7 +24,7 @@ describe.each(Object.keys(expected))('beta %s', (beta) => {
   });
 });
 
-test('a student equal to its teacher has no loss and no gradient', async () => {
+test('gives no loss and no gradient when the student equals its teacher', async () => {
   const out = await losses.distillation(stack('teacher').slice(1), stack('teacher').slice(1), { grads: true });
   expect(out.loss).toBeLessThan(1e-6);
   for (const g of out.grads!) for (const v of g.data as unknown as Float32Array) expect(Math.abs(v)).toBeLessThan(1e-6);
@@ -38,7 +38,7 @@ test('weights sum to one; uniform and last ignore alpha', async () => {
   expect(await weights('last')).toEqual([0, 0, 0, 0, 0, 1]);
 });
 
-test('the front tokens that are skipped count for nothing', async () => {
+test('ignores the skipped leading tokens', async () => {
   const cut = (a: NdArray): NdArray => {
     const [b, s, d] = a.shape as [number, number, number];
     const data = new Float32Array(b * (s - 1) * d);
@@ -50,7 +50,7 @@ test('the front tokens that are skipped count for nothing', async () => {
   expect(skipped.loss).toBeCloseTo(shorter.loss, 6);
 });
 
-test('stacks that do not match are refused', async () => {
+test('rejects stacks that do not match', async () => {
   await expect(losses.distillation(stack('student'), stack('teacher').slice(1))).rejects.toMatchObject({ code: 'BAD_INPUT' });
   await expect(losses.distillation([], [])).rejects.toMatchObject({ code: 'BAD_INPUT' });
 });

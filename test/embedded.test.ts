@@ -17,29 +17,29 @@ beforeAll(async () => {
 });
 afterAll(() => uniflow.dispose());
 
-test('it is small enough for a package', async () => {
+test('is small enough for a package', async () => {
   const files = await readdir(embeddedModel);
   const sizes = await Promise.all(files.map(async (name) => (await stat(join(embeddedModel, name))).size));
   expect(files).toEqual(expect.arrayContaining(['README.md', 'config.json', 'model.safetensors', 'train.json']));
   expect(sizes.reduce((a, b) => a + b)).toBeLessThan(LARGEST);
 });
 
-describe('photographs that it has not seen, at 224x224', () => {
-  test('come back with at least 35 dB in one step', async () => {
+describe('unseen photographs at 224x224', () => {
+  test('are reconstructed with at least 35 dB in one step', async () => {
     const { psnr, ssim, latents } = await uniflow.reconstruct(photos);
     expect(latents.shape).toEqual([6, 784, 48]);
     expect(psnr).toBeGreaterThan(35);
     expect(ssim).toBeGreaterThan(0.95);
   });
 
-  test('come back the same for another noise', async () => {
+  test('are reconstructed alike from different noise', async () => {
     const one = await uniflow.reconstruct(photos, { seed: 1 });
     const two = await uniflow.reconstruct(photos, { seed: 2 });
     expect(Math.abs(one.psnr - two.psnr)).toBeLessThan(0.1);
   });
 });
 
-test('every latent channel carries something', async () => {
+test('uses every latent channel', async () => {
   const { latents } = await uniflow.encode(photos);
   const values = latents.data as unknown as Float32Array;
   const squares = new Float64Array(48);
@@ -47,7 +47,7 @@ test('every latent channel carries something', async () => {
   for (const sum of squares) expect((48 * sum) / values.length).toBeGreaterThan(0.25);
 });
 
-test('another size works as well', async () => {
+test('works at another size', async () => {
   const { psnr, grid } = await uniflow.reconstruct(photos, { size: [256, 320] });
   expect(grid).toEqual({ rows: 32, cols: 40 });
   expect(psnr).toBeGreaterThan(34);

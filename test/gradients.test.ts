@@ -18,7 +18,7 @@ interface Input {
   shape: number[];
   std: number;
   mean: number;
-  /** What a bfloat16 model keeps in float32: biases, norms, tables. */
+  /** Parameters that a bfloat16 model keeps in float32: biases, norms, tables. */
   float32: boolean;
 }
 const tokens = (...shape: number[]): Input => ({ shape, std: 1, mean: 0, float32: false });
@@ -176,7 +176,7 @@ const cases: Case[] = [
   },
 ];
 
-/** What a tensor that is not needed any more holds. */
+/** The content of a tensor that is no longer needed. */
 async function take(t: Tensor): Promise<Float32Array> {
   using last = t;
   return (await last.read()).data as Float32Array;

@@ -35,7 +35,7 @@ function sharded(shards: Files): Files {
   return { ...SMALL, 'model.safetensors.index.json': Buffer.from(JSON.stringify({ metadata: {}, weight_map })), ...shards };
 }
 
-/** What the hub answers for the repository `org/model`, whose safetensors come from another origin, as on the hub. */
+/** The hub's responses for the repository `org/model`, whose safetensors come from another origin, as on the real hub. */
 class FakeHub {
   readonly requests: string[] = [];
   readonly tokens: (string | undefined)[] = [];

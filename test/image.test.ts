@@ -86,7 +86,7 @@ describe('formats', () => {
     }
   });
 
-  test('of an animation, the first frame', async () => {
+  test('takes the first frame of an animation', async () => {
     const frames = Buffer.concat([quarters(), Buffer.alloc(WIDTH * HEIGHT * 3)]);
     const raw = { width: WIDTH, height: 2 * HEIGHT, channels: 3, pageHeight: HEIGHT } as const;
     const image = await decodeImage(await sharp(frames, { raw }).gif().toBuffer());
@@ -94,7 +94,7 @@ describe('formats', () => {
     expect(corners(image)).toEqual(CORNERS);
   });
 
-  test('a file that changed is read again', async () => {
+  test('reads a changed file again', async () => {
     const path = join(dir, 'changes.png');
     await picture().png().toFile(path);
     expect(corners(await decodeImage(path))).toEqual(CORNERS);
@@ -126,7 +126,7 @@ describe('pixels', () => {
     ).toBeLessThanOrEqual(3);
   });
 
-  test('transparency is laid over white', async () => {
+  test('blends transparency with white', async () => {
     const data = Buffer.from([255, 0, 0, 255, 255, 0, 0, 0, 0, 0, 0, 128]);
     const png = await sharp(data, { raw: { width: 3, height: 1, channels: 4 } })
       .png()
@@ -149,7 +149,7 @@ describe('pixels', () => {
     expect([...flattened.data]).toEqual([7, 7, 7, 255, 255, 255]);
   });
 
-  test('16 bits are cut to the upper 8', async () => {
+  test('truncates 16 bits to the upper 8', async () => {
     const rgb = sharp(Uint16Array.of(0, 0x12ff, 0xffff), { raw: { width: 1, height: 1, channels: 3 } });
     const png = await rgb.toColourspace('rgb16').png().toBuffer();
     expect((await sharp(png).metadata()).depth).toBe('ushort');
@@ -238,7 +238,7 @@ describe('bad input', () => {
     expect(error.cause).toBeInstanceOf(Error);
   });
 
-  test('bytes after the end of a JPEG do no harm', async () => {
+  test('ignores bytes after the end of a JPEG', async () => {
     const jpeg = await picture().jpeg().toBuffer();
     expect((await decodeImage(Buffer.concat([jpeg, Buffer.from('trailer')]))).width).toBe(WIDTH);
   });
@@ -260,7 +260,7 @@ describe('bad input', () => {
     expect(error.message).toMatch(/, but got svg$/);
   });
 
-  test('SVG is not even read: a short one can take minutes', async () => {
+  test('refuses SVG without reading it, because a short one can take minutes', async () => {
     const uses = Array.from({ length: 11 }, (_, i) => `<g id="g${i + 1}">${`<use href="#g${i}"/>`.repeat(10)}</g>`).join('');
     const bomb = `<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><g id="g0"><path d="M0 0h9"/></g>${uses}</svg>`;
     for (const bytes of [Buffer.from(bomb), gzipSync(bomb)]) expect((await failure(bytes)).message).toMatch(/, but got (svg|\d+ bytes)/);
@@ -313,7 +313,7 @@ describe('writeImage', () => {
     expect(corners(await decodeImage(join(folder, 'b.png')))).toEqual(CORNERS);
   });
 
-  test('refuses other names, data of another size, and folders that are not there', async () => {
+  test('rejects other extensions, data of another size, and missing folders', async () => {
     await expect(writeImage(join(dir, 'a.bmp'), image)).rejects.toMatchObject({ code: 'UNSUPPORTED' });
     await expect(writeImage(join(dir, 'a.png'), { ...image, width: 5 })).rejects.toMatchObject({ code: 'BAD_INPUT' });
     await expect(writeImage(join(dir, 'none', 'a.png'), image)).rejects.toMatchObject({
@@ -324,7 +324,7 @@ describe('writeImage', () => {
 });
 
 describe('sideBySide', () => {
-  test('puts pictures next to each other with a white gap', () => {
+  test('puts images next to each other with a white gap', () => {
     const dot = (value: number): RgbImage => ({ data: new Uint8Array(3).fill(value), width: 1, height: 1 });
     const tall: RgbImage = { data: new Uint8Array(6).fill(9), width: 1, height: 2 };
     const joined = sideBySide([dot(1), tall, dot(3)], 1);

@@ -8,7 +8,7 @@ import { prebuiltManifest, publishedManifest } from '../scripts/platforms.mjs';
 
 const root = join(import.meta.dirname, '..');
 
-/** Of the package as it would be published. */
+/** The files of the package as it would be published. */
 async function packed(): Promise<string[]> {
   const { stdout } = await promisify(execFile)('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
     cwd: root,

@@ -133,7 +133,7 @@ describe('writeReport', () => {
 
   const chartIds = (page: Page): Promise<string[]> => page.$$eval('.charts figure', (figures) => figures.map((figure: any) => figure.id));
 
-  /** Of every chart, how many pixels have a colour: lines and marks do, axes and grid are grey. */
+  /** For every chart, the number of coloured pixels: lines and marks do, axes and grid are grey. */
   const colouredPixels = (page: Page): Promise<number[]> =>
     page.$$eval('.charts canvas', (canvases) =>
       canvases.map((canvas: any) => {

@@ -92,7 +92,7 @@ async function expectProblem(response: Response, status: number, rest: Record<st
   return body;
 }
 
-/** What a raw connection gets until the server ends it. */
+/** Everything a raw connection receives until the server ends it. */
 async function spoken(to: Service, ...parts: string[]): Promise<string> {
   const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
   let text = '';

@@ -1,4 +1,4 @@
-/** What the tests share: fixtures, golden tensors, and the one place with their tolerances. */
+/** Shared by the tests: fixtures, golden tensors, and the one place with their tolerances. */
 import { expect } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { spawn, type ChildProcess } from 'node:child_process';
@@ -72,7 +72,7 @@ export function relativeL2(actual: NdArray, expected: NdArray): number {
   return Math.sqrt(difference / norm);
 }
 
-/** What a command printed, and its exit code; null where a signal ended it. */
+/** The output of a command, and its exit code; null if a signal ended it. */
 export interface CommandRun {
   code: number | null;
   stdout: string;

@@ -106,7 +106,7 @@ describe('a minute on photographs', () => {
     await train(straight, settings());
   });
 
-  test('the flow loss falls below 0.65 of its start, and the pictures come nearer', async () => {
+  test('lowers the flow loss below 0.65 of its start, and improves the images', async () => {
     const flow = (await stepsOf(straight)).map((entry) => entry.flow);
     expect(mean(flow.slice(-20)) / mean(flow.slice(0, 5))).toBeLessThan(0.65);
     await using before = UniFlow.random('nano', { dtype: 'bfloat16' });
@@ -116,7 +116,7 @@ describe('a minute on photographs', () => {
     expect(trained.psnr).toBeGreaterThan(random.psnr + 1);
   });
 
-  test('what the folder holds, and what the log says', async () => {
+  test('writes the folder and the log', async () => {
     expect((await readdir(straight)).sort()).toEqual(['log.jsonl', 'model', 'report.html', 'state.safetensors', 'train.json']);
     expect((await readdir(join(straight, 'model'))).sort()).toEqual(['config.json', 'model.safetensors']);
     const written = JSON.parse(await readFile(join(straight, 'train.json'), 'utf8')) as unknown;
@@ -136,7 +136,7 @@ describe('a minute on photographs', () => {
     expect(log.at(-1)).toMatchObject({ event: 'end', step: 240, reason: 'done' });
   });
 
-  test('a twin that Ctrl-C stops on the way comes to the same bits', async () => {
+  test('gives the same bits when Ctrl-C stops a twin on the way', async () => {
     const twin = inDir('twin');
     const { child, ended } = command('--config', await settingsFile(settings()), '--out', twin);
     await reaches(twin, 30);
@@ -176,7 +176,7 @@ describe('the baseline', () => {
     await train(folder, settings());
   });
 
-  test('is in the log before the first step, and what the validations are compared with', async () => {
+  test('is logged before the first step, and compared with the validations', async () => {
     const log = await logOf(folder);
     expect(log.map(({ event }) => event).slice(0, 4)).toEqual(['start', 'baseline', 'checkpoint', 'step']);
     expect(log[1]).toMatchObject({ channels: 8, fitted: { path: data, images: 6 } });
@@ -189,7 +189,7 @@ describe('the baseline', () => {
     }
   });
 
-  test('a run below it is warned once, after half of its steps, and told what to do', async () => {
+  test('gives one warning with advice when a run is below it after half of its steps', async () => {
     const [warning, ...more] = only(await logOf(folder), 'warning');
     expect(more).toEqual([]);
     expect(warning).toMatchObject({
@@ -198,7 +198,7 @@ describe('the baseline', () => {
     });
   });
 
-  test('a run that goes on keeps baseline and warning, and is not warned again', async () => {
+  test('is kept with the warning when a run is resumed, without a second warning', async () => {
     const twin = inDir('below-twin');
     await train(twin, settings(), until(4));
     const baselines: unknown[] = [];
@@ -254,12 +254,12 @@ describe('a damaged image', () => {
     expect(await readFile(join(folder, 'report.html'), 'utf8')).toContain('2 images skipped: dz-broken.jpg, dz-broken.jpg');
   });
 
-  test('may stay or be deleted while the run rests: it comes to the same bits', async () => {
+  test('may stay or be deleted while the run is stopped, with the same bits', async () => {
     expectTwins(await resumed('still-damaged', () => Promise.resolve()), straight);
     expectTwins(await resumed('damage-deleted', (photos) => rm(join(photos, 'dz-broken.jpg'))), straight);
   });
 
-  test('is all that may be deleted', async () => {
+  test('is the only file that may be deleted', async () => {
     const whole = readFileSync(join(data, 'dogs.jpg'));
     await expect(resumed('photo-deleted', (photos) => rm(join(photos, 'dogs.jpg')))).rejects.toThrow(
       /a training on \{"images":7\}, but got \{"images":6\}/,
@@ -272,7 +272,7 @@ describe('a damaged image', () => {
     await expect(resumed('photos-added', another)).rejects.toThrow(/a training on \{"images":7\}, but got \{"images":8\}/);
   });
 
-  test('where there are no others, ends the run with a checkpoint to go on from', async () => {
+  test('ends the run with a resumable checkpoint when all images are damaged', async () => {
     const [photos, folder] = [inDir('all-damaged'), inDir('all-damaged-run')];
     await cp(data, photos, { recursive: true });
     const ruin = async (step: number): Promise<void> => {
@@ -289,7 +289,7 @@ describe('a damaged image', () => {
   });
 });
 
-test('a run that fails writes a checkpoint first, and goes on from there to the same bits', async () => {
+test('writes a checkpoint when a run fails, and resumes from it with the same bits', async () => {
   const [straight, folder] = [inDir('no-failure'), inDir('failure')];
   await train(straight, small());
   const fail = ({ step }: { step: number }): void => {
@@ -310,7 +310,7 @@ describe('SIGKILL', () => {
     await train(straight, settings());
   });
 
-  test('at any moment, also while checkpoints are written: the same bits in the end, no step twice, nothing left over', async () => {
+  test('at any moment, even while writing checkpoints, gives the same bits, no step twice, and no leftovers', async () => {
     const folder = inDir('killed');
     const config = await settingsFile(settings());
     const kills: { steps: number; temporaries: number }[] = [];
@@ -330,7 +330,7 @@ describe('SIGKILL', () => {
     expect((await readdir(folder, { recursive: true })).sort()).toEqual((await readdir(straight, { recursive: true })).sort());
   });
 
-  test('before the first checkpoint: the run starts anew', async () => {
+  test('before the first checkpoint makes the run start again', async () => {
     const folder = inDir('killed-at-once');
     await mkdir(folder);
     await cp(join(straight, 'train.json'), join(folder, 'train.json'));
@@ -348,7 +348,7 @@ describe('SIGKILL', () => {
     expectTwins(folder, straight);
   });
 
-  test('of a run whose last model could not be written: it is made up for', async () => {
+  test('after a failed write of the last model is repaired on resume', async () => {
     const folder = inDir('killed-last');
     const inTheWay = ({ step }: { step: number }): void => {
       if (step < 40) return;
@@ -361,7 +361,7 @@ describe('SIGKILL', () => {
     expectTwins(folder, straight);
   });
 
-  test('half-written files of earlier kills go, those of others stay', async () => {
+  test('removes incomplete files of earlier kills, and keeps those of others', async () => {
     const folder = inDir('littered');
     await train(folder, settings(), until(2));
     for (const name of ['state.safetensors', 'model/model.safetensors', 'log.jsonl'])
@@ -372,7 +372,7 @@ describe('SIGKILL', () => {
     expect(await readdir(join(folder, 'model'))).toHaveLength(2);
   });
 
-  test('a line of the log cut short, and lines beyond the checkpoint, are made again', async () => {
+  test('redoes a truncated log line and lines after the checkpoint', async () => {
     const folder = inDir('torn');
     await train(folder, { ...settings(), checkpointEvery: 5 }, until(7)); // a signal writes a checkpoint: as if the kill came later
     const [line] = (await readFile(join(folder, 'log.jsonl'), 'utf8')).split('\n').filter((text) => text.includes('"step":7'));
@@ -490,7 +490,7 @@ describe('from an encoder', () => {
       return (await distillation(s, t, { skip: 1 })).alpha;
     }
 
-    test('distillation holds the layers nearer to the teacher than fine-tuning does', async () => {
+    test('keeps the layers closer to the teacher with distillation than with fine-tuning', async () => {
       const free = await distances('finetune');
       for (const regime of ['adaptive', 'uniform'] as const) {
         const held = await distances(regime);
@@ -501,7 +501,7 @@ describe('from an encoder', () => {
       expect(Math.max(...(await distances('frozen')))).toBeLessThan(1e-6);
     });
 
-    test('the weights of the layers: adaptive prefers the deep, uniform and last are what they say', async () => {
+    test('weights deep layers more with adaptive; uniform and last do as named', async () => {
       for (const { weight } of await stepsOf(folders.adaptive)) expect(weight[1]!).toBeGreaterThan(weight[0]!);
       for (const { weight } of await stepsOf(folders.uniform)) expect(weight).toEqual([0.5, 0.5]);
       for (const { weight } of await stepsOf(folders.last)) expect(weight).toEqual([0, 1]);
@@ -509,7 +509,7 @@ describe('from an encoder', () => {
         for (const { alpha, loss, flow } of await stepsOf(folders[regime])) expect({ alpha, loss }).toEqual({ alpha: [], loss: flow });
     });
 
-    test('frozen leaves the encoder as it was, to the bit; the others do not', async () => {
+    test('leaves the encoder bit-identical with frozen, and only then', async () => {
       const source = await readTensors(join(golden('dinov2'), 'model.safetensors'));
       const changed = async (regime: Regime): Promise<string[]> => {
         const trained = await readTensors(weightsOf(folders[regime]));
@@ -522,7 +522,7 @@ describe('from an encoder', () => {
       for (const regime of ['adaptive', 'uniform', 'last', 'finetune'] as const) expect((await changed(regime)).length).toBeGreaterThan(20);
     });
 
-    test('the log counts what is trained', async () => {
+    test('logs the number of trained parameters', async () => {
       const counts = async (regime: Regime): Promise<{ parameters: number; trained: number }> =>
         only(await logOf(folders[regime]), 'start')[0]!.model;
       const { parameters, trained } = await counts('frozen');
@@ -536,7 +536,7 @@ describe('from an encoder', () => {
     });
   });
 
-  test('going on from a UniFlow model, its encoder is the teacher', async () => {
+  test('uses the encoder as the teacher when continuing a UniFlow model', async () => {
     const folder = inDir('from-uniflow');
     await train(folder, { model: golden('uniflow-tiny'), data, steps: 2, batch: 3, warmup: 0, dtype: 'float32' });
     const [first, second] = await stepsOf(folder);
@@ -563,7 +563,7 @@ describe('model/', () => {
     expect((await sameIn(folder, 'master')).same).toBeLessThan(average.of / 2);
   });
 
-  test('holds the last weights where none is kept', async () => {
+  test('holds the last weights when no average is kept', async () => {
     const folder = inDir('not-averaged');
     await train(folder, small({ dtype: 'float32', ema: 0 }));
     const last = await sameIn(folder, 'master');
@@ -572,7 +572,7 @@ describe('model/', () => {
   });
 });
 
-test('a run that diverges: exit code 1, the end in the log, the last checkpoint as it was', async () => {
+test('exits with 1, logs the end and keeps the last checkpoint when a run diverges', async () => {
   const folder = inDir('diverged');
   const settings = small({ lr: 1e30, warmup: 0, clipNorm: 0, checkpointEvery: 2, steps: 50, maxSkipped: 3 });
   const { code, stderr, stdout } = await run('--config', await settingsFile(settings), '--out', folder);
@@ -589,7 +589,7 @@ test('a run that diverges: exit code 1, the end in the log, the last checkpoint 
   expect(readFileSync(stateOf(folder)).length).toBe(bytes.length);
 });
 
-test('a run gives back the memory that it took', async () => {
+test('frees the memory of a run', async () => {
   await train(inDir('memory'), small({ validation: data }));
   const before = memoryStats();
   await train(inDir('memory-2'), small({ validation: data }));
@@ -616,8 +616,8 @@ test.each([
   expect({ active: after.host.active, handles: after.handles }).toEqual({ active: before.host.active, handles: before.handles });
 });
 
-describe('what is refused', () => {
-  test('every setting that is unknown, missing or wrong, all at once and by name', () => {
+describe('rejected runs', () => {
+  test('lists every unknown, missing or invalid setting at once, by name', () => {
     const wrong = { init: 'nano', regime: 'finetune', batch: 0, lrr: 1, ema: 2, time: { mean: 0 }, regimee: 'x', dtype: 'float64' };
     let message = '';
     try {
@@ -651,7 +651,7 @@ describe('what is refused', () => {
     expect(await readdir(dir)).not.toContain('refused');
   });
 
-  test('a folder that holds a run: it stays as it is, and the error says what to do', async () => {
+  test('rejects a folder that contains a run, leaves it unchanged, and says what to do', async () => {
     const folder = inDir('taken');
     await train(folder, small());
     const times = (): number[] => readdirSync(folder).map((name) => statSync(join(folder, name)).mtimeMs);
@@ -661,13 +661,13 @@ describe('what is refused', () => {
     expect(times()).toEqual(before);
   });
 
-  test('to go on where there is no run', async () => {
+  test('rejects resuming where there is no run', async () => {
     const error = await refusal(resume(data));
     expect(error).toMatchObject({ code: 'NOT_FOUND' });
     expect(error.message).toMatch(/train\.json: expected the settings of a training run, but got no such file/);
   });
 
-  describe('to go on with', () => {
+  describe('resuming rejects', () => {
     let folder: string;
     beforeAll(async () => {
       folder = inDir('stopped');
@@ -680,7 +680,7 @@ describe('what is refused', () => {
       return to;
     };
 
-    test('more or fewer pictures', async () => {
+    test('more or fewer images', async () => {
       const more = inDir('more-photos');
       await cp(data, more, { recursive: true });
       await cp(join(data, 'dogs.jpg'), join(more, 'dogs-2.jpg'));
@@ -694,7 +694,7 @@ describe('what is refused', () => {
       expect((await refusal(resume(await copy({ ema: 0 })))).message).toMatch(other);
     });
 
-    test('no state, though there was one: the run is not started again over its log', async () => {
+    test('a lost state, instead of overwriting the log', async () => {
       const to = await copy();
       await rm(stateOf(to));
       const log = readFileSync(join(to, 'log.jsonl'), 'utf8');
@@ -731,7 +731,7 @@ describe('uniflow train', () => {
     expect(stderr).toContain(message);
   });
 
-  test('what is missing fails, by name', async () => {
+  test('names missing options', async () => {
     for (const args of [
       ['--resume', data],
       ['--config', inDir('none.json'), '--out', inDir('x')],
@@ -742,7 +742,7 @@ describe('uniflow train', () => {
     }
   });
 
-  test('options win over the file of --config; the run says what it did', async () => {
+  test('lets options override the file of --config, and reports the run', async () => {
     const folder = inDir('by-command');
     const config = await settingsFile(small({ steps: 99, lr: 1 }));
     const { code, stdout } = await run('--config', config, '--steps', '3', '--lr', '1e-3', '--validation', data, '--out', folder);

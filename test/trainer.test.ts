@@ -129,7 +129,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
     }
   });
 
-  test('afterwards the model encodes and decodes as a loaded one', async () => {
+  test('leaves a model that encodes and decodes like a loaded one', async () => {
     await trainer.finish();
     const { latents, grid } = await uniflow.encode({ pixels: batch.pixels });
     const images = await uniflow.decode(latents, { grid });
@@ -194,7 +194,7 @@ describe('a gradient that is not finite', () => {
     noise: ndarray(new Float32Array(4 * PATCHES * VALUES).fill(NaN), [4, PATCHES, VALUES]),
   };
 
-  test.each(['float32', 'bfloat16'] as const)('changes nothing, is counted, and the training goes on (%s)', (dtype) =>
+  test.each(['float32', 'bfloat16'] as const)('changes nothing, is counted, and the training continues (%s)', (dtype) =>
     small(
       async ({ trainer }) => {
         await trainer.step({ pixels: pixels() });
@@ -224,7 +224,7 @@ describe('a gradient that is not finite', () => {
       { accumulate: 4 },
     ));
 
-  test('so many times in a row is an error; one that is finite starts the count again', () =>
+  test('throws after maxSkipped in a row; a finite one resets the count', () =>
     small(
       async ({ trainer }) => {
         await trainer.step(broken);
@@ -263,7 +263,7 @@ describe('accumulate', () => {
     }
   });
 
-  test('a batch that does not divide is refused', () =>
+  test('rejects a batch that does not divide', () =>
     small(
       async ({ trainer }) => {
         await expect(trainer.step({ pixels: pixels(5) })).rejects.toMatchObject({
@@ -286,7 +286,7 @@ test('noise and times may be views of other arrays', async () => {
 describe('the moving average', () => {
   const ema = 0.3; // from the third step on, when (1 + 3) / (10 + 3) is more
 
-  test('is what evaluating() shows; few steps in, the start weighs less', () =>
+  test('is used by evaluating(), and gives the start less weight in early steps', () =>
     small(
       async ({ uniflow, trainer }) => {
         const { tensor, parts } = uniflow.parameters.find(({ matrix, parts }) => matrix && parts.length === 1)!;
@@ -306,7 +306,7 @@ describe('the moving average', () => {
       { optimizer: { ema, lr: 0.1 } },
     ));
 
-  test.each(['float32', 'bfloat16'] as const)('is looked at without a trace: evaluating() changes no later step (%s)', async (dtype) => {
+  test.each(['float32', 'bfloat16'] as const)('leaves later steps unchanged by evaluating() (%s)', async (dtype) => {
     const steps = (look: boolean): Promise<Map<string, Buffer>> =>
       small(
         async ({ uniflow, trainer }) => {
@@ -321,7 +321,7 @@ describe('the moving average', () => {
     expect(changed(await steps(false), await steps(true))).toEqual([]);
   });
 
-  test('comes off also where the work fails', () =>
+  test('is removed again when the work fails', () =>
     small(
       async ({ trainer }) => {
         await trainer.step({ pixels: pixels() });
@@ -340,7 +340,7 @@ describe('the moving average', () => {
     ));
 });
 
-test('weight decay shrinks matrices, by lr · weightDecay, and nothing else', () =>
+test('decays only matrices, by lr · weightDecay', () =>
   small(
     async ({ uniflow, trainer }) => {
       const matrices = new Set(uniflow.parameters.flatMap(({ matrix, parts }) => (matrix ? parts.map(({ name }) => name) : [])));
@@ -364,7 +364,7 @@ test('weight decay shrinks matrices, by lr · weightDecay, and nothing else', ()
   ));
 
 describe('learning rates', () => {
-  /** What two steps change, without Adam's moments. */
+  /** The changes made by two steps, without Adam's moments. */
   const moved = (options: TrainerOptions, lrScale = 1): Promise<string[]> =>
     small(async ({ trainer }) => {
       const before = await trainer.parameters();
@@ -383,7 +383,7 @@ describe('learning rates', () => {
     expect(await moved({}, 0)).toEqual([]);
   });
 
-  test('the schedule: a straight warm-up, half a cosine, the floor', () => {
+  test('follow a linear warm-up, half a cosine, and the floor', () => {
     const at = (step: number, floor = 0.1): number => learningRate(step, { steps: 110, warmup: 10, floor });
     expect([0, 4, 9].map((step) => at(step))).toEqual([0.1, 0.5, 1]);
     expect(at(10)).toBe(1);
@@ -427,7 +427,7 @@ describe('times', () => {
     expect(Math.abs(deviation(logits) - 1.5)).toBeLessThan(0.03);
   });
 
-  test.each(['uniform', { mean: 0, std: 1 }] as const)('%p: a function of seed and image, whatever is beside it', async (sampling) => {
+  test.each(['uniform', { mean: 0, std: 1 }] as const)('%p: depend only on seed and image', async (sampling) => {
     const some = await times(sampling, 1, Uint32Array.of(7, 3));
     expect(await times(sampling, 1, Uint32Array.of(7, 3))).toEqual(some);
     expect(await times(sampling, 1, Uint32Array.of(3))).toEqual(some.slice(256));
@@ -435,7 +435,7 @@ describe('times', () => {
     expect(new Set(await times(sampling)).size).toBeGreaterThan(16000);
   });
 
-  test('a trainer draws new ones, and new noise, in every step, by its seed', async () => {
+  test('are drawn anew, with new noise, in every step from the seed', async () => {
     const flows = (seed: number, time?: TrainerOptions['time']): Promise<number[]> =>
       small(
         async ({ trainer }) => {
@@ -453,7 +453,7 @@ describe('times', () => {
   });
 });
 
-test('two hundred steps take no more memory than fifty', () =>
+test('takes no more memory for two hundred steps than for fifty', () =>
   small(
     async ({ trainer }) => {
       const batch = { pixels: pixels(2) };
@@ -469,7 +469,7 @@ test('two hundred steps take no more memory than fifty', () =>
     { accumulate: 2, optimizer: { ema: 0.9 } },
   ));
 
-describe('what is refused', () => {
+describe('rejected arguments', () => {
   test.each<[string, TrainerOptions, string]>([
     ['no teacher', { lambdaDistillation: 1 }, 'teacher: expected an encoder, as lambdaDistillation is not 0, but got none'],
     ['a negative rate', { optimizer: { lr: -1 } }, 'lr: expected a number from 0 on, but got -1'],

@@ -1,4 +1,4 @@
-/** The decoder: latents up to the model's width, global transformer blocks, then the patch-wise pixel flow. */
+/** The decoder: projects latents to the model's width, applies global transformer blocks, then the patch-wise pixel flow. */
 import { UniFlowError } from '../errors.js';
 import { transformerBlock, type Block } from '../encoder/transformer.js';
 import { native, type NativeNormalisation } from '../native.js';
@@ -11,20 +11,20 @@ import type { timeGrid } from './schedule.js';
 export interface DecoderConfig {
   /** D */
   width: number;
-  /** Z */
+  /** Number of latent channels, Z. */
   latentChannels: number;
   globalBlocks: number;
   flowBlocks: number;
   /** Width of the global blocks' MLP. */
   hidden: number;
   patch: number;
-  /** The grid that the position tables were trained for. */
+  /** Grid for which the position tables were trained. */
   grid: Grid;
   /** Rotary positions in the global blocks instead of tables. */
   rope: Rope | undefined;
 }
 
-export const HEADS = 16; // always, whatever the encoder has
+export const HEADS = 16; // fixed, whatever the encoder has
 const EPS = 1e-5;
 
 export interface FlowOptions {
@@ -73,7 +73,7 @@ export class Decoder {
     this.head = makeFlowHead(source, d, 3 * config.patch ** 2, config.flowBlocks);
   }
 
-  /** Latents [B,N,Z] → condition of each patch, with global context [B,N,D]. `recompute`: as in {@link Encoder.forward}. */
+  /** Latents [B,N,Z] → condition of each patch with global context, [B,N,D]. `recompute`: as in {@link Encoder.forward}. */
   condition(latents: Tensor, grid: Grid, { recompute = false } = {}): Tensor {
     let h = linear(linear(latents, this.up1, { activation: 'gelu' }), this.up2);
     h = this.placed(h, this.globalPositions, grid);
@@ -100,7 +100,7 @@ export class Decoder {
     );
   }
 
-  /** h + positions. */
+  /** Adds the positions to h. */
   private placed(h: Tensor, table: Tensor | undefined, grid: Grid): Tensor {
     if (!table) return h;
     const from = this.config.grid;

@@ -1,4 +1,4 @@
-/** The pixel flow head: its parameters, and its velocity field as single operations, which training differentiates. */
+/** The pixel flow head: its parameters, and its velocity field as separate operations, which training can differentiate. */
 import { native, type FloatType, type NativeFlowHead, type NativeLayer } from '../native.js';
 import { activate, add, cast, linear, norm, scaleAdd, split, type Linear, type Norm } from '../ops.js';
 import { GAIN, type ParameterSource } from '../parameters.js';
@@ -27,11 +27,11 @@ export interface FlowHead {
 
 /**
  * Checkpoint names `flow_head.net.*`. D is the width, P = 3 * patch². A random head's modulations and last layer are zero (Peebles and Xie 2023, "Scalable
- * Diffusion Models with Transformers"): its blocks pass their input on, and its velocity is zero.
+ * Diffusion Models with Transformers"), so its blocks are the identity and its velocity is zero.
  */
 export function makeFlowHead(source: ParameterSource, d: number, p: number, blocks: number): FlowHead {
   return source.within('flow_head.net.', () => ({
-    // sines and cosines have a mean square of a half
+    // sines and cosines have a mean square of one half
     time1: source.linear('time_embed.mlp.0', d, TIME_CHANNELS, { gain: 2 }),
     time2: source.linear('time_embed.mlp.2', d, d, { gain: GAIN.silu }),
     condition: source.linear('cond_embed', d, d),
@@ -57,7 +57,7 @@ function flowBlock(h: Tensor, y: Tensor, block: FlowBlock): Tensor {
 /**
  * Velocity of each patch at its own time, from noise (t = 0) to data (t = 1); the formula is in native/ops/flow.h.
  * @param x float32 [M,P]. @param t float32 [M]. @param c condition [M,D]. @returns float32 [M,P].
- * @param options.recompute in training, computes each block again in the backward pass instead of keeping what is inside.
+ * @param options.recompute in training, recomputes each block in the backward pass instead of keeping its intermediate values.
  */
 export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype: FloatType, { recompute: again = false } = {}): Tensor {
   const waves = cast(tensorOf(native.timestepEmbedding(t.handle)), dtype);
@@ -71,7 +71,7 @@ export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype:
   return cast(linear(norm(h, {}, { eps: EPS, shift, scale }), head.output), 'float32');
 }
 
-/** The head as the fused native integrator takes it. */
+/** The head in the form that the fused native integrator takes. */
 export function nativeFlowHead(head: FlowHead): NativeFlowHead {
   const layer = ({ weight, bias }: Linear): NativeLayer => ({ weight: weight.handle, bias: bias?.handle });
   return {

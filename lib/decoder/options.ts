@@ -1,4 +1,4 @@
-/** What decoding is asked for: checked here, once, before anything is computed. */
+/** The options of decoding, checked once, before anything is computed. */
 import type { NdArray } from 'ndarray';
 import { checkOptions, DECODE_OPTIONS, describe, ENCODE_OPTIONS } from '../check.js';
 import type { UniFlowConfig } from '../config.js';
@@ -7,40 +7,40 @@ import type { Grid } from '../tensor.js';
 import { timeGrid, type Schedule } from './schedule.js';
 
 export interface DecodeOptions {
-  /** Patch rows and columns. Default: the model's own, or a square. */
+  /** Patch rows and columns. Default: the model's grid, or a square. */
   grid?: Grid;
   /** Euler steps. Default: the checkpoint's num_sampling_steps. */
   steps?: number;
-  /** Where the steps are. Default 'linear'. */
+  /** Spacing of the steps. Default 'linear'. */
   schedule?: Schedule;
-  /** v = v0 + guidance * (v - v0), v0 under a zero condition. Default 1: off, at half the cost. */
+  /** v = v0 + guidance * (v - v0), v0 under a zero condition. Default 1: off, which halves the cost. */
   guidance?: number;
-  /** Default 0. A picture is a function of its latent and the seed alone: it does not depend on its place in a batch. */
+  /** Seed of the noise. Default 0. An image depends only on its latent and the seed, not on its place in a batch. */
   seed?: number;
-  /** Gives image b noise of its own, drawn for (seed, imageIds[b]), where otherwise all share that of id 0. */
+  /** Draws the noise of image b from (seed, imageIds[b]). By default, all images share the noise of id 0. */
   imageIds?: readonly number[];
   /** The noise itself, float32 [B,N,P], P = 3 * patch² as (channel, row, column). */
   noise?: NdArray;
   /** uint8 [B,H,W,3] (default), or float32 [B,3,H,W] normalised. */
   output?: 'uint8' | 'float32';
-  /** Images computed together. Default: as many as make about 4,096 tokens. */
+  /** Images computed together. Default: as many as make up about 4,096 tokens. */
   batchSize?: number;
   signal?: AbortSignal;
 }
 
-/** A decoding to run. */
+/** A validated decoding request. */
 export interface Decoding {
   /** B */
   count: number;
   /** N */
   patches: number;
   grid: Grid;
-  /** One per image. */
+  /** One id per image. */
   ids: Uint32Array;
   sampling: { schedule: ReturnType<typeof timeGrid>; guidance: number; seed: number; output: 'uint8' | 'float32' };
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` for latents that are not [B,N,Z], and for options that cannot be. */
+/** @throws {UniFlowError} `BAD_INPUT` for latents that are not [B,N,Z], and for invalid options. */
 export function checkDecoding(latents: NdArray, options: DecodeOptions, config: UniFlowConfig): Decoding {
   checkOptions(options, [...DECODE_OPTIONS, ...ENCODE_OPTIONS]); // reconstruct passes both
   const [count = 0, patches = 0, channels] = latents?.shape ?? [];

@@ -1,10 +1,10 @@
-/** Time grids of the Euler integration. */
+/** Time grids for the Euler integration. */
 import { UniFlowError } from '../errors.js';
 
 /** linear: t_k = k/steps. pow_p: 1 - t_k = ((steps-k)/steps)^(1/p). */
 export type Schedule = 'linear' | `pow_${number}`;
 
-/** Start times t_0 = 0 < t_1 < … and step lengths; the lengths sum to 1. */
+/** Start times t_0 = 0 < t_1 < … and step lengths, which sum to 1. */
 export function timeGrid(steps: number, schedule: Schedule = 'linear'): { time: Float32Array; step: Float32Array } {
   if (!Number.isInteger(steps) || steps < 1 || steps > 10_000)
     throw UniFlowError.expected('BAD_INPUT', 'steps', 'an integer from 1 to 10000', String(steps));

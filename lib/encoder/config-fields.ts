@@ -1,10 +1,10 @@
-/** The fields of a Hugging Face config.json: which change what is computed, and how they are checked. */
+/** The fields of a Hugging Face config.json: which ones affect the result, and how they are checked. */
 import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
 
 /**
- * Fields that change nothing that is computed here: those of transformers' PretrainedConfig and GenerationConfig, which older versions wrote
- * out in full for every part of a model, and what only training uses. Any other unknown field is refused, because it may change the numbers.
+ * Fields without effect on anything computed here: those of transformers' PretrainedConfig and GenerationConfig, which older versions wrote in full for every
+ * part of a model, and training-only ones. Any other unknown field is refused, because it may change the result.
  */
 const inert = new Set(
   `add_cross_attention architectures attention_dropout attention_implementation attention_probs_dropout_prob attn_implementation auto_map
@@ -21,7 +21,7 @@ const inert = new Set(
   use_return_dict vision_use_head xla_device`.split(/\s+/),
 );
 
-/** Generic fields that do change the numbers when they are set. */
+/** Generic fields that change the result if they are set. */
 const everywhere = z.object({
   pruned_heads: z
     .record(z.string(), z.unknown())
@@ -43,14 +43,14 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** The problems that zod found, each with the field's name in front. */
+/** The problems found by zod, each starting with the field's name. */
 export function problemsOf(error: z.ZodError | undefined): string[] {
   return error?.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`) ?? [];
 }
 
 /**
  * Checks `config` against `schema`.
- * @throws UniFlowError `BAD_CHECKPOINT` naming every field that is missing, wrong or unknown.
+ * @throws UniFlowError `BAD_CHECKPOINT` naming every missing, invalid or unknown field.
  */
 export function parseConfig<T extends z.ZodRawShape>(
   schema: z.ZodObject<T>,

@@ -1,4 +1,4 @@
-/** From a Hugging Face config.json to what the encoder needs to know. */
+/** Converts a Hugging Face config.json to the encoder's configuration. */
 import { z } from 'zod';
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
@@ -8,34 +8,34 @@ import { isObject, parseConfig, unused, withoutNulls } from './config-fields.js'
 
 export type Family = 'internvit' | 'internvl' | 'dinov2' | 'dinov3' | 'siglip' | 'clip';
 
-/** A vision transformer, whichever family it is of. */
+/** A vision transformer of any family. */
 export interface EncoderConfig {
   family: Family;
   /** D */
   width: number;
   layers: number;
   heads: number;
-  /** Width of the MLP; of each half where it is gated. */
+  /** Width of the MLP; if gated, of each half. */
   hidden: number;
   patch: number;
-  /** Height and width that the position table was trained for. The patches may not fill them: see {@link gridOf}. */
+  /** Height and width for which the position table was trained. The patches may not fill them: see {@link gridOf}. */
   imageSize: readonly [number, number];
   eps: number;
   norm: 'layer' | 'rms';
   /** RMSNorm of q and k over the whole width (InternViT-6B). */
   qkNorm: boolean;
-  /** Its epsilon. */
+  /** Epsilon of that norm. */
   qkEps: number;
   activation: Activation;
   /** SwiGLU: silu(a) * b. */
   gated: boolean;
   layerScale: boolean;
-  /** Register tokens behind the class token. */
+  /** Number of register tokens, after the class token. */
   registers: number;
   finalNorm: boolean;
   /** Whether position tables are resized with antialiasing. */
   antialiasPositions: boolean;
-  /** Rotary positions; without them, positions are a table. */
+  /** Rotary positions; undefined if positions are a table. */
   rope: Rope | undefined;
   bias: { q: boolean; k: boolean; v: boolean; proj: boolean; mlp: boolean };
 }
@@ -60,7 +60,7 @@ const activations = {
   swish: 'silu',
 } as const;
 
-/** What all families share. */
+/** Fields shared by all families. */
 const common = {
   hidden_size: positive,
   num_hidden_layers: layers,
@@ -73,7 +73,7 @@ const common = {
 
 export const square = (s: number | [number, number]): readonly [number, number] => (typeof s === 'number' ? [s, s] : s);
 
-/** What most families are; each changes what differs. */
+/** The most common settings; each family overrides what differs. */
 function base(family: Family, c: z.infer<z.ZodObject<typeof common>>, hidden: number, eps: number): EncoderConfig {
   const [patch, patchWidth] = square(c.patch_size);
   if (patch !== patchWidth) throw UniFlowError.expected('UNSUPPORTED', 'patch_size', 'square patches', `${patch}x${patchWidth}`);
@@ -110,7 +110,7 @@ function base(family: Family, c: z.infer<z.ZodObject<typeof common>>, hidden: nu
   };
 }
 
-/** InternViT's own layout; UniFlow's encoder is one, and adds fields of its own. */
+/** InternViT's own layout. UniFlow's encoder is an InternViT and adds fields of its own. */
 export const internVitFields = {
   ...common,
   intermediate_size: positive,
@@ -118,10 +118,10 @@ export const internVitFields = {
   norm_type: z.enum(['layer_norm', 'rms_norm']).default('layer_norm'),
   qk_normalization: z.boolean().default(false),
   qkv_bias: z.boolean().default(true),
-  /** Of this library: rotary positions, counted in patches, instead of tables. Neighbours are found alike in images of all sizes. */
+  /** An addition of this library: rotary positions, counted in patches, instead of tables. Attention to neighbours then works alike in images of all sizes. */
   position_embedding_type: z.enum(['absolute', 'rope']).default('absolute'),
   rope_theta: z.number().positive().default(100),
-  /** InternVL3 configures a mixture of experts that no published model has. */
+  /** InternVL3 has settings for a mixture of experts that no published model uses. */
   use_moe: z.literal(false).default(false),
   ...unused(
     `capacity_factor eval_capacity_factor laux_allreduce moe_coeff_ratio moe_intermediate_size moe_output_scale noisy_gate_policy
@@ -159,7 +159,7 @@ function internVl(config: Record<string, unknown>): EncoderConfig {
     ...base('internvl', c, c.intermediate_size, c.layer_norm_eps),
     norm: c.norm_type === 'rms_norm' ? 'rms' : 'layer',
     qkNorm: c.use_qk_norm,
-    qkEps: 1e-6, // transformers passes layer_norm_eps to the other norms only
+    qkEps: 1e-6, // transformers passes layer_norm_eps only to the other norms
     layerScale: true,
     finalNorm: !c.use_mean_pooling,
     bias: { q: c.attention_bias, k: c.attention_bias, v: c.attention_bias, proj: true, mlp: true },
@@ -187,7 +187,7 @@ function dinoV2(config: Record<string, unknown>): EncoderConfig {
     layerScale: true,
     registers: c.num_register_tokens,
     finalNorm: true,
-    // Hugging Face's two implementations differ here: the one with registers antialiases
+    // Hugging Face's two implementations differ here: only the one with registers antialiases
     antialiasPositions: config['model_type'] === 'dinov2_with_registers',
     bias: { q: c.qkv_bias, k: c.qkv_bias, v: c.qkv_bias, proj: true, mlp: true },
   };
@@ -260,7 +260,7 @@ const parsers: Record<string, (config: Record<string, unknown>) => EncoderConfig
   clip_vision_model: (config) => contrastive('clip', config),
 };
 
-/** Vision-language models whose vision tower is one of the above, under `vision_config`. */
+/** Vision-language models whose `vision_config` is one of the families above. */
 const towers: Record<string, string> = {
   clip: 'clip_vision_model',
   siglip: 'siglip_vision_model',
@@ -270,15 +270,15 @@ const towers: Record<string, string> = {
 
 export const modelTypes: readonly string[] = [...Object.keys(parsers), ...Object.keys(towers)];
 
-/** The encoder that a Hugging Face config.json describes, alone or as the vision tower of a larger model. */
+/** The encoder described by a Hugging Face config.json, either alone or as the vision tower of a larger model. */
 export function parseEncoderConfig(config: Record<string, unknown>): EncoderConfig {
   const own = encoderJson(config);
   return (parsers[own['model_type'] as string] as (typeof parsers)[string])(own);
 }
 
 /**
- * The encoder's own config.json: `config` itself, or the vision tower's where that is inside a larger one.
- * @throws UniFlowError `UNSUPPORTED` for another model type, `BAD_CHECKPOINT` where the tower is missing.
+ * The encoder's own config.json: `config` itself, or that of the vision tower inside it.
+ * @throws UniFlowError `UNSUPPORTED` for another model type, `BAD_CHECKPOINT` if the tower is missing.
  */
 export function encoderJson(config: Record<string, unknown>): Record<string, unknown> {
   if (!isObject(config)) throw UniFlowError.expected('BAD_INPUT', 'config', "an encoder's config.json as an object", describe(config));
@@ -293,7 +293,7 @@ export function encoderJson(config: Record<string, unknown>): Record<string, unk
     );
   if (typeof type !== 'string' || !Object.hasOwn(towers, type))
     throw UniFlowError.expected('UNSUPPORTED', 'model_type', `one of ${modelTypes.join(', ')}`, describe(type));
-  // older CLIP checkpoints have both; transformers lets this one decide
+  // older CLIP checkpoints have both; transformers prefers this one
   const inner = config['vision_config_dict'] ?? config['vision_config'];
   if (isObject(inner)) return encoderJson({ model_type: towers[type], ...withoutNulls(inner) });
   throw UniFlowError.expected(

@@ -10,16 +10,16 @@ import type { EncoderConfig } from './config.js';
 import { families } from './families.js';
 import { transformerBlock, type Block } from './transformer.js';
 
-/** Position tables kept for the grids used last. */
+/** Number of position tables kept, for the most recently used grids. */
 const KEPT_GRIDS = 16;
 
-/** Computes what outlives the call that first needs it: neither its scope nor its abortion may take it along. */
+/** Computes a cached tensor. It must survive the scope of the call that first needs it, and that call's cancellation. */
 const derived = (fn: () => Tensor): Tensor => keep(uncancellable(() => tidy(fn)));
 
 export interface EncoderOutput {
-  /** After the last layer and the final norm: [B, prefix + N, D]. */
+  /** Output of the last layer and the final norm: [B, prefix + N, D]. */
   last: Tensor;
-  /** The embedding and every layer's output, L+1 tensors [B, prefix + N, D], when asked for. */
+  /** The embedding and every layer's output, L+1 tensors [B, prefix + N, D]; empty unless requested. */
   states: Tensor[];
 }
 
@@ -55,7 +55,7 @@ export class Encoder {
     }
     this.preNorm = names.preNorm ? source.norm(names.preNorm, d, true) : undefined;
     this.blocks = Array.from({ length: config.layers }, (_, i) => this.makeBlock(source, i));
-    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, true) : undefined; // LayerNorm, whatever the layers have
+    this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, true) : undefined; // always LayerNorm, whatever the layers use
   }
 
   private makeBlock(source: ParameterSource, i: number): Block {
@@ -67,7 +67,7 @@ export class Encoder {
       c.layerScale && name ? source.plain(name, [d], { value: 1 }) : undefined;
     const qkNorm = (name: string | undefined): Tensor | undefined =>
       c.qkNorm && name ? source.plain(`${name}.weight`, [d], { value: 1 }) : undefined;
-    const share = 1 / (2 * c.layers); // of each of the 2L branches: the residual stream's variance at most doubles
+    const share = 1 / (2 * c.layers); // per branch, of which there are 2L: the residual stream's variance at most doubles
     return {
       norm1: source.norm(n.norm1, d, withBias),
       qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v], compact: true }),
@@ -82,17 +82,17 @@ export class Encoder {
     };
   }
 
-  /** Patches of the trained image size. */
+  /** Patch grid of the trained image size. */
   get trainedGrid(): Grid {
     return gridOf(this.config.imageSize, this.config.patch);
   }
 
-  /** Tokens in front of the patches: class token and registers. */
+  /** Number of tokens before the patches: class token and registers. */
   get prefix(): number {
     return (this.classToken ? 1 : 0) + this.config.registers;
   }
 
-  /** The patch grid of pixels [B,H,W,3] or [B,3,H,W]. */
+  /** Patch grid of pixels [B,H,W,3] or [B,3,H,W]. */
   gridOf(pixels: Tensor): Grid {
     const size = (pixels.dtype === 'uint8' ? pixels.shape.slice(1, 3) : pixels.shape.slice(2, 4)) as [number, number];
     const grid = gridOf(size, this.config.patch);
@@ -101,8 +101,8 @@ export class Encoder {
   }
 
   /**
-   * Pixels: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. Queues the whole pass; call inside tidy(). In training,
-   * `recompute` computes each block again in the backward pass instead of keeping what is inside.
+   * Queues the forward pass of pixels, uint8 [B,H,W,3] or float32 [B,3,H,W] normalised; call it inside tidy(). In training, `recompute` recomputes each block
+   * in the backward pass instead of keeping its intermediate values.
    */
   forward(pixels: Tensor, { states: wanted = false, recompute = false } = {}): EncoderOutput {
     const c = this.config;
@@ -151,7 +151,7 @@ export class Encoder {
     return reshape(all, [this.prefix, d]);
   }
 
-  /** The position table of the patches [N, D] (or the rotary one), resized to `grid`; kept for the next image of that size. */
+  /** The position table [N, D] (or the rotary one) resized to `grid`, cached for the next image of that size. */
   private positionsFor(grid: Grid): Tensor {
     if (recording(this.position)) return this.makePositions(grid);
     const key = `${grid.rows}x${grid.cols}`;
@@ -176,7 +176,10 @@ export class Encoder {
     return from.rows === grid.rows && from.cols === grid.cols ? table : resizeTable(table, from, grid, { antialias: c.antialiasPositions });
   }
 
-  /** {@link runBatches} with this encoder. Where memory runs out, a table may have failed with it: the next image has it made again. */
+  /**
+   * {@link runBatches} with this encoder. If memory runs out, a cached table may have failed as well, so the tables are dropped and made again for the next
+   * image.
+   */
   async running(run: BatchRun): ReturnType<typeof runBatches> {
     try {
       return await runBatches(run);
@@ -186,7 +189,7 @@ export class Encoder {
     }
   }
 
-  /** Drops what was derived from the parameters, which have changed or go; they belong to the model. */
+  /** Drops everything derived from the parameters, because they have changed or are freed. The parameters themselves belong to the model. */
   invalidate(): void {
     for (const table of this.grids.values()) table.dispose();
     this.grids.clear();

@@ -1,9 +1,9 @@
-/** What the families call their parameters, and where they keep their tokens. */
+/** Parameter names of each family, and the layout of its tokens. */
 import type { EncoderConfig, Family } from './config.js';
 
 interface LayerNames {
   norm1: string;
-  /** One stacked matrix, or q, k and v. */
+  /** One stacked matrix, or separate q, k and v. */
   qkv: string | readonly [string, string, string];
   qNorm?: string;
   kNorm?: string;
@@ -22,12 +22,12 @@ interface FamilyNames {
   patchBias: boolean;
   classToken?: { name: string; rank: 1 | 3 };
   registers?: string;
-  /** Position table, with a row for the class token in front where there is one. */
+  /** Position table; its first row is for the class token, if there is one. */
   position?: { name: string; rank: 2 | 3 };
   preNorm?: string;
   finalNorm?: string;
   layer(i: number, config: EncoderConfig): LayerNames;
-  /** What a checkpoint of this family may hold that its hidden states do not depend on. */
+  /** Tensors that a checkpoint of this family may contain but that do not affect its hidden states. */
   unused: RegExp;
 }
 
@@ -147,12 +147,12 @@ export const families: Record<Family, FamilyNames> = {
     patchBias: false,
     classToken: { name: 'embeddings.class_embedding', rank: 1 },
     position: { name: 'embeddings.position_embedding.weight', rank: 2 },
-    preNorm: 'pre_layrnorm', // the published names spell it so
+    preNorm: 'pre_layrnorm', // the spelling of the published names
     layer: contrastiveLayer,
-    // HF's last_hidden_state is taken before post_layernorm, which only the pooled token goes through
+    // HF's last_hidden_state is taken before post_layernorm, which is applied only to the pooled token
     unused: /^(post_layernorm\.|embeddings\.position_ids)/,
   },
 };
 
-/** Where a checkpoint of a larger model keeps its vision tower. */
+/** Prefixes of the vision tower in a checkpoint of a larger model. */
 export const towerPrefixes: readonly string[] = ['', 'vision_model.', 'vision_tower.', 'model.vision_tower.', 'model.vision_model.'];

@@ -1,4 +1,4 @@
-/** The pre-norm transformer block that every encoder and the decoder's global blocks are made of. */
+/** The pre-norm transformer block, used by every encoder and by the decoder's global blocks. */
 import type { Activation } from '../native.js';
 import { attention, linear, norm, qkNorm, rope, swiglu, type Linear, type Norm } from '../ops.js';
 import { recompute } from '../tape.js';
@@ -20,14 +20,14 @@ export interface Block {
 export interface BlockOptions {
   heads: number;
   eps: number;
-  /** Of the norm of q and k. Default: `eps`. */
+  /** Epsilon of the norm of q and k. Default: `eps`. */
   qkEps?: number;
   rms?: boolean;
   activation: Activation;
   gated?: boolean;
-  /** Rotary positions of the tokens behind `prefix`. */
+  /** Rotary positions of the tokens after `prefix`. */
   rotary?: { table: Tensor; prefix: number } | undefined;
-  /** In training, keeps nothing but the block's input and output: see {@link recompute}. */
+  /** In training, keeps only the block's input and output: see {@link recompute}. */
   recompute?: boolean;
 }
 

@@ -1,4 +1,4 @@
-/** A pretrained vision encoder of any supported family, as users hold it. */
+/** A pretrained vision encoder of any supported family: the public class. */
 import type { NdArray } from 'ndarray';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
@@ -19,19 +19,19 @@ import { families, towerPrefixes } from './families.js';
 export interface LoadOptions extends DeviceOptions, HubOptions {}
 
 export interface EncodeOptions {
-  /** Height and width that pictures are brought to; a number means a square. Default: what the model's processor says. */
+  /** Height and width to which images are resized; a number means a square. Default: the processor's. */
   size?: number | readonly [height: number, width: number];
-  /** Every layer's output as well. */
+  /** Also returns every layer's output. */
   hiddenStates?: boolean;
-  /** Images computed together. Default: as many as make about 4,096 tokens. */
+  /** Images computed together. Default: as many as make up about 4,096 tokens. */
   batchSize?: number;
   signal?: AbortSignal;
 }
 
 export interface EncoderResult {
-  /** float32 [B,S,D], after the final norm where the family has one. S counts class and register tokens, which come first. */
+  /** float32 [B,S,D], after the final norm if the family has one. S counts class and register tokens, which come first. */
   lastHiddenState: NdArray;
-  /** float32 [B,S,D] x (L+1) when asked for; [0] is the embedding. */
+  /** float32 [B,S,D] x (L+1), if requested; [0] is the embedding. */
   hiddenStates?: NdArray[];
   grid: Grid;
 }
@@ -40,21 +40,20 @@ export interface EncoderResult {
 export class VisionEncoder {
   private constructor(
     /** @internal */ readonly encoder: Encoder,
-    /** The checkpoint's config.json of the encoder itself. */
+    /** The encoder's own config.json in the checkpoint. */
     readonly configJson: Record<string, unknown>,
     readonly preprocessing: Preprocessing,
     readonly parameters: readonly Parameter[],
-    /** Where the encoder is, `'cpu'` or `'cuda:0'`. */
+    /** The encoder's device, `'cpu'` or `'cuda:0'`. */
     readonly device: string,
     readonly dtype: FloatType,
-    /** What `save` writes besides, as it was in the checkpoint. */
+    /** Written by `save` unchanged from the checkpoint. */
     private readonly untouched: { carried: readonly Carried[]; files: Record<string, string> },
   ) {}
 
   /**
-   * Loads an encoder from its Hugging Face folder, or from the hub by `owner/name`. A larger model (CLIP, SigLIP, InternVL) gives its
-   * vision tower.
-   * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit, `UNSUPPORTED` for another model type.
+   * Loads an encoder from its Hugging Face folder, or from the hub by `owner/name`. For a larger model (CLIP, SigLIP, InternVL) this is the vision tower.
+   * @throws UniFlowError `BAD_CHECKPOINT` listing every mismatch, `UNSUPPORTED` for another model type.
    */
   static async load(model: string, options: LoadOptions = {}): Promise<VisionEncoder> {
     const placement = checkDevice(options);
@@ -73,7 +72,7 @@ export class VisionEncoder {
     });
   }
 
-  /** A randomly initialised encoder, as a Hugging Face config.json says: one to train. */
+  /** A randomly initialised encoder with the architecture of a Hugging Face config.json, for training. */
   static random(config: Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): VisionEncoder {
     const placement = checkDevice(device);
     const parsed = parseEncoderConfig(config);
@@ -91,12 +90,12 @@ export class VisionEncoder {
     return this.encoder.config;
   }
 
-  /** Tokens in front of the patch tokens: class token and registers. */
+  /** Number of tokens before the patch tokens: class token and registers. */
   get prefixTokens(): number {
     return this.encoder.prefix;
   }
 
-  /** Images to tokens. Pictures are decoded, resized and cropped as this encoder's published preprocessing does. */
+  /** Encodes images to tokens. Images are decoded, resized and cropped as in this encoder's published preprocessing. */
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<EncoderResult> {
     const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
@@ -119,8 +118,8 @@ export class VisionEncoder {
   }
 
   /**
-   * Writes the encoder as a Hugging Face folder, with what its checkpoint had for it and this library does not compute with (a pooling head,
-   * a mask token, the processor's files). Of a larger model, the vision tower alone is written.
+   * Writes the encoder as a Hugging Face folder, with the parts of its checkpoint that this library does not use (a pooling head, a mask token, the
+   * processor's files). For a larger model, only the vision tower is written.
    */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
@@ -129,7 +128,7 @@ export class VisionEncoder {
     await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried }, checked);
   }
 
-  /** Frees the weights; resolves when they are gone. */
+  /** Frees the weights; resolves when they are freed. */
   async dispose(): Promise<void> {
     this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
@@ -140,7 +139,7 @@ export class VisionEncoder {
   }
 }
 
-/** @throws UniFlowError `BAD_CHECKPOINT` saying what is there instead. */
+/** @throws UniFlowError `BAD_CHECKPOINT` naming what the checkpoint contains instead. */
 function towerPrefix(checkpoint: Checkpoint, config: EncoderConfig): string {
   const patch = `${families[config.family].patch}.weight`;
   const prefix = checkpoint.prefixOf(patch, towerPrefixes);

@@ -1,6 +1,6 @@
 /**
- * The baseline of a tokenizer: a PCA of patches with as many coefficients as the tokenizer has latent channels, the best linear codec of
- * that size. A tokenizer below it has learnt less than one matrix product can do.
+ * The baseline of a tokenizer: a PCA of patches with one coefficient per latent channel, the best linear codec of that size. A tokenizer below it has learnt
+ * less than one matrix product can do.
  */
 import type { NdArray } from 'ndarray';
 import { subset, type Dataset } from '../sources/dataset.js';
@@ -15,17 +15,17 @@ import { imagesOf } from './features.js';
 import { patchStatistics, principalComponents, type PrincipalComponents } from './pca.js';
 import { projection } from './projection.js';
 
-/** A baseline is fitted to at most this many images, evenly spaced: more patches hardly move the components. */
+/** Upper bound of the number of images for fitting, evenly spaced. More patches hardly move the components. */
 export const FIT_IMAGES = 512;
 
-/** Pixels from 0 to 1, all channels alike: least squares are then PSNR's. */
+/** Pixels from 0 to 1, with all channels weighted equally, so least squares optimises PSNR. */
 const normalisation = { mean: Float32Array.of(0, 0, 0), std: Float32Array.of(1, 1, 1) };
 
-/** What the baseline reaches: means over the images, in dB and in [-1, 1]. */
+/** Quality of the baseline: means over the images, in dB and in [-1, 1]. */
 export interface Baseline {
   psnr: number;
   ssim: number;
-  /** Coefficients of a patch. */
+  /** Coefficients per patch. */
   channels: number;
 }
 
@@ -34,11 +34,11 @@ export interface FitOptions {
   size: number | readonly [height: number, width: number];
   signal?: AbortSignal | undefined;
   onProgress?: ((done: number, total: number) => void) | undefined;
-  /** As of the loader: with it, images that cannot be read are left out. */
+  /** As in the loader: if given, images that cannot be read are skipped. */
   onDamaged?: ((damaged: Damaged) => void) | undefined;
 }
 
-/** The baseline of `uniflow`, fitted to `data`; undefined where latents have as many values as pixels, so that a PCA loses nothing. */
+/** The baseline of `uniflow`, fitted to `data`; undefined if latents have as many values as pixels, because a PCA then loses nothing. */
 export async function fitBaseline(uniflow: UniFlow, data: Dataset, options: FitOptions): Promise<PatchCodec | undefined> {
   const { patch, latentChannels } = uniflow.config;
   if (latentChannels >= 3 * patch ** 2) return undefined;
@@ -72,7 +72,7 @@ async function* crops(
   }
 }
 
-/** Codes images as the leading principal components of their patches. */
+/** Encodes images as the leading principal components of their patches. */
 export class PatchCodec {
   private readonly layer: Linear;
   readonly channels: number;
@@ -80,14 +80,14 @@ export class PatchCodec {
   constructor(
     private readonly uniflow: Pick<UniFlow, 'config' | 'device'>,
     components: PrincipalComponents,
-    /** How many it is fitted to. */
+    /** Number of images it was fitted to. */
     readonly images: number,
   ) {
     this.channels = components.variances.length;
     this.layer = onDevice(uniflow.device, () => projection(components, this.channels));
   }
 
-  /** PSNR and SSIM of each image of uint8 [B,H,W,3], or of those in [begin, end), coded, rounded and clamped: float32 [B,2]. */
+  /** PSNR and SSIM of each image of uint8 [B,H,W,3], or of those in [begin, end), after coding, rounding and clamping: float32 [B,2]. */
   async quality(
     pixels: NdArray<Uint8Array>,
     { convention, begin, end }: { convention?: QualityConvention | undefined; begin?: number; end?: number } = {},
@@ -111,7 +111,7 @@ export class PatchCodec {
     }
   }
 
-  /** Means over images, a few at a time. */
+  /** Means over images, computed a few at a time. */
   async measure(pixels: NdArray<Uint8Array>): Promise<Pick<Baseline, 'psnr' | 'ssim'>> {
     const [count, height, width] = pixels.shape as [number, number, number];
     const batchSize = defaultBatchSize((height * width) / this.uniflow.config.patch ** 2);

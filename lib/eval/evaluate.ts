@@ -1,11 +1,10 @@
 /**
- * Everything that is measured about a tokenizer, in one pass over the pictures (and one over the training pictures, where there are
- * some): PSNR, SSIM and the Fréchet distance of the reconstructions, the PCA baseline, how much of the latents carries something, linear
- * probe and nearest neighbours on frozen tokens and latents, each layer's cosine to the teacher. Pixels live for a batch; kept are a few
- * vectors for each image.
+ * Measures a tokenizer in one pass over the images (and one over the training images, if given): PSNR, SSIM and the Fréchet distance of the reconstructions,
+ * the PCA baseline, the use of the latents, linear probe and nearest neighbours on frozen tokens and latents, and each layer's cosine to the teacher. Pixels
+ * are kept for one batch, and a few vectors for each image.
  *
- * The numbers do not depend on the batch size: whatever is summed over pictures or tokens is summed for each picture on its own, and over
- * the pictures in their order in float64. (Matrix products may differ in the last bit with the number of rows.)
+ * The numbers do not depend on the batch size: sums over images or tokens are computed separately for each image, then added in the order of the images in
+ * float64. (Matrix products may differ in the last bit with the number of rows.)
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
@@ -34,8 +33,8 @@ import { linearProbe, PROBE_DEFAULTS } from './probe.js';
 
 /**
  * Measures `uniflow` on `data`.
- * @throws UniFlowError `BAD_INPUT` where teacher, training pictures or reference do not fit, before anything is computed; what is wrong with a
- * picture, by its name; `ABORTED`.
+ * @throws UniFlowError `BAD_INPUT` if teacher, training images or reference do not match, before anything is computed; the error of an unreadable image, with
+ * its name; `ABORTED`.
  */
 export async function evaluate(uniflow: UniFlow, options: EvaluateOptions): Promise<Evaluation> {
   checkOptions(options);
@@ -132,7 +131,7 @@ class Run {
     return { codec: await fitBaseline(this.uniflow, taken, { size: this.size, signal, onProgress }), fitted };
   }
 
-  /** The two sides of the Fréchet distance, with features where they are there already. */
+  /** The two sides of the Fréchet distance, with their features if they already exist. */
   private sides({ model, dtype, data }: EvaluationPins): { reference: Side; reconstructions: Side } | undefined {
     const { features, reference } = this.options;
     if (!features) return undefined;
@@ -147,7 +146,7 @@ class Run {
 
   // ----- passes -------------------------------------------------------------------------------------------------
 
-  /** What is kept of each image of `dataset`; `measured` by what they are decoded and measured, which the training images are not. */
+  /** Computes the values kept for each image of `dataset`. With `measured`, the images are also decoded and measured; training images are not. */
   private async measure(dataset: Dataset, measured?: Measured): Promise<{ table: FeatureTable; labels: Int32Array | undefined }> {
     const { signal, train } = this.options;
     const { batchSize, size } = this;
@@ -170,7 +169,7 @@ class Run {
     );
   }
 
-  /** Latents z [B,N,Z] and cosine distances where they are decoded, features where there is a probe. */
+  /** Latents z [B,N,Z] and cosine distances if decoding, features if there is a probe. */
   private encode(pixels: Tensor, decoding: boolean): Record<string, Tensor> {
     const { uniflow } = this;
     const { teacher, train, latentPool } = this.options;
@@ -244,7 +243,7 @@ class Run {
   }
 }
 
-/** What decoded images are measured by. */
+/** Tools that measure decoded images. */
 interface Measured {
   codec: PatchCodec | undefined;
   meter: LatentMeter;
@@ -252,14 +251,14 @@ interface Measured {
 
 const IN_MEMORY: DataOrigin = { path: 'in memory', split: 'all' };
 
-/** A feature set that may still have to be filled. */
+/** A feature set whose features may not be computed yet. */
 type Side = Omit<FeatureSet, 'features'> & { features?: FeatureSet['features'] };
 
 function filled(side: Side, features: FeatureSet['features'] | undefined): FeatureSet {
   return { ...side, features: side.features ?? (features as FeatureSet['features']) };
 }
 
-/** Both labelled, with the same classes. */
+/** Checks that both are labelled, with the same classes. */
 async function checkClasses(train: Dataset, data: Dataset): Promise<void> {
   for (const [name, dataset] of Object.entries({ train, data }))
     if ((await dataset.read(0)).label === undefined)
@@ -289,7 +288,7 @@ function qualityOf(table: FeatureTable, name: 'quality' | 'baseline'): { psnr: n
   return { psnr, ssim };
 }
 
-/** Means of the few columns of [N,C], in float64 and the order of the rows. */
+/** Means of the few columns of [N,C], summed in float64 in the order of the rows. */
 function columnMeans(array: NdArray): number[] {
   const [rows, columns] = array.shape as [number, number];
   return Array.from({ length: columns }, (_, c) => {

@@ -1,4 +1,4 @@
-/** Feature sets on disk: an .npy [N,D], and beside it a .json with what pins it. Sets with other pins are not compared. */
+/** Feature sets on disk: an .npy [N,D] and a .json with its pins. Sets with different pins are not compared. */
 import type { NdArray } from 'ndarray';
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -11,15 +11,15 @@ import { fileHash, featurePins, type FeaturePins } from './pins.js';
 export interface FeatureSet {
   /** [N,D] */
   features: NdArray<Float32Array>;
-  /** Undefined: made elsewhere, nobody knows from what. */
+  /** Undefined: made elsewhere, from unknown images. */
   pins: FeaturePins | undefined;
-  /** Where it was read from. */
+  /** The file it was read from. */
   file?: { path: string; sha256: string };
 }
 
 const sidecar = z.object({ file: z.object({ sha256: z.string(), shape: z.tuple([z.number(), z.number()]) }), pins: featurePins });
 
-/** Writes `path`, an .npy, and its .json; both or neither. */
+/** Writes `path`, an .npy, and its .json: both or neither. */
 export async function saveFeatureSet(path: string, { features, pins }: FeatureSet): Promise<void> {
   const beside = sidecarOf(path);
   if (!pins) throw UniFlowError.expected('BAD_INPUT', 'pins', 'what the features are of', 'none');
@@ -38,8 +38,8 @@ export async function saveFeatureSet(path: string, { features, pins }: FeatureSe
 
 /**
  * Reads a feature set.
- * @param allowUnpinned takes an .npy without a .json, too: then nothing says what it is of.
- * @throws UniFlowError `BAD_INPUT` where there is no .json, or one of another .npy.
+ * @param allowUnpinned also accepts an .npy without a .json, whose origin is then unknown.
+ * @throws UniFlowError `BAD_INPUT` if there is no .json, or it belongs to another .npy.
  */
 export async function loadFeatureSet(path: string, { allowUnpinned = false } = {}): Promise<FeatureSet> {
   const beside = sidecarOf(path);
@@ -77,8 +77,8 @@ function sidecarOf(path: string): string {
 }
 
 /**
- * Refuses a reference that was not made as `wanted`: by the same extractor, from pictures of the same crop and size. Which pictures they are
- * is left to the user, who may want to compare with another split.
+ * Refuses a reference that was not made in the same way as `wanted`: by the same extractor, from images of the same crop and size. The images themselves may
+ * differ, because the user may want to compare with another split.
  * @throws UniFlowError `BAD_INPUT` naming every difference.
  */
 export function checkComparable(reference: FeaturePins, wanted: FeaturePins): void {

@@ -1,4 +1,4 @@
-/** From pictures to feature vectors: by any encoder, one vector for each picture. */
+/** Feature vectors of images: by any encoder, one vector per image. */
 import ndarray, { type NdArray } from 'ndarray';
 import { uniFlowPreprocessing } from '../config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
@@ -10,7 +10,7 @@ import { gridOf, onDevice, Tensor, tensorOf, tidy, type Grid } from '../tensor.j
 import type { UniFlow } from '../uniflow.js';
 import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
 
-/** Turns pictures into features. */
+/** Computes features of images. */
 export interface FeatureExtractor {
   readonly pin: ExtractorPin;
   /** uint8 [B,H,W,3] → float32 [B,D]. */
@@ -21,13 +21,13 @@ export interface FeatureExtractor {
 export interface EncoderFeatureOptions {
   /** Mean of the patch tokens, or the class token. Default 'mean'. */
   pool?: 'mean' | 'class';
-  /** What pins the encoder. Default: a hash of its parameters. */
+  /** Pin of the encoder. Default: a hash of its parameters. */
   weights?: WeightsPin;
 }
 
 /**
- * Features of an encoder's last hidden state, after its final norm. Pictures are stretched to the size that the encoder was trained on, with
- * its filter, and normalised with its statistics.
+ * Features from an encoder's last hidden state, after its final norm. Images are stretched to the encoder's training size with its filter, and normalised
+ * with its statistics.
  */
 export async function encoderFeatures(
   model: VisionEncoder | UniFlow,
@@ -60,7 +60,7 @@ export async function encoderFeatures(
   };
 }
 
-/** Mean over the tokens, each image on its own so that it does not depend on the batch: [B,N,D] → float32 [B,D]. */
+/** Mean over the tokens, computed per image so that it does not depend on the batch: [B,N,D] → float32 [B,D]. */
 export function meanOfTokens(tokens: Tensor): Tensor {
   const [images, count, width] = tokens.shape as [number, number, number];
   const means = Array.from({ length: images }, (_, b) => {
@@ -70,20 +70,20 @@ export function meanOfTokens(tokens: Tensor): Tensor {
   return tensorOf(native.concat(means)).reshape([images, width]);
 }
 
-/** All tokens behind each other: [B,N,D] → float32 [B,N*D]. */
+/** All tokens concatenated: [B,N,D] → float32 [B,N*D]. */
 export function flat(tokens: Tensor): Tensor {
   const [images, count, width] = tokens.shape as [number, number, number];
   return cast(tokens, 'float32').reshape([images, count * width]);
 }
 
-/** Pictures [begin, end) of [B,H,W,3] on the device. */
+/** Uploads images [begin, end) of [B,H,W,3]. */
 export function imagesOf({ data, shape }: NdArray<Uint8Array>, begin = 0, end = shape[0] as number): Tensor {
   const [, height, width] = shape as [number, number, number];
   const bytes = height * width * 3;
   return Tensor.from({ data: data.subarray(begin * bytes, end * bytes), shape: [end - begin, height, width, 3] });
 }
 
-/** What the whole patches show of pictures [B,H,W,3]: as much as is decoded. */
+/** The part of images [B,H,W,3] that is covered by whole patches, which is the part that is decoded. */
 export async function covered(uniflow: UniFlow, pixels: NdArray<Uint8Array>, grid: Grid): Promise<NdArray<Uint8Array>> {
   const { config, device, normalisation } = uniflow;
   if (pixels.shape[1] === grid.rows * config.patch && pixels.shape[2] === grid.cols * config.patch) return pixels;
@@ -91,7 +91,7 @@ export async function covered(uniflow: UniFlow, pixels: NdArray<Uint8Array>, gri
   return (cut.read() as Promise<NdArray<Uint8Array>>).finally(() => cut.dispose());
 }
 
-/** uint8 [B,H,W,3] at another height and width. */
+/** Stretches uint8 [B,H,W,3] to another height and width. */
 export async function stretched(
   pixels: NdArray<Uint8Array>,
   [height, width]: readonly [number, number],
@@ -112,7 +112,7 @@ export async function stretched(
   return ndarray(out, [images, height, width, 3]);
 }
 
-/** Rows of arrays [N,D] as they come in, by name. */
+/** Collects rows of arrays [N,D] by name. */
 export class FeatureTable {
   private readonly arrays = new Map<string, { data: Float32Array; width: number; end: number }>();
 

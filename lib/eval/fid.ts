@@ -1,11 +1,11 @@
 /**
- * Fréchet distance of two feature sets, each taken as a Gaussian (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule"):
+ * Fréchet distance of two feature sets, each modelled as a Gaussian (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule"):
  *
  *   d² = |m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½)
  *
- * With C₁ = F Fᵀ, where F = V Λ^½ of its eigenvectors and eigenvalues, C₁ C₂ has the eigenvalues of the symmetric Fᵀ C₂ F, and the
- * trace of the root is the sum of their roots. So no root of a matrix that is not symmetric is needed (`scipy.linalg.sqrtm` in others'
- * code), and covariances of less than full rank are no special case. Covariances are summed natively, the rest is float64.
+ * With C₁ = F Fᵀ and F = V Λ^½ from its eigenvectors and eigenvalues, C₁ C₂ has the eigenvalues of the symmetric Fᵀ C₂ F, and the trace of the root is the
+ * sum of their roots. So the root of an asymmetric matrix (`scipy.linalg.sqrtm` in other implementations) is not needed, and rank-deficient covariances are
+ * no special case. Covariances are summed natively, the rest is float64.
  */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import type { NdArray } from 'ndarray';
@@ -51,10 +51,10 @@ export function frechetDistance(a: Gaussian, b: Gaussian): number {
 
 const symmetric = (m: Matrix): EigenvalueDecomposition => new EigenvalueDecomposition(m, { assumeSymmetric: true });
 
-/** What rounding made of an eigenvalue of zero may be negative. */
+/** Rounding may make an eigenvalue of zero negative. */
 const root = (value: number): number => Math.sqrt(Math.max(0, value));
 
-/** Fréchet distance of feature sets [N,D] and [M,D]. */
+/** Fréchet distance between feature sets [N,D] and [M,D]. */
 export async function fid(a: NdArray, b: NdArray): Promise<number> {
   return frechetDistance(await gaussianOf(a), await gaussianOf(b));
 }

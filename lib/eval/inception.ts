@@ -1,9 +1,9 @@
 /**
- * Features of an Inception-v3 that the user has as an ONNX file, for FID as the literature reports it (rFID between pictures and their
- * reconstructions). Which network is in the file is the user's word: the result names it by its hash.
+ * Features of an Inception-v3 that the user provides as an ONNX file, for FID as reported in the literature (rFID between images and their reconstructions).
+ * The library cannot verify which network the file contains, so the result names it by its hash.
  *
- * As pytorch-fid's InceptionV3 exports it: input float32 [B,3,299,299] in [0, 1], first output the pooled features [B,2048,1,1] or [B,2048].
- * Pictures are resized to 299 x 299 bilinearly (with antialiasing where they shrink), to 8 bits.
+ * Expects the interface of pytorch-fid's exported InceptionV3: input float32 [B,3,299,299] in [0, 1], first output the pooled features [B,2048,1,1] or
+ * [B,2048]. Images are resized to 299 x 299 bilinearly (with antialiasing when shrinking), to 8 bits.
  */
 import ndarray, { type NdArray } from 'ndarray';
 import { createRequire } from 'node:module';
@@ -15,7 +15,7 @@ import { tidy } from '../tensor.js';
 import { imagesOf, stretched, type FeatureExtractor } from './features.js';
 import { fileHash, type ExtractorPin } from './pins.js';
 
-/** What is used of onnxruntime-node. */
+/** The part of onnxruntime-node used here. */
 interface OnnxRuntime {
   Tensor: new (type: 'float32', data: Float32Array, shape: readonly number[]) => unknown;
   InferenceSession: { create(path: string): Promise<Session> };
@@ -28,10 +28,10 @@ interface Session {
 }
 
 const SIZE = 299;
-/** Pixels scaled to [0, 1] and left there. */
+/** Scales pixels to [0, 1] without further normalisation. */
 const UNIT = { mean: new Float32Array(3), std: new Float32Array(3).fill(1) };
 
-/** @throws UniFlowError `UNSUPPORTED` without onnxruntime-node, `BAD_INPUT` for a file that is no such network. */
+/** @throws UniFlowError `UNSUPPORTED` without onnxruntime-node, `BAD_INPUT` if the file is not such a network. */
 export async function inceptionFeatures(path: string): Promise<FeatureExtractor> {
   const runtime = loadRuntime();
   const pin: ExtractorPin = {
@@ -54,7 +54,7 @@ export async function inceptionFeatures(path: string): Promise<FeatureExtractor>
   };
 }
 
-/** uint8 [B,H,W,3] → float32 [B,3,H,W] in [0, 1]: one patch as large as the picture. */
+/** uint8 [B,H,W,3] → float32 [B,3,H,W] in [0, 1], as a single patch the size of the image. */
 async function planes(pixels: NdArray<Uint8Array>): Promise<NdArray<Float32Array>> {
   const patches = tidy(() => unfold(imagesOf(pixels), SIZE, UNIT, 'float32')); // [B,1,3*H*W]
   try {
@@ -64,7 +64,7 @@ async function planes(pixels: NdArray<Uint8Array>): Promise<NdArray<Float32Array
   }
 }
 
-/** From where this library is installed, or from the folder that the user works in. */
+/** Looks next to this library, then in the working directory. */
 function loadRuntime(): OnnxRuntime {
   try {
     const require = createRequire(import.meta.url);

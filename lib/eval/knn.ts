@@ -1,6 +1,6 @@
 /**
- * k-nearest-neighbour accuracy on frozen features by DINO's protocol (Caron et al. 2021, `eval_knn.py`): cosine similarity s, the k nearest
- * training features vote for their class with weight exp(s / 0.07). Of classes with equal votes the lowest number wins.
+ * k-nearest-neighbour accuracy on frozen features with DINO's protocol (Caron et al. 2021, `eval_knn.py`): with cosine similarity s, the k nearest training
+ * features vote for their class with weight exp(s / 0.07). If classes have equal votes, the lowest number wins.
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkNumber, checkOptions } from '../check.js';
@@ -10,7 +10,7 @@ import { cancellable, Tensor, tensorOf, tidy } from '../tensor.js';
 import { checkLabelled, type LabelledFeatures } from './labelled.js';
 
 export interface KnnOptions {
-  /** Neighbours that vote; at most as many as there are. Default 20. */
+  /** Number of neighbours that vote, limited by the size of `train`. Default 20. */
   k?: number;
   /** Default 0.07. */
   temperature?: number;
@@ -19,10 +19,10 @@ export interface KnnOptions {
 
 export const KNN_DEFAULTS = { k: 20, temperature: 0.07 } as const;
 
-/** About this many similarities are held at a time. */
+/** Approximate number of similarities in memory at a time. */
 const BLOCK = 1 << 24;
 
-/** Share of `test` whose class the neighbours in `train` name. */
+/** Fraction of `test` that the neighbours in `train` classify correctly. */
 export async function knnAccuracy(train: LabelledFeatures, test: LabelledFeatures, options: KnnOptions = {}): Promise<number> {
   checkOptions(options);
   const { k = KNN_DEFAULTS.k, temperature = KNN_DEFAULTS.temperature, signal } = options;
@@ -58,7 +58,7 @@ export async function knnAccuracy(train: LabelledFeatures, test: LabelledFeature
   });
 }
 
-/** Rows of length √D: RMSNorm. Their products are D times the cosine. */
+/** Normalises rows to length √D (RMSNorm), so their products are D times the cosine. */
 function directions(features: NdArray): Tensor {
   return norm(Tensor.from(features, 'features'), {}, { eps: 1e-20, rms: true });
 }

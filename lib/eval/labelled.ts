@@ -1,15 +1,15 @@
-/** Frozen features with classes: what the linear probe and the nearest neighbours are given. */
+/** Frozen features with classes: the input of the linear probe and the nearest neighbours. */
 import type { NdArray } from 'ndarray';
 import { UniFlowError } from '../errors.js';
 
 export interface LabelledFeatures {
   /** float32 [N,D] */
   features: NdArray;
-  /** [N], from 0. */
+  /** [N], starting at 0. */
   labels: Int32Array;
 }
 
-/** @returns how many classes both sets have together. */
+/** @returns the number of classes in both sets together. */
 export function checkLabelled(train: LabelledFeatures, test: LabelledFeatures): { classes: number } {
   const width = train.features?.shape?.[1];
   for (const [name, { features, labels }] of Object.entries({ train, test })) {

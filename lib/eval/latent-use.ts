@@ -1,12 +1,12 @@
 /**
- * How much of a tokenizer's latents carries something. With λ the eigenvalues of the latents' covariance over all patches, in descending
- * order, and V_k its first k eigenvectors:
+ * The share of a tokenizer's latents that carries information. With λ the eigenvalues of the latents' covariance over all patches, in descending order, and
+ * V_k its first k eigenvectors:
  *
  * - effective rank = exp(−Σ p_i ln p_i), p_i = λ_i / Σ λ: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality",
- *   of the covariance matrix, whose singular values are its eigenvalues. From 1, where all latents are on a line, to Z.
+ *   of the covariance matrix, whose singular values are its eigenvalues. Ranges from 1, if all latents are on a line, to Z.
  * - channels in use = k* / Z, where k* is the least k with PSNR(k) ≥ PSNR(Z) − 0.1 dB. PSNR(k) is the mean over images decoded from
- *   m + V_k V_kᵀ (z − m): a tokenizer of k* channels would do as well. Principal directions stand for channels because any rotation of the
- *   channels makes the same tokenizer.
+ *   m + V_k V_kᵀ (z − m): a tokenizer of k* channels would do as well. It counts principal directions instead of channels, because any
+ *   rotation of the channels gives the same tokenizer.
  */
 import ndarray, { type NdArray } from 'ndarray';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
@@ -19,15 +19,15 @@ import { Moments, principalComponents, type PrincipalComponents } from './pca.js
 import { projection } from './projection.js';
 
 export interface LatentUse {
-  /** In [1, Z]; 0 where all latents are equal. */
+  /** In [1, Z]; 0 if all latents are equal. */
   effectiveRank: number;
   /** In [0, 1]. */
   channelsInUse: number;
 }
 
-/** Latents in use may lose this much PSNR, in dB. */
+/** PSNR tolerance of the latents in use, in dB. */
 const TOLERANCE = 0.1;
-/** So many images are decoded, a few times over, to find the latents in use. */
+/** Number of images that are decoded, a few times each, to find the latents in use. */
 const SAMPLE = 8;
 
 /** exp of the entropy of the variances' shares. */
@@ -37,7 +37,7 @@ export function effectiveRank(variances: Float64Array): number {
   return Math.exp(variances.reduce((sum, v) => (v > 0 ? sum - (v / total) * Math.log(v / total) : sum), 0));
 }
 
-/** Takes in images with their latents as they come, then measures. */
+/** Collects images with their latents, then measures. */
 export class LatentMeter {
   private readonly moments = new Moments();
   private readonly sampled: Set<number>;
@@ -45,7 +45,7 @@ export class LatentMeter {
   private shapes: { pixels: number[]; z: number[] } | undefined;
   private seen = 0;
 
-  /** @param count how many images will come. */
+  /** @param count number of images to come. */
   constructor(
     private readonly uniflow: Pick<UniFlow, 'device' | 'decode'>,
     count: number,
@@ -53,7 +53,7 @@ export class LatentMeter {
     this.sampled = new Set(evenlySpaced(count, SAMPLE));
   }
 
-  /** uint8 [B,H,W,3] and their latents, float32 [B,N,Z]. Each image is summed on its own: the numbers do not depend on the batch. */
+  /** Adds uint8 [B,H,W,3] and their latents, float32 [B,N,Z]. Sums are computed per image, so the numbers do not depend on the batch. */
   async add(pixels: NdArray<Uint8Array>, z: NdArray): Promise<void> {
     const [count, ...image] = pixels.shape as [number, ...number[]];
     const [, patches, channels] = z.shape as [number, number, number];
@@ -77,7 +77,7 @@ export class LatentMeter {
     };
   }
 
-  /** k*, by bisection. */
+  /** Finds k* by bisection. */
   private async leastWithin(components: PrincipalComponents, options: DecodeOptions): Promise<number> {
     const z = stacked(this.sample.map((s) => s.z), this.shapes!.z); // prettier-ignore
     const pixels = stacked(this.sample.map((s) => s.pixels), this.shapes!.pixels) as NdArray<Uint8Array>; // prettier-ignore
@@ -92,7 +92,7 @@ export class LatentMeter {
     return high;
   }
 
-  /** Latents with only their first `count` principal directions. */
+  /** Projects latents onto their first `count` principal directions. */
   private async kept(z: NdArray, components: PrincipalComponents, count: number): Promise<NdArray> {
     using latents = onDevice(this.uniflow.device, () => tidy(() => linear(Tensor.from(z), projection(components, count))));
     return await latents.read();
@@ -107,7 +107,7 @@ export class LatentMeter {
   }
 }
 
-/** Arrays of one shape, one behind the other. */
+/** Stacks arrays of one shape. */
 function stacked<A extends Uint8Array | Float32Array>(arrays: readonly A[], shape: readonly number[]): NdArray {
   const size = (arrays[0] as A).length;
   const data = new ((arrays[0] as A).constructor as new (n: number) => A)(arrays.length * size);

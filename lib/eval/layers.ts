@@ -1,11 +1,11 @@
-/** How far the layers of a fine-tuned encoder are from those of its teacher: the α of the distillation loss, for each image. */
+/** Distance between the layers of a fine-tuned encoder and those of its teacher: the α of the distillation loss, per image. */
 import type { Encoder } from '../encoder/encoder.js';
 import { UniFlowError } from '../errors.js';
 import { distillationLoss } from '../losses/distillation.js';
 import { native } from '../native.js';
 import { tensorOf, type Tensor } from '../tensor.js';
 
-/** @throws UniFlowError `BAD_INPUT` where the layers are not of one size. */
+/** @throws UniFlowError `BAD_INPUT` if the layers differ in size. */
 export function checkTeacher(student: Encoder, teacher: Encoder): void {
   const form = ({ config, prefix }: Encoder): string =>
     `${config.layers} layers of width ${config.width}, patches of ${config.patch} and ${prefix} tokens in front`;
@@ -13,7 +13,7 @@ export function checkTeacher(student: Encoder, teacher: Encoder): void {
 }
 
 /**
- * 1 − cos(student, teacher), mean over the patch tokens. Each image on its own: the numbers do not depend on the batch.
+ * 1 − cos(student, teacher), mean over the patch tokens, computed per image so that the numbers do not depend on the batch.
  * @param student, teacher: L hidden states [B,S,D]; the first `skip` tokens are not compared. @returns [B,L]
  */
 export function layerDistances(student: readonly Tensor[], teacher: readonly Tensor[], skip: number): Tensor {

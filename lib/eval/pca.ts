@@ -1,8 +1,8 @@
 /**
- * Second moments of patches and their principal components: the best linear codec, which a tokenizer must beat and may start from.
+ * Second moments of patches and their principal components: the best linear codec, which a tokenizer must beat and can start from.
  *
- * Moments are summed in one pass: the native kernel gives each batch's mean m and scatter S = Σ (x − m)(x − m)ᵀ, and two batches a, b
- * combine in float64 (Chan, Golub and LeVeque 1983) with δ = m_b − m_a and n = n_a + n_b:
+ * Moments are summed in one pass. The native kernel gives each batch's mean m and scatter S = Σ (x − m)(x − m)ᵀ. Two batches a, b are combined in float64
+ * (Chan, Golub and LeVeque 1983) with δ = m_b − m_a and n = n_a + n_b:
  *
  *   m = m_a + δ n_b / n,   S = S_a + S_b + δ δᵀ n_a n_b / n
  */
@@ -23,15 +23,15 @@ export interface Statistics {
   covariance: Float64Array;
 }
 
-/** Sums {@link Statistics} of vectors that come in batches. */
+/** Accumulates {@link Statistics} of vectors in batches. */
 export class Moments {
   private count = 0;
   private mean: Float64Array | undefined;
   private scatter: Float64Array | undefined;
 
-  /** Takes in the rows of x [N,D] float32. */
+  /** Adds the rows of x [N,D] float32. */
   async add(x: Tensor): Promise<void> {
-    if (x.dim(0) === 1) return this.combine(1, (await x.read()).data as Float32Array, new Float32Array(x.dim(1) ** 2)); // no covariance
+    if (x.dim(0) === 1) return this.combine(1, (await x.read()).data as Float32Array, new Float32Array(x.dim(1) ** 2)); // a single row has no covariance
     const moments = native.covariance(x.handle);
     const [mean, covariance] = [new Tensor(moments.mean), new Tensor(moments.covariance)];
     try {
@@ -59,7 +59,7 @@ export class Moments {
     this.count = total;
   }
 
-  /** @throws UniFlowError `BAD_INPUT` where nothing was added. */
+  /** @throws UniFlowError `BAD_INPUT` if nothing was added. */
   statistics(): Statistics {
     const { count, mean, scatter } = this;
     if (!mean || !scatter) throw UniFlowError.expected('BAD_INPUT', 'statistics', 'at least one batch', 'none');
@@ -107,7 +107,7 @@ export interface PrincipalComponents {
   directions: Matrix;
   /** [K]: variance along each direction. */
   variances: Float64Array;
-  /** Variance outside these directions, summed: the mean squared error, per vector, of keeping K coefficients. */
+  /** Total variance outside these directions: the mean squared error per vector when keeping K coefficients. */
   residual: number;
 }
 
@@ -118,7 +118,7 @@ export function principalComponents({ mean, covariance }: Statistics, count: num
     assumeSymmetric: true,
   });
   const order = realEigenvalues.map((_, i) => i).sort((a, b) => (realEigenvalues[b] as number) - (realEigenvalues[a] as number));
-  const variance = (i: number): number => Math.max(0, realEigenvalues[i] as number); // rounding makes a variance of zero negative
+  const variance = (i: number): number => Math.max(0, realEigenvalues[i] as number); // rounding may make a variance of zero negative
   const [kept, left] = [order.slice(0, count), order.slice(count)];
   return {
     mean,

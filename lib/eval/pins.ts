@@ -1,4 +1,4 @@
-/** What pins an evaluation: the same pins, the same numbers. */
+/** The pins of an evaluation: the same pins give the same numbers. */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -11,15 +11,15 @@ import type { Parameter } from '../parameters.js';
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 const size = z.tuple([z.number(), z.number()]);
 
-/** Weights: where they come from, and what they are. */
+/** Weights: their origin and their hash. */
 const weights = z.object({ name: z.string(), sha256 });
 export type WeightsPin = z.infer<typeof weights>;
 
-/** `sha256` is that of {@link Dataset.hash}; `split` says what part of the data at `path` it is. */
+/** `sha256` is {@link Dataset.hash}; `split` says which part of the data at `path` was used. */
 const data = z.object({ path: z.string(), split: z.string(), images: z.number(), sha256 });
 export type DataPin = z.infer<typeof data>;
 
-/** `size` is the height and width that pictures are resized to for it. */
+/** `size` is the height and width to which images are resized for it. */
 const extractor = weights.extend({
   kind: z.enum(['encoder', 'inception']),
   pool: z.enum(['mean', 'class', 'output']),
@@ -28,11 +28,11 @@ const extractor = weights.extend({
 });
 export type ExtractorPin = z.infer<typeof extractor>;
 
-/** How pictures are made from latents. */
+/** How images are decoded from latents. */
 const sampling = z.object({ steps: z.number(), schedule: z.string(), guidance: z.number(), seed: z.number() });
 export type SamplingPin = z.infer<typeof sampling>;
 
-/** Features of pictures: `size` is the height and width of the crop. `reconstruction` where the pictures are a model's. */
+/** Features of images: `size` is the height and width of the crop; `reconstruction` is set if a model made the images. */
 export const featurePins = z.object({
   extractor,
   data,
@@ -43,7 +43,7 @@ export const featurePins = z.object({
 });
 export type FeaturePins = z.infer<typeof featurePins>;
 
-/** Hash of a file, as `sha256sum` prints it; of several, one behind the other. */
+/** Hash of a file, as printed by `sha256sum`; of several files, hashed in sequence. */
 export async function fileHash(...paths: readonly string[]): Promise<string> {
   const hash = createHash('sha256');
   for (const path of paths) {
@@ -56,14 +56,14 @@ export async function fileHash(...paths: readonly string[]): Promise<string> {
   return hash.digest('hex');
 }
 
-/** The weights of a model folder: the hash of its model.safetensors (the one that the hub shows), or of its shards in their order. */
+/** The weights of a model folder: the hash of its model.safetensors (as shown on the hub), or of its shards in order. */
 export async function weightsOf(name: string, folder: string): Promise<WeightsPin> {
   const all = (await readdir(folder)).filter((file) => file.endsWith('.safetensors')).sort();
   const files = all.includes('model.safetensors') ? ['model.safetensors'] : all;
   return { name, sha256: await fileHash(...files.map((file) => join(folder, file))) };
 }
 
-/** Weights that are in memory only: the hash of all parameters' names and float32 values. */
+/** Weights that exist only in memory: the hash of all parameters' names and float32 values. */
 export async function parametersPin(parameters: readonly Parameter[]): Promise<WeightsPin> {
   const hash = createHash('sha256');
   for (const { tensor, parts } of parameters) {

@@ -3,8 +3,8 @@
  *
  *   x̂ = (x − μ) / σ of the training set, per dimension;   p = softmax(W x̂ + b);   loss = mean −log p[label]
  *
- * AdamW on large batches of rows that were shuffled once, the learning rate falling to zero along half a cosine. The result is a
- * function of the features, the labels and the options.
+ * AdamW on large batches of rows shuffled once; the learning rate decays to zero along half a cosine. The result is a function of the features, the labels
+ * and the options.
  */
 import ndarray, { type NdArray } from 'ndarray';
 import { checkInteger, checkNumber, checkOptions } from '../check.js';
@@ -24,13 +24,13 @@ import { checkLabelled, type LabelledFeatures } from './labelled.js';
 export interface ProbeOptions {
   /** Default 1000. */
   steps?: number;
-  /** Rows in a step. Default 1024. */
+  /** Rows per step. Default 1024. */
   batchSize?: number;
   /** Default 0.01. */
   lr?: number;
   /** Default 0.05. */
   weightDecay?: number;
-  /** Of the shuffle and the first weights. Default 0. */
+  /** Seed of the shuffle and the initial weights. Default 0. */
   seed?: number;
   onProgress?: ((done: number, total: number) => void) | undefined;
   signal?: AbortSignal | undefined;
@@ -38,19 +38,19 @@ export interface ProbeOptions {
 
 export const PROBE_DEFAULTS = { steps: 1000, batchSize: 1024, lr: 0.01, weightDecay: 0.05, seed: 0 } as const;
 
-/** A variance below this share of the squared mean is that of a constant, rounded. */
+/** A variance below this fraction of the squared mean is only the rounding of a constant. */
 const CONSTANT = 1e-11;
 
-/** Steps that are queued before one is waited for. */
+/** Number of steps queued before waiting for one. */
 const QUEUED = 32;
 
 export interface ProbeResult {
-  /** Share of the test set that is classified right. */
+  /** Fraction of the test set that is classified correctly. */
   accuracy: number;
   trainAccuracy: number;
 }
 
-/** Trains a linear classifier on `train` and says how well it does on `test`. */
+/** Trains a linear classifier on `train` and measures it on `test`. */
 export async function linearProbe(train: LabelledFeatures, test: LabelledFeatures, options: ProbeOptions = {}): Promise<ProbeResult> {
   checkOptions(options);
   const { onProgress, signal, ...settings } = { ...PROBE_DEFAULTS, ...options };
@@ -120,7 +120,7 @@ async function accuracyOf(probe: Linear, scaling: Scaling, test: LabelledFeature
   return correct / test.labels.length;
 }
 
-/** Rows [begin, end) on the device. */
+/** Uploads rows [begin, end). */
 function upload({ features, labels }: LabelledFeatures, begin = 0, end = labels.length): { features: Tensor; labels: Tensor } {
   const width = features.shape[1] as number;
   const data = contiguous(features, 'features').data.subarray(begin * width, end * width);
@@ -130,7 +130,7 @@ function upload({ features, labels }: LabelledFeatures, begin = 0, end = labels.
   };
 }
 
-/** The rows in random order: data sets often come class by class. */
+/** Shuffles the rows, because data sets are often sorted by class. */
 function shuffled({ features, labels }: LabelledFeatures, seed: number): LabelledFeatures {
   const [count, width] = features.shape as [number, number];
   const from = contiguous(features, 'features').data as Float32Array;
@@ -140,14 +140,14 @@ function shuffled({ features, labels }: LabelledFeatures, seed: number): Labelle
   return { features: ndarray(to, [count, width]), labels: Int32Array.from(order, (index) => labels[index] as number) };
 }
 
-/** x → (x − μ) / σ with the moments of a set; a dimension that is constant there becomes 0. */
+/** x → (x − μ) / σ with the moments of a set; a dimension that is constant in the set becomes 0. */
 class Scaling {
   private constructor(
     private readonly minusMean: Tensor, // [1,D]
     private readonly inverse: Tensor, // [D]
   ) {}
 
-  /** Of the rows of x [N,D]. */
+  /** The scaling for the rows of x [N,D]. */
   static async of(x: Tensor): Promise<Scaling> {
     const count = x.dim(0);
     const minusMean = tidy(() => meanOfRows(x, -1 / count).reshape([1, x.dim(1)]));

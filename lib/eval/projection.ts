@@ -1,4 +1,4 @@
-/** Vectors as a few of their principal components give them back. */
+/** Projection of vectors onto a few principal components. */
 import { Matrix } from 'ml-matrix';
 import type { Linear } from '../ops.js';
 import { Tensor } from '../tensor.js';

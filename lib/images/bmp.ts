@@ -1,16 +1,16 @@
-/** BMP, which libvips does not read. */
+/** BMP, which libvips cannot read. */
 import { decode } from 'bmp-ts';
 import { UniFlowError } from '../errors.js';
 import type { RgbImage } from '../sources/item.js';
 
-/** A BMP's header: bytes 14 to 30, and where the pixels begin. */
+/** A BMP's header: bytes 14 to 30, and the offset of the pixels. */
 export interface BmpHeader {
   width: number;
   height: number;
   bits: number;
   compression: number;
   pixels: number;
-  /** Whether it says which bits are transparency. */
+  /** Whether it declares transparency bits. */
   alpha: boolean;
 }
 
@@ -22,7 +22,7 @@ export function isBmp(bytes: Uint8Array): boolean {
   return bytes[0] === 0x42 && bytes[1] === 0x4d;
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where it is damaged, `UNSUPPORTED` for kinds of BMP that no program writes today. */
+/** @throws {UniFlowError} `BAD_INPUT` if the file is damaged, `UNSUPPORTED` for kinds of BMP that no program writes today. */
 export function readBmpHeader(name: string, bytes: Uint8Array): BmpHeader {
   if (bytes.length < 54) throw damaged(name, `${bytes.length} bytes`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -40,7 +40,7 @@ export function readBmpHeader(name: string, bytes: Uint8Array): BmpHeader {
   return { width, height, bits, compression, pixels, alpha };
 }
 
-/** Transparency is laid over white where the header says that there is some. */
+/** Decodes to RGB, over white if the header declares transparency. */
 export function decodeBmp(name: string, bytes: Uint8Array, { width, height, alpha }: BmpHeader): RgbImage {
   let decoded: { data: Uint8Array };
   try {

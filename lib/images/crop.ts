@@ -1,13 +1,13 @@
-/** From a picture to the pixels of a sample: a random resized crop, or the tokenizer's centre crop. */
+/** Crops a training sample from an image: a random resized crop, or the tokenizer's centre crop. */
 import { readFile } from 'node:fs/promises';
 import sharp, { type Sharp } from 'sharp';
 import { isPixels } from '../sources/item.js';
 import { decodeImage, openImage, type ImageSource, type RgbImage } from './decode.js';
 
-/** Of a sample, in pixels. */
+/** Size of a sample in pixels. */
 export type Size = readonly [height: number, width: number];
 
-/** Part of a picture, in pixels. */
+/** A part of an image, in pixels. */
 export interface Box {
   left: number;
   top: number;
@@ -18,12 +18,12 @@ export interface Box {
 /** As in torchvision's RandomResizedCrop. */
 const RATIO = [3 / 4, 4 / 3] as const;
 const ATTEMPTS = 10;
-/** How many random numbers {@link randomBox} takes at most. */
+/** Upper bound of the random numbers used by {@link randomBox}. */
 export const BOX_DRAWS = 2 * ATTEMPTS + 2;
 
 /**
- * A box of `scale` times the picture's area and an aspect from 3/4 to 4/3, uniform in its logarithm, anywhere in the picture. Where none
- * fits in ten attempts, the middle of the picture with the nearest aspect: torchvision's RandomResizedCrop.
+ * A box with `scale` times the image's area and an aspect ratio from 3/4 to 4/3 (log-uniform), anywhere in the image. If none fits in ten attempts, the
+ * centre of the image with the nearest aspect ratio, as in torchvision's RandomResizedCrop.
  */
 export function randomBox(width: number, height: number, scale: readonly [number, number], draws: Float64Array): Box {
   const between = (low: number, high: number, i: number): number => low + (high - low) * (draws[i] as number);
@@ -40,39 +40,39 @@ export function randomBox(width: number, height: number, scale: readonly [number
   return { left: (width - w) >> 1, top: (height - h) >> 1, width: w, height: h };
 }
 
-/** What {@link randomCrop} makes of a picture. */
+/** Options of {@link randomCrop}. */
 export interface RandomCrop {
   size: Size;
-  /** Range of the box's share of the picture's area. */
+  /** Range of the box's share of the image's area. */
   scale: readonly [number, number];
   mirrored: boolean;
   /** {@link BOX_DRAWS} numbers on [0, 1). */
   draws: Float64Array;
-  /** Decodes what cannot be shrunk while it is decoded. Default {@link decodeImage}. */
+  /** Decodes images that cannot be shrunk on load. Default {@link decodeImage}. */
   decode?: ((source: ImageSource) => Promise<RgbImage>) | undefined;
   signal?: AbortSignal | undefined;
 }
 
-/** A {@link randomBox} of the picture at `size`, packed RGB [H,W,3]. Errors are those of {@link decodeImage}. */
+/** Crops a {@link randomBox} of the image at `size`, packed RGB [H,W,3]. Errors are those of {@link decodeImage}. */
 export async function randomCrop(image: ImageSource | RgbImage, crop: RandomCrop): Promise<Uint8Array> {
   if (isPixels(image)) return cropped(sharp(image.data, { raw: { ...sizeOf(image), channels: 3 } }), image, crop);
-  // Where the quick way fails, the exact one says why.
+  // If the fast path fails, the exact one reports why.
   const quick = await shrinkOnLoad(image, crop).catch(() => undefined);
   if (quick) return quick;
   const decode = crop.decode ?? ((source: ImageSource) => decodeImage(source, crop.signal ? { signal: crop.signal } : {}));
   return randomCrop(await decode(image), crop);
 }
 
-/** JPEG and WebP can be shrunk while they are decoded, which saves most of the work with large photographs. */
+/** JPEG and WebP can be shrunk during decoding, which saves most of the work on large photographs. */
 async function shrinkOnLoad(source: ImageSource, crop: RandomCrop): Promise<Uint8Array | undefined> {
   const bytes = source instanceof Uint8Array ? source : await readFile(source, { signal: crop.signal });
   const { format, space, autoOrient } = await sharp(bytes).metadata();
   if (format !== 'jpeg' && format !== 'webp') return undefined;
-  // As in decodeImage, whose limit of pixels is sharp's own.
+  // as in decodeImage, whose pixel limit equals sharp's own
   return cropped(sharp(bytes, { failOn: 'error', ignoreIcc: space !== 'cmyk' }).autoOrient(), autoOrient, crop);
 }
 
-/** Resizes the whole picture and cuts the box out of it: in this order sharp shrinks on load, and computes only what is in the box. */
+/** Resizes the whole image and cuts out the box. In this order sharp shrinks on load and computes only the pixels of the box. */
 function cropped(
   picture: Sharp,
   { width, height }: Extent,
@@ -92,7 +92,7 @@ function cropped(
     .toBuffer();
 }
 
-/** The centre of the picture as {@link UniFlow.encode} sees it, written `into` packed RGB [H,W,3]. */
+/** Writes the centre crop that {@link UniFlow.encode} uses `into` packed RGB [H,W,3]. */
 export async function centerCrop(
   image: ImageSource | RgbImage,
   [height, width]: Size,
@@ -104,7 +104,7 @@ export async function centerCrop(
   await picture.resample(into, options);
 }
 
-/** Packed RGB [H,W,3] with left and right exchanged. */
+/** Mirrors packed RGB [H,W,3] horizontally. */
 export function mirror(pixels: Uint8Array, [height, width]: Size): Promise<Uint8Array> {
   return sharp(pixels, { raw: { width, height, channels: 3 } })
     .flop()

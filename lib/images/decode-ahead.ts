@@ -1,4 +1,4 @@
-/** Images decoded while the caller uses those before them: a bounded number at a time, and a broken one ends none of the others. */
+/** Decodes images ahead of the caller, a bounded number at a time. A broken image does not affect the others. */
 import pLimit from 'p-limit';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { MissingPackageError } from '../optional.js';
@@ -15,23 +15,23 @@ export interface DecodeFailure {
 }
 
 export interface DecodeAhead<T extends Item, R> {
-  /** Further items under way while one is used. */
+  /** Number of further items in progress while one is used. */
   count: number;
-  /** Decodes an image that is read, as for openImage. */
+  /** Decodes an image that has been read, as for openImage. */
   prepare: (image: ImageSource | RgbImage, item: T) => Promise<R>;
   download?: Omit<DownloadOptions, 'signal'> | undefined;
   signal?: AbortSignal | undefined;
 }
 
-/** One limit for all of the process: an image of 64 megapixels is 192 MB. */
+/** One limit for the whole process, because an image of 64 megapixels is 192 MB. */
 const decoding = pLimit(DECODERS);
-/** Resources that the system is out of: no fault of an image. */
+/** Errors of exhausted system resources, which are not the fault of an image. */
 const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'OUT_OF_MEMORY']);
 
 /**
- * What `prepare` makes of each item, in their order; of one that cannot be read, why.
- * @throws {UniFlowError} `ABORTED`; where the system is out of memory or files; where the images take a package that is not installed; and what
- * the items throw.
+ * Yields the result of `prepare` for each item, in order; for an unreadable one, the failure.
+ * @throws {UniFlowError} `ABORTED`; an error if the system is out of memory or files, or if the images need a package that is not installed; and
+ * whatever the items throw.
  */
 export async function* decodeAhead<T extends Item, R extends object>(
   items: Iterable<T> | AsyncIterable<T>,
@@ -55,14 +55,14 @@ async function decodeItem<T extends Item, R>(item: T, { prepare, download, signa
   }
 }
 
-/** Whether the images that follow would fail alike. */
+/** Whether all further images would fail in the same way. */
 function isFatal(error: unknown): boolean {
   const { code, cause } = error as NodeJS.ErrnoException;
   const codes = [code, (cause as NodeJS.ErrnoException | undefined)?.code];
   return error instanceof MissingPackageError || codes.some((c) => EXHAUSTED.has(c ?? ''));
 }
 
-/** Images that are no files of their own are named by their id. */
+/** Images that are not files of their own are named by their id. */
 function named(error: unknown, id: string): UniFlowError {
   if (!(error instanceof UniFlowError)) return new UniFlowError('BAD_INPUT', (error as Error).message, { cause: error });
   if (error.subject !== '<buffer>') return error;

@@ -1,4 +1,4 @@
-/** Images in: files and bytes to packed RGB. */
+/** Image input: decodes files and bytes to packed RGB. */
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
@@ -14,41 +14,40 @@ import { isTiff, tiffHasAlpha } from './tiff.js';
 export type { ImageSource, RgbImage };
 
 export interface DecodeOptions {
-  /** Pictures with more pixels than this are refused before they are decoded. The default is 16383 x 16383. */
+  /** Images with more pixels are refused before they are decoded. The default is 16383 x 16383. */
   maxPixels?: number;
   signal?: AbortSignal;
 }
 
-/** A picture whose size is known; it may not be decoded yet. */
+/** An image of known size that may not be decoded yet. */
 export interface OpenImage {
   readonly width: number;
   readonly height: number;
-  /** Writes it, resized, `into` packed RGB [height, width, 3]. Errors are those of {@link decodeImage}. */
+  /** Writes the image, resized, `into` packed RGB [height, width, 3]. Errors are those of {@link decodeImage}. */
   resample(into: Uint8Array, to: Resampling): Promise<void>;
 }
 
-/** Pictures to decode at once: some for each core, which the CPU's threads then do together between two operations of a model. */
+/** Number of concurrent decodes: several per core, which the CPU's team batches between two operations of a model. */
 export const DECODERS = 4 * availableParallelism();
 
 const DEFAULT_MAX_PIXELS = 16383 * 16383;
-/** Their bytes fit into an array of 4 GiB. */
+/** Their bytes fit in an array of 4 GiB. */
 const MOST_PIXELS = 2 ** 30;
 const FORMATS: readonly string[] = ['jpeg', 'png', 'webp', 'heif', 'tiff', 'gif'];
 const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
-/** What native.resample takes. */
+/** The limit of native.resample. */
 const MOST_EDGE = 2 ** 20;
 const WHITE = '#ffffff';
 
 /**
- * Decodes a picture to packed 8-bit RGB: the first frame, turned upright by its EXIF orientation,
- * transparency over white, grey and CMYK as RGB, 16 bits cut to 8.
+ * Decodes an image to packed 8-bit RGB: the first frame, rotated upright by its EXIF orientation, transparency over white, grey and CMYK converted to RGB, 16
+ * bits truncated to 8.
  *
- * Pixel values of RGB and grey pictures are those in the file: like Pillow, and unlike most viewers, this does
- * not convert them from an embedded color profile, because published models were trained without that.
- * CMYK has no RGB values of its own and is converted by its profile, or by a common one where it has none. Bands of a TIFF that are
- * neither colour nor transparency are left out. Samples that are float, signed or of 12 bits, and CIELAB, are `UNSUPPORTED`.
+ * Pixel values of RGB and grey images are those in the file. Like Pillow, and unlike most viewers, this ignores an embedded color profile, because published
+ * models were trained that way. CMYK has no RGB values of its own and is converted by its profile, or by a common one if it has none. Bands of a TIFF that
+ * are neither colour nor transparency are dropped. Float, signed and 12-bit samples, and CIELAB, are `UNSUPPORTED`.
  *
- * A damaged or truncated picture is an error, never a picture with a grey rest.
+ * A damaged or truncated image is an error, never an image with a grey rest.
  *
  * @throws {UniFlowError} `NOT_FOUND`, `BAD_INPUT`, `UNSUPPORTED` or `ABORTED`; the message starts with the path,
  * or with `<buffer>`.
@@ -64,8 +63,8 @@ export async function decodeImage(image: ImageLike, options: DecodeOptions = {})
 }
 
 /**
- * The picture of a file, or decoded pixels, to resize: what {@link decodeImage} and then native.resample give, without the picture in between where
- * that can be.
+ * Opens an image file, or decoded pixels, for resizing. The result equals {@link decodeImage} followed by native.resample; if possible, the full image is not
+ * stored in between.
  */
 export async function openImage(source: ImageSource | RgbImage, options: DecodeOptions = {}): Promise<OpenImage> {
   if (isPixels(source)) return openPixels(source);
@@ -74,7 +73,7 @@ export async function openImage(source: ImageSource | RgbImage, options: DecodeO
   const { width, height } = jpeg;
   const resample = async (into: Uint8Array, to: Resampling): Promise<void> => {
     const opened = jpeg ?? (await plainJpeg(source, options));
-    jpeg = undefined; // for one time
+    jpeg = undefined; // a handle works only once
     if (!(await opened?.decode(into, to))) await openPixels(await decodeAny(source, options)).resample(into, to);
   };
   return { width, height, resample };
@@ -89,11 +88,11 @@ function openPixels(image: RgbImage): OpenImage {
 interface Jpeg {
   width: number;
   height: number;
-  /** Once. @returns false where there is something wrong with the file, which sharp may see past, or can tell. */
+  /** Can be called once. @returns false if the file is faulty; sharp may tolerate the fault or report it. */
   decode(into: Uint8Array, to?: Resampling): Promise<boolean>;
 }
 
-/** The quick way for what most pictures are. Undefined: it is something else, or cannot be read. */
+/** The fast path for most images. Undefined: it is another kind of file, or unreadable. */
 async function plainJpeg(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, signal }: DecodeOptions): Promise<Jpeg | undefined> {
   throwIfAborted(signal);
   const opened = await native.openJpeg(source instanceof Uint8Array ? source : pathOf(source), Math.min(maxPixels || 0, MOST_PIXELS));
@@ -122,7 +121,7 @@ async function decodeAny(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, 
   throwIfAborted(signal);
   try {
     const image = sharp(bytes, {
-      failOn: 'error', // truncated data too, but not a JPEG with harmless bytes between its segments
+      failOn: 'error', // also for truncated data, but not for a JPEG with harmless bytes between its segments
       limitInputPixels: false, // checked above, with a better message
       ignoreIcc: metadata.space !== 'cmyk',
     }).autoOrient();
@@ -146,7 +145,7 @@ async function decodeAny(source: ImageSource, { maxPixels = DEFAULT_MAX_PIXELS, 
   }
 }
 
-/** Reads the file here rather than in libvips, which caches by path and reports a missing file as a bad one. */
+/** Reads the file here rather than in libvips, which caches by path and reports a missing file as a damaged one. */
 async function readSource(source: ImageSource, signal: AbortSignal | undefined): Promise<{ name: string; bytes: Uint8Array }> {
   throwIfAborted(signal);
   const path = source instanceof Uint8Array ? undefined : pathOf(source);
@@ -219,14 +218,14 @@ function checkPixels(name: string, { width, height }: Pick<Metadata, 'width' | '
 }
 
 function undecodable(name: string, cause: unknown): UniFlowError {
-  // libvips repeats itself over several lines; the first says it.
+  // libvips repeats itself over several lines; the first one suffices.
   const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
   if (reason?.endsWith('JPEG data precision 12')) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', '12 bits', cause);
   const message = `${name}: the picture is damaged or incomplete: ${reason}`;
   return new UniFlowError('BAD_INPUT', message, { subject: name, cause });
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where the data are not the pixels of the image's size. */
+/** @throws {UniFlowError} `BAD_INPUT` if the length of the data does not match the image's size. */
 export function checkLength({ data, width, height }: RgbImage): void {
   if (width > 0 && height > 0 && data.length === width * height * 3) return;
   throw UniFlowError.expected('BAD_INPUT', 'image.data', `${width} x ${height} x 3 bytes`, `${data.length}`);

@@ -1,4 +1,4 @@
-/** How a picture of any shape becomes patches: where it goes, what is cut off, what is added. */
+/** Fits an image of any shape to patches: its place, its crop, its padding. */
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { OpenImage } from './decode.js';
@@ -6,10 +6,10 @@ import type { Resampling } from '../native.js';
 import { gridOf, type Grid } from '../tensor.js';
 
 /**
- * - crop: fills the model's size and cuts off what is over, as {@link UniFlow.encode} does.
- * - pad: the whole picture in the model's size, at the top left; the rest has the mean colour.
- * - native: the whole picture at its own aspect ratio, in about as many patches as the model's size has. Sides are rounded to whole
- *   patches, which changes the aspect by half a patch at most.
+ * - crop: fills the model's size and cuts off the rest, as in {@link UniFlow.encode}.
+ * - pad: fits the whole image into the model's size, at the top left; the rest gets the mean colour.
+ * - native: the whole image at its own aspect ratio, with about as many patches as the model's size. Sides are rounded to whole
+ *   patches, which changes the aspect ratio by at most half a patch.
  */
 export type Fit = 'crop' | 'pad' | 'native';
 
@@ -19,12 +19,12 @@ export function checkFit(fit: unknown): asserts fit is Fit {
   if (!Object.hasOwn(FITS, fit as string)) throw UniFlowError.expected('BAD_INPUT', 'fit', Object.keys(FITS).join(', '), describe(fit));
 }
 
-/** What is made of a picture; all but the grid in pixels. */
+/** How an image is placed; everything except the grid is in pixels. */
 export interface Placement {
   grid: Grid;
-  /** What is seen of the picture, in its own pixels. */
+  /** The visible part of the image, in its own pixels. */
   crop?: { left: number; top: number; width: number; height: number };
-  /** What is added to the picture when it has its size. */
+  /** Padding added after resizing. */
   padding?: { right: number; bottom: number };
 }
 
@@ -33,7 +33,7 @@ export interface Target {
   fit: Fit;
   size: readonly [height: number, width: number];
   patch: number;
-  /** The colour of padding: the mean of the pixels that the encoder was trained on, in [0, 1]. */
+  /** Colour of the padding: the mean of the encoder's training pixels, in [0, 1]. */
   mean: readonly [number, number, number];
 }
 
@@ -48,18 +48,18 @@ export function placementOf(picture: Extent, { fit, size, patch }: Target): Plac
   return { grid, padding: { right: width - scaled.width, bottom: height - scaled.height } };
 }
 
-/** About `patches` patches, with the aspect ratio of the picture. */
+/** A grid of about `patches` patches with the image's aspect ratio. */
 function nativeGrid({ width, height }: Extent, patches: number): Grid {
   const side = (ratio: number): number => Math.min(patches, Math.max(1, Math.round(Math.sqrt(patches * ratio))));
   return { rows: side(height / width), cols: side(width / height) };
 }
 
-/** The size of the pixels that are computed with. Those of a crop may have more than whole patches, which the encoder cuts off. */
+/** The size of the pixel input. A crop may have more than whole patches; the encoder drops the rest. */
 export function pixelSize({ grid }: Placement, { fit, size, patch }: Target): readonly [height: number, width: number] {
   return fit === 'crop' ? size : [grid.rows * patch, grid.cols * patch];
 }
 
-/** What the `patches` show of a picture that covers height x width: native/image/resample.cpp, center_crop. */
+/** The part of an image that the `patches` cover after it was scaled to cover height x width: native/image/resample.cpp, center_crop. */
 function visible(picture: Extent, [height, width]: Target['size'], patches: Extent): NonNullable<Placement['crop']> {
   let [w, h] = [picture.width, picture.height];
   while (w >= 2 * width && h >= 2 * height) [w, h] = [w >> 1, h >> 1];
@@ -80,14 +80,14 @@ function roundHalfEven(x: number): number {
   return x - down === 0.5 ? down + (down % 2) : Math.round(x);
 }
 
-/** The largest size with the picture's aspect inside width x height. */
+/** The largest size with the image's aspect ratio inside width x height. */
 function inside(picture: Extent, width: number, height: number): Extent {
   const scale = Math.min(width / picture.width, height / picture.height);
   const side = (n: number, most: number): number => Math.min(most, Math.max(1, Math.round(n * scale)));
   return { width: side(picture.width, width), height: side(picture.height, height) };
 }
 
-/** Writes the picture as it is placed `into` packed RGB of {@link pixelSize}. */
+/** Writes the placed image `into` packed RGB of {@link pixelSize}. */
 export async function place(picture: OpenImage, placement: Placement, target: Target, into: Uint8Array): Promise<void> {
   const [height, width] = pixelSize(placement, target);
   const { fit, mean } = target;
@@ -106,7 +106,7 @@ export async function place(picture: OpenImage, placement: Placement, target: Ta
   if (padding.bottom > 0) fill(into.subarray(3 * width * inner.height), mean);
 }
 
-/** Repeats the colour, doubling what is there. */
+/** Fills with the colour, by doubling the filled part. */
 function fill(into: Uint8Array, colour: readonly number[]): void {
   into.set(colour.map((c) => Math.round(255 * c)));
   for (let done = 3; done < into.length; done *= 2) into.copyWithin(done, 0, Math.min(done, into.length - done));

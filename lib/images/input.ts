@@ -1,4 +1,4 @@
-/** What users pass as images, as batches of pixels on the device. */
+/** Converts images from the user to batches of pixels on the device. */
 import type { NdArray } from 'ndarray';
 import { checkOptions, DECODE_OPTIONS, ENCODE_OPTIONS } from '../check.js';
 import { UniFlowError } from '../errors.js';
@@ -7,15 +7,15 @@ import { onDevice, Tensor } from '../tensor.js';
 import { readerOf, type ImageLike } from './like.js';
 import { loadPixels, type Preprocessing } from '../io/preprocess.js';
 
-/** Pixels at the size to compute with: normalised float32 [B,3,H,W], or uint8 [B,H,W,3]. */
+/** Pixels at their final size: normalised float32 [B,3,H,W], or uint8 [B,H,W,3]. */
 export interface PixelInput {
   pixels: NdArray;
 }
 
-/** A picture, several, or pixels that are ready. */
+/** An image, several images, or prepared pixels. */
 export type ImageInput = ImageLike | readonly ImageLike[] | PixelInput;
 
-/** Images as a sequence of batches; a batch's pixels are made when it is asked for. */
+/** Images as a sequence of batches; the pixels of a batch are made on demand. */
 export interface Batches {
   count: number;
   size: readonly [height: number, width: number];
@@ -25,12 +25,12 @@ export interface Batches {
 }
 
 export interface InputOptions {
-  /** Height and width to bring pictures to; a number means a square. */
+  /** Height and width to which images are resized; a number means a square. */
   size?: number | readonly [number, number] | undefined;
   signal?: AbortSignal | undefined;
 }
 
-/** Pixels are copied before this returns; pictures are read batch by batch. */
+/** Prepared pixels are copied before this returns; images are read batch by batch. */
 export function batchesOf(images: ImageInput, preprocessing: Preprocessing, patch: number, device: string, options: InputOptions): Batches {
   checkOptions(options, [...ENCODE_OPTIONS, ...DECODE_OPTIONS]);
   if (isPixels(images)) return onDevice(device, () => pixelBatches(images.pixels, options));
@@ -53,7 +53,7 @@ function isPixels(images: unknown): images is PixelInput {
   return typeof images === 'object' && images !== null && 'pixels' in images;
 }
 
-/** A float32 array on the device in use. */
+/** A float32 array on the current device. */
 export function floats(array: NdArray, name: string): Tensor {
   const tensor = Tensor.from(array, name);
   const { dtype } = tensor;
@@ -87,7 +87,7 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
 
 const MAX_EDGE = 16384;
 
-/** Height and width to compute with; what is over the last whole patch is cut off. */
+/** Checks a height and width; pixels beyond the last whole patch are dropped. */
 export function checkSize(size: number | readonly [number, number], patch: number): readonly [number, number] {
   const both = typeof size === 'number' ? ([size, size] as const) : size;
   if (!Array.isArray(both) || both.length !== 2 || both.some((n) => !Number.isInteger(n) || n < patch || n > MAX_EDGE))

@@ -1,16 +1,16 @@
-/** All that users have images as, in the two forms that are decoded: encoded bytes or a path, and pixels. */
+/** Converts everything that users have images in to the two decodable forms: encoded bytes or a path, and pixels. */
 import sharp, { type Sharp } from 'sharp';
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { isPixels, type ImageSource, type RgbImage } from '../sources/item.js';
 
-/** An image: a path, a `file:` URL, bytes, pixels, what `fetch` and forms give, or a sharp pipeline. */
+/** An image: a path, a `file:` URL, bytes, pixels, the results of `fetch` and forms, or a sharp pipeline. */
 export type ImageLike = ImageSource | RgbImage | ArrayBuffer | Blob | Response | ReadableStream<Uint8Array> | Sharp;
 
 /**
- * How the image is read, as often as it is asked for. Bytes and pixels are copied: they are the caller's again when this has returned.
- * Streams and responses are read once, and kept.
- * @throws {UniFlowError} `BAD_INPUT` for anything else. Reading rejects with `NETWORK` for a response that is no success.
+ * Returns a function that reads the image, any number of times. Bytes and pixels are copied before this returns, so the caller may change them. Streams and
+ * responses are read once and kept.
+ * @throws {UniFlowError} `BAD_INPUT` for anything else. Reading rejects with `NETWORK` for an unsuccessful response.
  */
 export function readerOf(image: ImageLike, subject: string): () => Promise<ImageSource | RgbImage> {
   if (typeof image === 'string' || image instanceof URL) return () => Promise.resolve(image);
@@ -33,7 +33,7 @@ export function readerOf(image: ImageLike, subject: string): () => Promise<Image
   throw UniFlowError.expected('BAD_INPUT', subject, expected, describe(image));
 }
 
-/** By its tag: an object of another realm is none of our classes. */
+/** Checks the tag, because objects of another realm are not instances of our classes. */
 function is(value: unknown, tag: string): boolean {
   return Object.prototype.toString.call(value) === `[object ${tag}]`;
 }
@@ -52,7 +52,7 @@ async function bodyOf(response: Response, subject: string): Promise<Uint8Array> 
   return new Uint8Array(await response.arrayBuffer());
 }
 
-/** What the pipeline gives, over white where it is transparent. */
+/** The output of the pipeline, over white where it is transparent. */
 async function pixelsOf(image: Sharp, subject: string): Promise<RgbImage> {
   try {
     const rgb = image.clone().flatten({ background: '#ffffff' }).toColourspace('srgb').raw({ depth: 'uchar' });
@@ -63,7 +63,7 @@ async function pixelsOf(image: Sharp, subject: string): Promise<RgbImage> {
   }
 }
 
-/** Empty for the bytes of a buffer that was transferred: decoding them says so. */
+/** Empty for bytes of a transferred buffer; decoding them reports that. */
 function copyOf(bytes: Uint8Array | ArrayBuffer): Uint8Array {
   return bytes.byteLength > 0 ? new Uint8Array(bytes).slice() : new Uint8Array();
 }

@@ -1,7 +1,7 @@
-/** The layout of a TIFF's samples, as far as it decides what they mean: libvips guesses where its own metadata does not say. */
+/** The meaning of a TIFF's samples. libvips guesses where its own metadata does not say. */
 import { UniFlowError } from '../errors.js';
 
-/** Tags of TIFF 6.0, and the values they have where a file leaves them out. */
+/** Tags of TIFF 6.0, and their default values. */
 const TAGS: Record<number, readonly [name: string, fallback: readonly number[]]> = {
   258: ['bits', [1]],
   262: ['photometric', [1]],
@@ -10,14 +10,14 @@ const TAGS: Record<number, readonly [name: string, fallback: readonly number[]]>
   339: ['format', [1]],
 };
 
-/** Colours of a photometric interpretation. */
+/** Number of colours of each photometric interpretation. */
 const COLOURS: Record<number, number> = { 0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3 };
 const NAMES: Record<number, string> = { 4: 'a mask', 8: 'CIELAB', 9: 'CIELAB', 10: 'CIELAB', 32803: 'a camera raw', 34892: 'a camera raw' };
 const FORMATS: Record<number, string> = { 2: 'signed', 3: 'float', 5: 'complex', 6: 'complex' };
 const BITS = [1, 2, 4, 8, 16];
 /** Values of ExtraSamples for associated and unassociated alpha. */
 const ALPHA = [1, 2];
-/** Bytes of a value of each type that these tags have. */
+/** Size in bytes of each type that these tags use. */
 const TYPE_BYTES: Record<number, number> = { 1: 1, 3: 2, 4: 4, 16: 8 };
 
 export function isTiff(bytes: Uint8Array): boolean {
@@ -26,8 +26,8 @@ export function isTiff(bytes: Uint8Array): boolean {
 }
 
 /**
- * Whether the fourth band (of grey, the second) is transparency. Bands after the colours that are not are dropped, as Pillow does.
- * @throws {UniFlowError} `UNSUPPORTED` for float, signed and 12-bit samples, CIELAB, camera raws and grey of several bands.
+ * Whether the fourth band (of grey images, the second) is transparency. Other bands after the colours are dropped, as in Pillow.
+ * @throws {UniFlowError} `UNSUPPORTED` for float, signed and 12-bit samples, CIELAB, camera raws, and grey with several bands.
  */
 export function tiffHasAlpha(name: string, bytes: Uint8Array): boolean {
   const { bits, photometric, samples, extra, format } = readTags(bytes);
@@ -48,7 +48,7 @@ export function tiffHasAlpha(name: string, bytes: Uint8Array): boolean {
 
 type Tags = Record<'bits' | 'photometric' | 'samples' | 'extra' | 'format', readonly number[]>;
 
-/** Of the first directory. Tags that cannot be read are left to libvips, which then says what is damaged. */
+/** Reads the tags of the first directory. Unreadable tags are left to libvips, which reports the damage. */
 function readTags(bytes: Uint8Array): Tags {
   const tags = Object.fromEntries(Object.values(TAGS)) as unknown as Tags;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);

@@ -1,4 +1,4 @@
-/** Images out: packed RGB to files, and batches of pixels to images. */
+/** Image output: writes packed RGB to files, and splits batches of pixels into images. */
 import { randomUUID } from 'node:crypto';
 import { rename, rm, writeFile } from 'node:fs/promises';
 import { extname } from 'node:path';
@@ -9,11 +9,10 @@ import type { RgbImage } from '../sources/item.js';
 import { checkLength } from './decode.js';
 
 /**
- * Writes a picture in the format that the extension names: png, jpg, jpeg or webp. JPEG and WebP are written at
- * quality 95, JPEG without chroma subsampling. The file appears complete or not at all.
+ * Writes an image in the format of the extension: png, jpg, jpeg or webp. JPEG and WebP are written at quality 95, JPEG without chroma subsampling. The file
+ * appears complete or not at all.
  *
- * @throws {UniFlowError} `UNSUPPORTED` for another extension, `BAD_INPUT` for data of the wrong length or a path
- * that cannot be written.
+ * @throws {UniFlowError} `UNSUPPORTED` for another extension, `BAD_INPUT` for data of the wrong length or a path that cannot be written.
  */
 export async function writeImage(path: string, image: RgbImage): Promise<void> {
   const encoded = await encodeImage(path, image);
@@ -30,7 +29,7 @@ export async function writeImage(path: string, image: RgbImage): Promise<void> {
   }
 }
 
-/** The bytes of the file that {@link writeImage} writes under this name. */
+/** The content of the file that {@link writeImage} would write under this name. */
 export async function encodeImage(name: string, image: RgbImage): Promise<Buffer> {
   checkLength(image);
   return encoderFor(name)(toSharp(image)).toBuffer();
@@ -54,7 +53,7 @@ function toSharp({ data, width, height }: RgbImage): Sharp {
   return sharp(data, { raw: { width, height, channels: 3 }, limitInputPixels: false });
 }
 
-/** The pictures in a row from left to right, tops aligned, with a white gap of `gap` pixels between two. */
+/** Joins images in a row from left to right, tops aligned, with a white gap of `gap` pixels between neighbours. */
 export function sideBySide(images: readonly RgbImage[], gap = 8): RgbImage {
   images.forEach(checkLength);
   const height = Math.max(0, ...images.map((image) => image.height));
@@ -72,7 +71,7 @@ export function sideBySide(images: readonly RgbImage[], gap = 8): RgbImage {
   return { data, width, height };
 }
 
-/** The images of a batch [B,H,W,3] of bytes, as `decode` gives it. They share its memory. */
+/** Splits a batch [B,H,W,3] of bytes, as returned by `decode`, into images that share its memory. */
 export function toImages(images: NdArray): RgbImage[] {
   const [count, height, width] = images.shape as [number, number, number, number];
   const bytes = height * width * 3;

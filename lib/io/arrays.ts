@@ -3,7 +3,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { UniFlowError } from '../errors.js';
 import { native } from '../native.js';
 
-/** The arrays of a safetensors file; nothing is read before it is asked for. */
+/** The arrays of a safetensors file, read on demand. */
 export class ArrayFile {
   private readonly file: ReturnType<typeof native.openSafetensors>;
 
@@ -20,7 +20,7 @@ export class ArrayFile {
     return Object.keys(this.file.tensors);
   }
 
-  /** An array of F32, F16 or BF16, as float32. */
+  /** Reads an F32, F16 or BF16 array as float32. */
   async read(name: string): Promise<NdArray<Float32Array>> {
     const stored = this.file.tensors[name];
     if (!stored) throw UniFlowError.expected('BAD_INPUT', this.path, `a tensor '${name}'`, `${this.names.length} others`);

@@ -17,15 +17,15 @@ interface Stored {
   shape: number[];
 }
 
-/** A tensor that the model does not compute with, kept for {@link saveCheckpoint}: a pooling head, a mask token. */
+/** A tensor that the model does not use, kept for {@link saveCheckpoint}: a pooling head, a mask token. */
 export interface Carried extends Stored {
-  /** In its file. */
+  /** Name in its file. */
   stored: string;
-  /** As the model saves it. */
+  /** Name under which the model saves it. */
   name: string;
 }
 
-/** The tensors of a checkpoint folder by name; nothing is read before it is asked for. */
+/** The tensors of a checkpoint folder by name, read on demand. */
 export class Checkpoint {
   private constructor(
     readonly path: string,
@@ -47,8 +47,8 @@ export class Checkpoint {
   }
 
   /**
-   * What the names of a model have in front, which has a tensor `marker`: nothing, a larger model's name for it, or what wrappers in
-   * training leave (`module.`, `_orig_mod.`). Where several models fit, the first of `preferred` is taken.
+   * The prefix of a model's tensor names, found through its tensor `marker`: nothing, a larger model's name for it, or a remnant of training wrappers
+   * (`module.`, `_orig_mod.`). If several models match, the first of `preferred` is taken.
    */
   prefixOf(marker: string, preferred: readonly string[] = ['']): string | undefined {
     const found = [...this.tensors.keys()]
@@ -67,7 +67,7 @@ async function openWeights(path: string): Promise<ReturnType<typeof native.openS
   }
 }
 
-/** `model.safetensors`, or the shards that its index names. */
+/** `model.safetensors`, or the shards named by its index. */
 async function weightFiles(dir: string): Promise<string[]> {
   const exists = (name: string): Promise<boolean> => pathExists(join(dir, name));
   if (await exists('model.safetensors')) return ['model.safetensors'];
@@ -89,13 +89,13 @@ async function weightFiles(dir: string): Promise<string[]> {
   return files as string[];
 }
 
-/** Parameters read from a checkpoint. Ask for all of them, then {@link finish}, which reports every misfit at once. */
+/** Parameters read from a checkpoint. Request all of them, then call {@link finish}, which reports all mismatches at once. */
 export class CheckpointSource extends ParameterSource {
   private readonly used = new Set<string>();
   private readonly missing: string[] = [];
   private readonly misfits: string[] = [];
 
-  /** `under` is what all of this model's names have in front in this checkpoint (`vision_model.`). */
+  /** @param under prefix of all of this model's names in this checkpoint (`vision_model.`). */
   constructor(
     private readonly checkpoint: Checkpoint,
     placement: Placement,
@@ -125,8 +125,8 @@ export class CheckpointSource extends ParameterSource {
   }
 
   /**
-   * Throws BAD_CHECKPOINT that lists every missing, misshapen and unexpected tensor; waits for the loading.
-   * @returns what is there unused: tensors without elements (no registers), and those that match `unused`.
+   * Waits for the loading. Throws BAD_CHECKPOINT listing every missing, misshapen and unexpected tensor.
+   * @returns unused tensors: those without elements (no registers), and those that match `unused`.
    */
   async finish(unused?: RegExp): Promise<Carried[]> {
     const rest = [...this.checkpoint.tensors]
@@ -140,7 +140,7 @@ export class CheckpointSource extends ParameterSource {
     ];
     if (problems.length > 0) {
       for (const { tensor } of this.parameters) tensor.dispose();
-      await onDevice(this.placement.device, () => native.synchronize()); // what was under way is gone as well
+      await onDevice(this.placement.device, () => native.synchronize()); // queued loads have been freed as well
       throw new UniFlowError('BAD_CHECKPOINT', `${this.checkpoint.path} does not fit its config.json:\n  ${problems.join('\n  ')}`, {
         subject: this.checkpoint.path,
         actual: problems.join('; '),
@@ -156,12 +156,12 @@ export class CheckpointSource extends ParameterSource {
 const STORED = { float32: { name: 'F32', bytes: 4 }, bfloat16: { name: 'BF16', bytes: 2 } } as const;
 
 export interface SaveOptions {
-  /** Of the weight matrices; vectors and position tables are float32, as they are computed with. Default: the model's own. */
+  /** Type of the weight matrices; vectors and position tables are always saved as float32. Default: the model's own. */
   dtype?: FloatType;
   signal?: AbortSignal;
 }
 
-/** Checks what a model's save() was given. */
+/** Checks the options of a model's save(). */
 export function saveOptions(options: SaveOptions, own: FloatType): { dtype: FloatType; signal: AbortSignal | undefined } {
   checkOptions(options);
   const { dtype = own, signal } = options;
@@ -169,7 +169,7 @@ export function saveOptions(options: SaveOptions, own: FloatType): { dtype: Floa
   return { dtype, signal };
 }
 
-/** `config.json` with the element type that is saved, in both spellings where it had both. */
+/** `config.json` with the saved element type, in both spellings if it had both. */
 export function withDtype(json: Record<string, unknown>, dtype: FloatType, spelling: 'dtype' | 'torch_dtype'): Record<string, unknown> {
   const spellings = ['dtype', 'torch_dtype'].filter((name) => name === spelling || name in json);
   return { ...json, ...Object.fromEntries(spellings.map((name) => [name, dtype])) };
@@ -182,7 +182,7 @@ export interface SavedModel {
   carried?: readonly Carried[];
 }
 
-/** Writes model.safetensors and the other files; they appear under their names only when all are complete. */
+/** Writes model.safetensors and the other files; they get their names only when all are complete. */
 export async function saveCheckpoint(
   dir: string,
   { files, parameters, carried = [] }: SavedModel,
@@ -237,7 +237,7 @@ async function writeSafetensors(
   for (const { bytes } of others) await file.writeFile(bytes);
 }
 
-/** A tensor's values as a file stores them, in C order. */
+/** A tensor's values in C order, as stored in a file. */
 export async function valueBytes(tensor: TensorHandle, dtype: FloatType): Promise<Uint8Array> {
   const bytes = native.parameterBytes(tensor, dtype);
   const out = new Uint8Array(bytes.shape[0] as number);

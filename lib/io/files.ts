@@ -10,7 +10,7 @@ export interface Replacement {
 }
 
 /**
- * Lets `write` fill a temporary file, makes it durable, and renames it to `path`: a reader sees all of it or the old one.
+ * Lets `write` fill a temporary file, makes it durable, and renames it to `path`, so a reader sees either the whole new file or the old one.
  * @throws UniFlowError `BAD_INPUT` naming a file that cannot be written (a full disk, no permission).
  */
 export async function replaceFile(path: string, write: (file: File) => Promise<void>): Promise<void> {
@@ -19,17 +19,17 @@ export async function replaceFile(path: string, write: (file: File) => Promise<v
   });
 }
 
-/** Whether a file or folder is there. */
+/** Whether a file or folder exists. */
 export async function pathExists(path: string): Promise<boolean> {
   return stat(path).then(Boolean, () => false);
 }
 
-/** The error of a file that the system does not let us write. */
+/** The error of a file that cannot be written. */
 export function unwritable(path: string, cause: unknown): UniFlowError {
   return new UniFlowError('BAD_INPUT', `${path} cannot be written: ${(cause as Error).message}`, { subject: path, cause });
 }
 
-/** Removes the temporary files that killed processes left in `folder`. Nobody may be writing there. */
+/** Removes temporary files left in `folder` by killed processes. Nothing may be writing there. */
 export async function removeTemporaries(folder: string): Promise<void> {
   const left = (await readdir(folder)).filter(isTemporary);
   await Promise.all(left.map((name) => rm(join(folder, name), { force: true })));
@@ -105,7 +105,7 @@ export async function replaceFiles(files: readonly Replacement[]): Promise<void>
         await file.close();
       }
     }
-    for (const { path } of written) await refuseFolder(path); // the one thing that would make a rename fail halfway
+    for (const { path } of written) await refuseFolder(path); // the only thing that could make a rename fail halfway
     for (const { path, temporary } of written) await rename(temporary, path);
   } catch (error) {
     for (const { temporary } of written) await rm(temporary, { force: true });
@@ -118,17 +118,17 @@ async function refuseFolder(path: string): Promise<void> {
   if (there?.isDirectory()) throw new Error(`${path} is a folder`);
 }
 
-/** Bytes of an element of each type that we store. */
+/** Element size in bytes of each type that we store. */
 const ELEMENT_BYTES = { F64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, U8: 1 } as const;
 
 export interface SafetensorsEntry {
   dtype: keyof typeof ELEMENT_BYTES;
   shape: readonly number[];
-  /** Where the type is of another file and may be one that we do not store. */
+  /** For types of other files that we do not store ourselves. */
   bytes?: number;
 }
 
-/** The head of a safetensors file whose tensors follow each other in this order: length and JSON, padded so that the elements are aligned. */
+/** Header of a safetensors file whose tensors follow in this order: length and JSON, padded to align the elements. */
 export function safetensorsHeader(tensors: Iterable<readonly [name: string, SafetensorsEntry]>, metadata: Record<string, string>): Buffer {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let end = 0;

@@ -1,8 +1,8 @@
-/** What a file or folder is that should be part of a model and is something else; the usual accidents by name, with the way out. */
+/** Recognises files that are not what a model needs, names the common mistakes, and says what to do. */
 import { open, readdir } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 
-/** Throws what is wrong with the file at `path`, which could not be read as what it should be; returns where nothing is known. */
+/** Throws the reason why the file at `path` could not be read, if it is known; otherwise returns. */
 export async function refuseForeign(path: string): Promise<void> {
   const start = await beginning(path).catch(() => '');
   if (start.startsWith('version https://git-lfs.github.com/spec/'))
@@ -26,7 +26,7 @@ async function beginning(path: string): Promise<string> {
   }
 }
 
-/** What to do with a folder or repository whose weights are not in safetensors: words for the end of an error. */
+/** Advice for a folder or repository whose weights are not in safetensors, as the end of an error message. */
 export function otherWeights(names: readonly string[]): string {
   const others = names.filter((name) => /\.(bin|pth?|ckpt|h5|msgpack|gguf|onnx|safetensors)$/.test(name)).sort();
   if (others.length === 0) return '';

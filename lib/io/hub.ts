@@ -1,4 +1,4 @@
-/** Where a model is: a local folder, or a repository of the Hugging Face hub in the cache that Python shares. */
+/** Locates a model: a local folder, or a Hugging Face hub repository in the cache shared with Python. */
 import { randomUUID } from 'node:crypto';
 import { readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
@@ -9,7 +9,7 @@ import { makeFolder } from './files.js';
 import { otherWeights } from './foreign.js';
 import { PREPROCESSOR, PROCESSOR } from './processor.js';
 
-/** The file that bytes arrived for, and the bytes of all files: so far (those found in the cache included), and in the end. */
+/** The file being downloaded, and the bytes of all files: so far (including those found in the cache), and in total. */
 export interface HubProgress {
   file: string;
   loaded: number;
@@ -19,13 +19,13 @@ export interface HubProgress {
 export interface HubOptions {
   /** Branch, tag or commit of a hub repository. Default main. */
   revision?: string;
-  /** Where downloads are kept. Default: HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub. */
+  /** Download folder. Default: HF_HUB_CACHE, or $HF_HOME/hub, or ~/.cache/huggingface/hub. */
   cacheDir?: string;
   onProgress?: (progress: HubProgress) => void;
   signal?: AbortSignal;
 }
 
-/** A repository as one call sees it. `folder` holds blobs/CHECKSUM, snapshots/COMMIT/FILE linked to them, and refs/REVISION. */
+/** State of one call on a repository. `folder` holds blobs/CHECKSUM, snapshots/COMMIT/FILE (links to blobs), and refs/REVISION. */
 interface Repository extends HubOptions {
   name: string;
   revision: string;
@@ -35,14 +35,14 @@ interface Repository extends HubOptions {
 }
 
 const CONFIG = 'config.json';
-const OPTIONAL = [PREPROCESSOR, PROCESSOR]; // what a model may have besides
+const OPTIONAL = [PREPROCESSOR, PROCESSOR]; // optional files of a model
 const WEIGHTS = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
 const COMMIT = /^[0-9a-f]{40}$/;
 
 /**
- * The local folder of a model: itself where `model` is a folder, else the hub repository `owner/name`, downloaded on
- * first use. Where the hub cannot be reached, or refuses access, the copy in the cache is used if it is complete.
+ * The local folder of a model: `model` itself if it is a folder, else that of the hub repository `owner/name`, downloaded on first use. If the hub cannot be
+ * reached or refuses access, a complete copy in the cache is used.
  *
  * Honours HF_ENDPOINT, HF_TOKEN (or the token that `hf auth login` stored) and HF_HUB_OFFLINE.
  *
@@ -62,7 +62,7 @@ export async function resolveModel(model: string, options: HubOptions): Promise<
 
 async function repositoryOf(name: string, options: HubOptions): Promise<Repository> {
   const { revision = 'main', cacheDir = getHFHubCachePath(), signal } = options;
-  // It becomes a path below refs/, and git allows none of these.
+  // It becomes a path below refs/; git allows none of these either.
   if (!revision || /^\/|\/$|\.\.|\\/.test(revision))
     throw UniFlowError.expected('BAD_INPUT', 'revision', 'a branch, tag or commit', JSON.stringify(revision));
   const endpoint = (process.env['HF_ENDPOINT'] || HUB_URL).replace(/\/+$/, '');
@@ -70,7 +70,7 @@ async function repositoryOf(name: string, options: HubOptions): Promise<Reposito
   return { ...options, name, revision, endpoint, folder, fetch: hubFetch(endpoint, await accessToken(), signal) };
 }
 
-/** The token from the places where Python's huggingface_hub looks for it. */
+/** The access token, from the same places as Python's huggingface_hub. */
 async function accessToken(): Promise<string> {
   const { HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH, HF_HOME, XDG_CACHE_HOME } = process.env;
   const home = HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface');
@@ -78,7 +78,7 @@ async function accessToken(): Promise<string> {
   return (HF_TOKEN || HUGGING_FACE_HUB_TOKEN || (await stored())).trim();
 }
 
-/** `@huggingface/hub` takes no signal, and refuses tokens that do not start with `hf_`, as those of mirrors. */
+/** `@huggingface/hub` supports no signal and rejects tokens that do not start with `hf_`, such as those of mirrors. */
 function hubFetch(endpoint: string, token: string, signal: AbortSignal | undefined): typeof fetch {
   return async (input, init) => {
     const headers = new Headers(init?.headers);
@@ -90,7 +90,7 @@ function hubFetch(endpoint: string, token: string, signal: AbortSignal | undefin
 
 const queues = new Map<string, Promise<void>>();
 
-/** Runs `work` after the earlier calls for `key`, so that a second load finds in the cache what the first downloads. */
+/** Runs `work` after earlier calls with the same key, so a second load finds the first one's downloads in the cache. */
 function inTurn<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
   const before = queues.get(key) ?? Promise.resolve();
   const turn = unlessAborted(before, signal).then(work);
@@ -116,7 +116,7 @@ async function locate(repository: Repository): Promise<string> {
     if (cached) return cached;
     throw unavailable(repository, 'HF_HUB_OFFLINE is set');
   }
-  // A commit never changes; but where the processor's files are missing, only the hub knows whether there are any.
+  // A commit never changes. But if processor files are missing, only the hub knows whether they exist.
   const processors = cached ? await Promise.all(OPTIONAL.map((name) => isFile(join(cached, name)))) : [];
   if (cached && COMMIT.test(repository.revision) && processors.includes(true)) return cached;
   let commit: string;
@@ -130,7 +130,7 @@ async function locate(repository: Repository): Promise<string> {
   return download(repository, commit).catch((error: unknown) => withoutAccess(repository, cached, error));
 }
 
-/** The copy in the cache where the hub refuses access, with a warning, as Python's huggingface_hub has it. */
+/** The cached copy, with a warning, if the hub refuses access; as in Python's huggingface_hub. */
 function withoutAccess({ name, endpoint }: Repository, cached: string | undefined, error: unknown): string {
   const cause = error instanceof UniFlowError ? error.cause : undefined;
   if (cached === undefined || !(cause instanceof HubApiError) || ![401, 403].includes(cause.statusCode)) throw error;
@@ -141,11 +141,11 @@ function withoutAccess({ name, endpoint }: Repository, cached: string | undefine
 
 async function currentCommit({ name, revision, endpoint, fetch }: Repository): Promise<string> {
   const { sha } = await modelInfo({ name, revision, hubUrl: endpoint, fetch, additionalFields: ['sha'] });
-  if (!COMMIT.test(sha)) throw new Error(`${JSON.stringify(sha)} is not a commit`); // it names a folder
+  if (!COMMIT.test(sha)) throw new Error(`${JSON.stringify(sha)} is not a commit`); // it becomes a folder name
   return sha;
 }
 
-/** What a failed request means to the caller. */
+/** Explains a failed request. */
 function explained(repository: Repository, cause: unknown, url = repository.endpoint): UniFlowError {
   const { name, revision, endpoint, signal } = repository;
   if (signal?.aborted) return aborted(signal);
@@ -168,7 +168,7 @@ function unavailable({ name, revision, folder }: Repository, why: string, cause?
   return new UniFlowError('NETWORK', message, { subject: name, cause });
 }
 
-/** The snapshot that was the revision at the last download, if it has all that a model needs. */
+/** The snapshot of the revision's last download, if it is complete. */
 async function cachedSnapshot({ folder, revision }: Repository): Promise<string | undefined> {
   const commit = COMMIT.test(revision) ? revision : await readFile(join(folder, 'refs', revision), 'utf8').catch(() => '');
   const snapshot = join(folder, 'snapshots', commit.trim());
@@ -205,12 +205,12 @@ async function download(repository: Repository, commit: string): Promise<string>
     if (await isFile(join(snapshot, file.path))) loaded += file.size;
     else await downloadFile(repository, commit, file, onBytes);
   }
-  const ref = join(folder, 'refs', revision); // written last, so that it leads to a complete snapshot
+  const ref = join(folder, 'refs', revision); // written last, so it always refers to a complete snapshot
   if (revision !== commit) await place(ref, (temporary) => writeFile(temporary, commit));
   return snapshot;
 }
 
-/** What there is to download. The index of a sharded model is downloaded here, because it names the other files. */
+/** The files to download. The index of a sharded model is downloaded first, because it names the other files. */
 async function neededFiles(repository: Repository, commit: string): Promise<ListFileEntry[]> {
   const listed = await listedFiles(repository, commit);
   const wanted = [CONFIG, ...OPTIONAL.filter((name) => listed.has(name))];
@@ -240,8 +240,8 @@ async function listedFiles(repository: Repository, commit: string): Promise<Map<
 }
 
 /**
- * Streams a file into the cache. The function of `@huggingface/hub` for this does not check that all arrived, logs to
- * stdout, and lets two processes write the same temporary file.
+ * Streams a file into the cache. The function of `@huggingface/hub` for this does not check completeness, logs to stdout, and lets two processes write the
+ * same temporary file.
  */
 async function downloadFile(
   repository: Repository,
@@ -250,7 +250,7 @@ async function downloadFile(
   onBytes: (bytes: number) => void = () => undefined,
 ): Promise<void> {
   const checksum = file.lfs?.oid ?? file.oid ?? '';
-  const named = /^[0-9a-f]+$/.test(checksum); // it is to be the name of a file
+  const named = /^[0-9a-f]+$/.test(checksum); // it becomes a file name
   if (!named) throw explained(repository, new Error(`${file.path} has the checksum ${JSON.stringify(checksum)}`));
   const blob = join(repository.folder, 'blobs', checksum);
   const bytes = counted(bytesOf(repository, commit, file), onBytes);
@@ -277,7 +277,7 @@ async function* bytesOf(repository: Repository, commit: string, { path, size }: 
   }
 }
 
-/** Apart from {@link bytesOf}, so that an error of the listener is not taken for one of the network. */
+/** Separate from {@link bytesOf}, so an error of the listener is not mistaken for a network error. */
 async function* counted(bytes: AsyncIterable<Uint8Array>, onBytes: (bytes: number) => void): AsyncGenerator<Uint8Array> {
   for await (const chunk of bytes) {
     onBytes(chunk.length);
@@ -285,7 +285,7 @@ async function* counted(bytes: AsyncIterable<Uint8Array>, onBytes: (bytes: numbe
   }
 }
 
-/** Makes a file or link appear complete or not at all, also where other processes make the same one. */
+/** Makes a file or link appear complete or not at all, even if other processes make the same one. */
 async function place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
   const temporary = `${path}.${randomUUID()}.incomplete`;
   try {
@@ -295,7 +295,7 @@ async function place(path: string, make: (temporary: string) => Promise<void>): 
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => undefined);
     const { syscall, message } = error as NodeJS.ErrnoException;
-    if (!syscall) throw error; // not of the disk, but of what is written
+    if (!syscall) throw error; // not a disk error, but one of the content
     throw new UniFlowError('BAD_INPUT', `${path}: cannot be written: ${message}`, { subject: path, cause: error });
   }
 }

@@ -12,7 +12,7 @@ const BYTES: Record<NpyType, number> = { '<f4': 4, '<f2': 2, '|u1': 1 };
 /** Bytes that tell how long the header is. */
 export const NPY_PREFIX = 10;
 
-/** What stands in front of the elements; its length is a multiple of 64, as NumPy's is. */
+/** The header; its length is a multiple of 64, as in NumPy. */
 export function npyHeader(type: NpyType | '<u2', shape: readonly number[]): Buffer {
   const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(', ')})`;
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': ${tuple}, }`;
@@ -27,7 +27,7 @@ export function npyHeader(type: NpyType | '<u2', shape: readonly number[]): Buff
 
 /**
  * Reads an array of float32, float16 (as float32) or uint8.
- * @throws UniFlowError `NOT_FOUND`, or `BAD_INPUT` for anything but such a file.
+ * @throws UniFlowError `NOT_FOUND`, or `BAD_INPUT` for any other file.
  */
 export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint8Array>> {
   const bytes = await readFile(path).catch((cause: NodeJS.ErrnoException) => {
@@ -43,7 +43,7 @@ export async function readNpy(path: string): Promise<NdArray<Float32Array | Uint
   const expected = size * BYTES[type];
   if (bytes.length - begin !== expected)
     throw UniFlowError.expected('BAD_INPUT', path, `${expected} bytes for the shape [${shape.join(', ')}]`, `${bytes.length - begin}`);
-  const own = new Uint8Array(bytes.subarray(begin)); // a copy, for Float32Array asks for an aligned buffer
+  const own = new Uint8Array(bytes.subarray(begin)); // copied, because Float32Array requires an aligned buffer
   if (type === '|u1') return ndarray(own, shape);
   const values = type === '<f4' ? new Float32Array(own.buffer) : new Float32Array(size);
   if (type === '<f2') await native.restore(new Uint16Array(own.buffer), 'float16', values);

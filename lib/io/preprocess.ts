@@ -1,4 +1,4 @@
-/** From pictures to the pixels that an encoder was trained on: which resize, which crop, which statistics. */
+/** Preprocessing: converts images to the pixels that an encoder was trained on (resize, crop, statistics). */
 import { throwIfAborted } from '../errors.js';
 import type { Family } from '../encoder/config.js';
 import type { NativeNormalisation, ResampleFilter } from '../native.js';
@@ -6,14 +6,14 @@ import { decodeAhead } from '../images/decode-ahead.js';
 import { openImage, type DecodeOptions, type ImageSource, type RgbImage } from '../images/decode.js';
 import type { Item } from '../sources/item.js';
 
-/** How pictures become [height, width, 3] bytes. */
+/** How images become [height, width, 3] bytes. */
 export interface Preprocessing {
   /** cover: the published UniFlow centre crop. shortest_edge: resize, then centre crop. stretch: no crop. */
   mode: 'cover' | 'shortest_edge' | 'stretch';
-  /** Of 'shortest_edge': its length as a multiple of the crop's. */
+  /** For 'shortest_edge': length of that edge as a multiple of the crop's. */
   edgeRatio: number;
   filter: ResampleFilter;
-  /** What pictures are brought to where nothing else is asked for. Its patches may not fill it. */
+  /** Default size of the pixels. The patches may not fill it. */
   size: readonly [height: number, width: number];
   mean: readonly [number, number, number];
   std: readonly [number, number, number];
@@ -24,7 +24,7 @@ export const IMAGENET = { mean: [0.485, 0.456, 0.406] as Triple, std: [0.229, 0.
 export const CLIP = { mean: [0.48145466, 0.4578275, 0.40821073] as Triple, std: [0.26862954, 0.26130258, 0.27577711] as Triple };
 export const HALF = { mean: [0.5, 0.5, 0.5] as Triple, std: [0.5, 0.5, 0.5] as Triple };
 
-/** What a family's published processor does; the model's own says more: processor.ts. */
+/** Preprocessing of a family's published processor; the model's own files may override it: processor.ts. */
 export function defaultPreprocessing(family: Family, size: readonly [number, number]): Preprocessing {
   const common = { edgeRatio: 1, filter: 'bicubic' as const, size };
   switch (family) {
@@ -42,14 +42,14 @@ export function defaultPreprocessing(family: Family, size: readonly [number, num
   }
 }
 
-/** Pillow's numbers. */
+/** Pillow's filter numbers. */
 export const FILTERS: Record<number, ResampleFilter> = { 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box' };
 
 export function nativeNormalisation(p: { mean: Triple; std: Triple }): NativeNormalisation {
   return { mean: Float32Array.from(p.mean), std: Float32Array.from(p.std) };
 }
 
-/** Decodes images into one batch, uint8 [B,H,W,3] in C order. @throws {UniFlowError} where one cannot be read. */
+/** Decodes images into one batch, uint8 [B,H,W,3] in C order. @throws {UniFlowError} if one cannot be read. */
 export async function loadPixels(
   items: readonly Item[],
   preprocessing: Preprocessing,
@@ -68,7 +68,7 @@ export async function loadPixels(
   return batch;
 }
 
-/** Decodes one picture `into` uint8 [H,W,3]. */
+/** Decodes one image `into` uint8 [H,W,3]. */
 export async function loadInto(
   into: Uint8Array,
   source: ImageSource | RgbImage,

@@ -1,4 +1,4 @@
-/** Hugging Face's processor files: what they say about pixels is honoured or refused, never passed over. */
+/** Hugging Face's processor files: every statement about pixels is honoured or refused, never ignored. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -9,19 +9,19 @@ import { readJson } from './json.js';
 import { CLIP, FILTERS, HALF, IMAGENET, type Preprocessing, type Triple } from './preprocess.js';
 
 export const PREPROCESSOR = 'preprocessor_config.json';
-/** What transformers 5 writes, with the image processor inside. */
+/** The file written by transformers 5, which contains the image processor. */
 export const PROCESSOR = 'processor_config.json';
 
-/** A processor as its file says it. */
+/** Content of a processor file. */
 type ProcessorJson = Record<string, unknown>;
 
-/** The texts of a folder's processor files, by name, and what applies of them. */
+/** The texts of a folder's processor files by name, and the resulting preprocessing. */
 export interface Processor {
   files: Record<string, string>;
   preprocessing: Preprocessing;
 }
 
-/** Preprocessing as the files in `dir` say; where there are none, `base`, the family's own. */
+/** Preprocessing according to the files in `dir`; without any, `base`, the family's own. */
 export async function readProcessor(dir: string, base: Preprocessing): Promise<Processor> {
   const files: Record<string, string> = {};
   const read = async (name: string): Promise<ProcessorJson | undefined> => {
@@ -33,7 +33,7 @@ export async function readProcessor(dir: string, base: Preprocessing): Promise<P
   };
   const [whole, alone] = [await read(PROCESSOR), await read(PREPROCESSOR)];
   const nested = whole?.['image_processor'];
-  // in transformers' order; a processor_config.json may be about text only
+  // in transformers' order; a processor_config.json may describe only text
   if (isObject(nested)) return { files, preprocessing: applyProcessor(base, nested, join(dir, PROCESSOR)) };
   if (alone) return { files, preprocessing: applyProcessor(base, alone, join(dir, PREPROCESSOR)) };
   if (whole?.['image_processor_type']) return { files, preprocessing: applyProcessor(base, whole, join(dir, PROCESSOR)) };
@@ -43,7 +43,7 @@ export async function readProcessor(dir: string, base: Preprocessing): Promise<P
 const cropping = { size: 224, default_to_square: false, do_center_crop: true, crop_size: 224, resample: 3 };
 const statistics = ({ mean, std }: { mean: Triple; std: Triple }): ProcessorJson => ({ image_mean: mean, image_std: std });
 
-/** What transformers' classes do where their file is silent. */
+/** Defaults of transformers' classes. */
 const CLASSES: Record<string, ProcessorJson> = {
   CLIP: { ...cropping, ...statistics(CLIP) },
   Bit: { ...cropping, ...statistics(CLIP) },
@@ -74,13 +74,13 @@ const fields = z.object({
 });
 type Fields = z.infer<typeof fields>;
 
-/** Fields that change no pixel. The limits on tiles count only with crop_to_patches, which is refused. */
+/** Fields that do not affect pixels. The limits on tiles apply only with crop_to_patches, which is refused. */
 const inert = new Set(
   `_name_or_path auto_map data_format device disable_grouping feature_extractor_type image_processor_type image_seq_length
   input_data_format max_patches min_patches pad_size processor_class return_tensors transformers_version`.split(/\s+/),
 );
 
-/** Applies what a processor file says. */
+/** Applies the settings of a processor file. */
 export function applyProcessor(base: Preprocessing, json: ProcessorJson, subject: string): Preprocessing {
   const given = withoutNulls(json);
   const all = { ...classDefaults(given, subject), ...given };
@@ -121,7 +121,7 @@ function classDefaults(json: ProcessorJson, subject: string): ProcessorJson {
   throw UniFlowError.expected('UNSUPPORTED', `${subject}: image_processor_type`, expected, shown(type));
 }
 
-/** Resizing and cropping to one size for all pictures: a batch has one shape. */
+/** Resizing and cropping to a single size for all images, because a batch has one shape. */
 function geometry(
   base: Preprocessing,
   c: Fields,
@@ -142,7 +142,7 @@ function geometry(
   return { mode: c.size === undefined ? base.mode : 'stretch', edgeRatio: 1, size };
 }
 
-/** Of a size that leaves the aspect as it is. */
+/** The edge length of a size that keeps the aspect ratio. */
 function shortestEdge({ size, default_to_square: square, do_center_crop: crop }: Fields): number | undefined {
   if (typeof size === 'number') return (square ?? !crop) ? undefined : size;
   if (typeof size !== 'object' || Array.isArray(size)) return undefined;

@@ -1,10 +1,10 @@
 /**
- * Layer-wise adaptive self-distillation, the paper's L_dist: every layer of the student is held near its frozen teacher,
- * deeper and worse-aligned layers harder.
+ * Layer-wise adaptive self-distillation, the paper's L_dist: every layer of the student is kept close to its frozen teacher; deeper and worse-aligned layers
+ * get a larger weight.
  *
  *   α_l = mean over tokens of (1 − cos(student_l, teacher_l))
  *   w_l = (l/L) exp(β α_l) / Σ_k (k/L) exp(β α_k)
- *   L_dist = Σ_l w_l α_l,  the w_l constant for the gradient
+ *   L_dist = Σ_l w_l α_l,  with w_l constant for the gradient
  *
  * Contract and cost are in native/ops/losses.h, the kernel is native/cpu/distillation.cpp.
  */
@@ -33,7 +33,7 @@ export function distillationLoss(
   const d = native.distillation(handles(student), handles(teacher), beta, skip, weights, tape !== undefined);
   const [loss, alpha, weight] = [tensorOf(d.loss), tensorOf(d.alpha), tensorOf(d.weight)];
   const grads = d.grads.map(tensorOf);
-  // The kernel's gradients are those of the alphas; what takes them in multiplies by the layer's weight, known only now.
+  // The kernel's gradients are those of the alphas. The layer's weight, known only now, is multiplied in when they are accumulated.
   tape?.add({
     outputs: [loss],
     inputs: student,
@@ -43,8 +43,8 @@ export function distillationLoss(
 }
 
 /**
- * The loss of two stacks of arrays [B,S,D], and its gradients with respect to the student where asked for.
- * @throws UniFlowError `BAD_INPUT` where the stacks do not match.
+ * The loss of two stacks of arrays [B,S,D] and, if requested, its gradients with respect to the student.
+ * @throws UniFlowError `BAD_INPUT` if the stacks do not match.
  */
 export async function distillation(
   student: readonly NdArray[],

@@ -1,6 +1,5 @@
 /**
- * Rectified flow matching on patches, the paper's L_flow: x_t = t * data + (1 − t) * noise, target data − noise, mean square
- * over every element.
+ * Rectified flow matching on patches, the paper's L_flow: x_t = t * data + (1 − t) * noise, target data − noise, mean squared error over all elements.
  */
 import { velocity, type FlowHead } from '../decoder/flow.js';
 import { native, type FloatType } from '../native.js';
@@ -9,7 +8,7 @@ import { tensorOf, type Tensor } from '../tensor.js';
 
 /**
  * @param data patch vectors [M,P] float32. @param noise [M,P]. @param time [M]. @param condition [M,D].
- * `options` are {@link velocity}'s. @returns the loss, [1].
+ * @param options those of {@link velocity}. @returns the loss, [1].
  */
 export function flowLoss(
   head: FlowHead,

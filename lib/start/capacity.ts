@@ -1,17 +1,17 @@
-/** How much of the linear codec of its patches a model can be. */
+/** The part of the linear codec of its patches that a model can represent. */
 import type { UniFlowConfig } from '../config.js';
 
-/** What startDecoder could keep. */
+/** The capacity used by startDecoder. */
 export interface Kept {
-  /** Latent channels that carry a principal component, of `of` channels. */
+  /** Latent channels that carry a principal component, out of `of` channels. */
   channels: number;
   of: number;
-  /** Directions of a patch's noise that one step takes away, of `values`. */
+  /** Directions of a patch's noise that one step removes, out of `values`. */
   noise: number;
   values: number;
 }
 
-/** What a model loses against the PCA of its patches, for people to read. */
+/** What a model loses compared to the PCA of its patches, in words. */
 export function shortfalls({ channels, of, noise, values }: Kept): string[] {
   return [
     ...(noise < values
@@ -26,9 +26,9 @@ export function shortfalls({ channels, of, noise, values }: Kept): string[] {
   ];
 }
 
-/** How much of a linear codec a model of this shape can be. */
+/** The part of a linear codec that a model of this shape can represent. */
 export function capacity({ latentChannels, patch, encoder }: UniFlowConfig): Kept {
   const values = 3 * patch ** 2;
-  const noise = Math.min(values, encoder.width - 3); // besides: a channel for the reflection, two for the constants
+  const noise = Math.min(values, encoder.width - 3); // the remaining 3 channels: one for the reflection, two for the constants
   return { channels: Math.min(latentChannels, noise), of: latentChannels, noise, values };
 }

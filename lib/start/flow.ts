@@ -1,14 +1,14 @@
 /**
- * The flow head's linear start: velocity (x̂ − x) / (1 − t), straight from any x to the image x̂ that the latents say, so that one step of Euler and any
- * other number give the same image. In the principal directions r_k of patches, M of them:
+ * The flow head's linear start: velocity (x̂ − x) / (1 − t), straight from any x to the image x̂ given by the latents. So any number of Euler steps,
+ * including one, gives the same image. In the principal directions r_k of patches, M of them:
  *
  *   input_proj        h = Q (x − μ) + constants, Q = the directions, turned
  *   first block       h −= Q (x̂ − μ): shift = z, scale = −1, gate = 1
  *   last layer        −σ Qᵀ LN(h) (1 + s(t)), s(t) = t / (1 − t) from the time embedding
  *
- * LN, which has no parameters, takes the mean of h away and divides by the deviation σ, which differs from patch to patch. Neither may touch the noise: a
- * reflection turns Q perpendicular to (1, …, 1), and constants ±C in the spare channels make up nearly all of σ. Without a block the last layer's own shift
- * carries x̂, and the velocity is x̂ − x at all times: right for one step.
+ * LN, which has no parameters, subtracts the mean of h and divides by its deviation σ, which differs from patch to patch. Neither may affect the noise. A
+ * reflection makes Q orthogonal to (1, …, 1), and constants ±C in the spare channels make up nearly all of σ. Without a block, the last layer's own shift
+ * carries x̂, and the velocity is x̂ − x at all times, which is right for one step.
  */
 import { Matrix } from 'ml-matrix';
 import type { UniFlowConfig } from '../config.js';
@@ -18,15 +18,15 @@ import { Units, type LinearMap } from './units.js';
 import type { Weights } from './weights.js';
 
 const HEAD = 'flow_head.net';
-/** Of the error that the codec makes anyway: as much may come from σ being another for each patch (0.1 dB). */
+/** Share of the codec's own error that the variation of σ between patches may add (0.1 dB). */
 const TOLERANCE = 0.02;
-/** Of the constants' energy over that of all else. */
+/** Upper bound of the constants' energy over the energy of all else. */
 const MOST_CONSTANT = 1024;
-/** Of s(t): a geometric series of times. */
+/** Number of hinges of s(t): a geometric series of times. */
 const HINGES = 16;
-/** Of a hinge, over the distance to the next. */
+/** Sharpness of a hinge, relative to the distance to the next. */
 const SHARPNESS = 10;
-/** The wave sin t of the time embedding, sin(1000 t · 10000^(−96/128)): behind 128 cosines. */
+/** Index of the wave sin t in the timestep embedding, sin(1000 t · 10000^(−96/128)), after 128 cosines. */
 const SINE = 128 + 96;
 
 /** The condition's first channels are the latents. */
@@ -64,7 +64,7 @@ export async function startFlow(
   await startBlock(weights, units, image);
 }
 
-/** The first block adds `image` [D,K] of the latents. */
+/** The first block adds `image` [D,K] applied to the latents. */
 async function startBlock(weights: Weights, units: Units, image: Matrix): Promise<void> {
   const { rows: width, columns: channels } = image;
   const block = `${HEAD}.res_blocks.0`;
@@ -82,7 +82,7 @@ async function startBlock(weights: Weights, units: Units, image: Matrix): Promis
   await weights.edit(`${block}.mlp.2`, (layer) => inner.leave(layer, image));
 }
 
-/** Maps into and out of the units of y, which carry s(t) in front of the latents. */
+/** Maps into and out of the units of y, where s(t) comes before the latents. */
 const behindTime = (latents: Matrix): LinearMap => ({
   weight: Matrix.zeros(latents.rows + 1, latents.columns).setSubMatrix(latents, 1, 0),
   bias: new Float64Array(latents.rows + 1),
@@ -91,9 +91,9 @@ const ofLatents = (map: Matrix): Matrix => Matrix.zeros(map.rows, map.columns + 
 const ofTime = (rows: number, channels: number): Matrix => Matrix.zeros(rows, channels + 1).setSubMatrix(Matrix.ones(rows, 1), 0, 0);
 
 /**
- * s(t) = t / (1 − t) in the first channel of `units`, and nothing of time in the others. s is taken as straight between times at which 1 − t has fallen by a
- * fourth root of 2, up to 15/16, and goes on straight from there. Over u = sin t, one of the embedding's waves, that is a sum of hinges, each a unit
- * silu(k (u − u_j)) / k, sharp against the distance of the next.
+ * Puts s(t) = t / (1 − t) in the first channel of `units`, and nothing that depends on time in the others. s is approximated linearly between times at which
+ * 1 − t has fallen by a fourth root of 2, up to 15/16, and continues linearly from there. Over u = sin t, one of the embedding's waves, this is a sum of
+ * hinges. Each is a unit silu(k (u − u_j)) / k, sharp compared to the distance to the next.
  */
 async function startTime(weights: Weights, units: Units): Promise<void> {
   const knots = Array.from({ length: HINGES + 1 }, (_, j) => 1 - 2 ** (-j / 4));
@@ -122,7 +122,7 @@ async function startTime(weights: Weights, units: Units): Promise<void> {
 
 const silu = (x: number): number => x / (1 + Math.exp(-x));
 
-/** [D,M] with orthonormal columns, each perpendicular to (1, …, 1): a reflection of the first M + 1 axes that puts (1, …, 1) on the last of them. */
+/** [D,M] with orthonormal columns, each orthogonal to (1, …, 1): a reflection of the first M + 1 axes that maps the last of them to (1, …, 1). */
 function reflected(width: number, columns: number): Matrix {
   const n = columns + 1;
   const v = Matrix.ones(n, 1).mul(1 / Math.sqrt(n));
@@ -133,9 +133,9 @@ function reflected(width: number, columns: number): Matrix {
 }
 
 /**
- * ±C in the channels that the noise leaves, and the deviation σ of all channels, `energy` E being that of the others. |h|² differs from patch to patch by about E, so
- * with constants of energy κE, σ does by 1 / 2κ of itself, and the error of a patch grows by E / 4κ²: to be {@link TOLERANCE} of the residual. Larger constants would make
- * the last layer's weights, which are σ, larger for nothing.
+ * ±C in the channels not used by the noise, and the deviation σ of all channels; `energy` E is that of the other channels. |h|² varies between patches by
+ * about E. So with constants of energy κE, σ varies by 1 / 2κ of itself, and the error of a patch grows by E / 4κ², which should be {@link TOLERANCE} of the
+ * residual. Larger constants would only enlarge the last layer's weights, which contain σ.
  */
 function constantChannels(
   width: number,
@@ -143,7 +143,7 @@ function constantChannels(
   { energy, residual }: { energy: number; residual: number },
 ): { constants: number[]; deviation: number } {
   const kappa = Math.min(MOST_CONSTANT, Math.sqrt(energy / (4 * TOLERANCE * residual)));
-  const spare = (width - noise - 1) & ~1; // as many of each sign
+  const spare = (width - noise - 1) & ~1; // equally many of each sign
   const value = Math.ceil(Math.sqrt((kappa * energy) / spare)); // whole numbers are exact in bfloat16, up to 256
   const constants = Array.from({ length: width }, (_, i) => (i <= noise || i > noise + spare ? 0 : i % 2 === 0 ? value : -value));
   return { constants, deviation: Math.sqrt((energy + spare * value ** 2) / width) };

@@ -1,4 +1,4 @@
-/** The linear start of a fresh model: see linear.ts for the codec that it becomes, regression.ts for pretrained encoders. */
+/** The linear start of a new model: see linear.ts for the resulting codec, regression.ts for pretrained encoders. */
 import { batches, type LoaderOptions } from '../train/loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
 import type { NdArray } from 'ndarray';
@@ -13,17 +13,17 @@ import { regressLatents } from './regression.js';
 
 export { capacity, shortfalls, type Kept } from './capacity.js';
 
-/** Patches that the statistics are taken of, at most. */
+/** Upper bound of the number of patches in the statistics. */
 const PATCHES = 2 ** 19;
 
-/** How images become pixels: of {@link LoaderOptions}. Default: whole, as `encode` takes them, at the model's size. */
+/** How images become pixels, as in {@link LoaderOptions}. Default: whole images, as `encode` takes them, at the model's size. */
 export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale' | 'flip' | 'signal' | 'onDamaged'>;
 
 /**
- * Turns a fresh model into the linear codec of `data`'s patches: the PCA with as many coefficients as there are latent channels, or as near to it as
- * the encoder and the flow head's width allow.
- * @param encoder `'random'`: the encoder is changed to carry the components, where it is an InternViT. `'pretrained'`: it is kept, and latents are
- * regressed from its tokens.
+ * Turns a new model into the linear codec of `data`'s patches: the PCA with one coefficient per latent channel, or as close to it as the encoder and the flow
+ * head's width allow.
+ * @param encoder `'random'`: changes the encoder to carry the components, if it is an InternViT. `'pretrained'`: keeps it, and computes the latents from its
+ * tokens by regression.
  */
 export async function linearStart(
   uniflow: UniFlowModel,
@@ -40,7 +40,7 @@ export async function linearStart(
   return capacity(uniflow.config);
 }
 
-/** A fresh model, started on the images of a path; disposed of where that fails. */
+/** Starts a new model on the images of a path; disposes of it on failure. */
 export async function startedOn<M extends UniFlowModel>(
   uniflow: M,
   photos: string,
@@ -60,7 +60,7 @@ export async function startedOn<M extends UniFlowModel>(
   }
 }
 
-/** Images in a random order, once each, up to {@link PATCHES}. */
+/** Images in random order, each once, up to {@link PATCHES}. */
 async function* sample(uniflow: UniFlowModel, data: Dataset, options: Partial<StartOptions>): AsyncGenerator<NdArray> {
   const { patch, imageSize } = uniflow.config;
   const size = checkSize(options.size ?? imageSize, patch);

@@ -1,8 +1,8 @@
 /**
  * The linear start: a model that begins as the PCA of its patches, within the published architecture.
  *
- * Paired units pass a linear map through an activation exactly (units.ts), and residual branches end in zeros, so that every block passes its input on. With r_k
- * the patches' principal directions, λ_k their variances and μ the mean:
+ * Paired units pass a linear map through an activation exactly (units.ts). Residual branches end in zeros, so every block is the identity. With r_k the
+ * patches' principal directions, λ_k their variances and μ the mean:
  *
  *   patch embedding   h_k = s_k r_kᵀ (x − μ), as many as fit; positions in the channels that are left
  *   chal_proj         z_k = h_k / (s_k √λ_k): latents of variance 1
@@ -20,13 +20,13 @@ import { lookAtNeighbours } from './neighbours.js';
 import { Units, type LinearMap } from './units.js';
 import { Weights } from './weights.js';
 
-/** Power of √λ_k that the residual stream is divided by: 0 leaves the patches' own scale, 1 makes all channels equally large. */
+/** Power of √λ_k by which the residual stream is divided: 0 keeps the patches' own scale, 1 makes all channels equally large. */
 const WHITENING = 0.5;
 
-/** A direction with so small a part of the first one's variance carries nothing. */
+/** A direction with a smaller share of the first one's variance carries nothing. */
 const NEGLIGIBLE = 1e-9;
 
-/** Makes an InternViT encoder with random weights carry the patches' principal components. @returns latents as a function of its tokens. */
+/** Makes a random InternViT encoder carry the patches' principal components. @returns latents as a function of its tokens. */
 export async function startEncoder(uniflow: UniFlowModel, components: PrincipalComponents): Promise<LinearMap> {
   const weights = new Weights(uniflow);
   const { width, layers, heads, rope } = uniflow.config.encoder;
@@ -47,7 +47,7 @@ export async function startEncoder(uniflow: UniFlowModel, components: PrincipalC
   return map;
 }
 
-/** Makes projection and decoder the linear codec whose latents are `latents` of the encoder's tokens, of variance at most 1. */
+/** Turns the projection and decoder into the linear codec whose latents are `latents` of the encoder's tokens, of variance at most 1. */
 export async function startDecoder(uniflow: UniFlowModel, components: PrincipalComponents, latents: LinearMap): Promise<void> {
   const weights = new Weights(uniflow);
   const { width } = uniflow.config.encoder;
@@ -67,7 +67,7 @@ export async function startDecoder(uniflow: UniFlowModel, components: PrincipalC
   await startFlow(weights, uniflow.config, components, capacity(uniflow.config));
 }
 
-/** Attention and MLP add nothing at first: h + 0. Their last layers learn at once, the others as soon as those have moved. */
+/** Attention and MLP initially add nothing: h + 0. Their last layers learn at once, the others as soon as those have changed. */
 async function startBlock(weights: Weights, block: string, { heads, rope }: { heads: number; rope: Rope | undefined }): Promise<void> {
   for (const layer of ['attn.proj', 'mlp.fc2']) weights.zero(`${block}.${layer}`);
   if (rope) await lookAtNeighbours(weights, block, { heads, rope });
@@ -85,7 +85,7 @@ function embeddingScales(variances: Float64Array): Float64Array {
   return scales.map((s) => s / Math.sqrt(mean));
 }
 
-/** 1 / √λ_k; 0 for a direction in which there is nothing. */
+/** 1 / √λ_k; 0 for a direction without variance. */
 export function inverseDeviation(variances: Float64Array, k: number): number {
   const variance = variances[k] as number;
   return variance > NEGLIGIBLE * (variances[0] as number) ? 1 / Math.sqrt(variance) : 0;

@@ -1,23 +1,23 @@
 /**
- * Attention that begins by looking at neighbours, where positions are rotary and count patches. A score that its biases alone make depends on nothing but where two patches lie to
- * each other: with q = a everywhere, and k = a turned back by the angles of an offset o,
+ * Attention that initially looks at neighbours, for rotary positions that count patches. A score made only of biases depends only on the relative position of
+ * two patches. With q = a everywhere, and k = a rotated back by the angles of an offset o,
  *
  *   q_p · k_p' = a² Σ_f cos(ω_f · (p' − p − o)), largest at p' = p + o
  *
- * Half of the heads have a neighbour each, and take over some of its first channels; the others begin at random.
+ * Half of the heads have one neighbour each and copy some of its first channels; the others start at random.
  */
 import type { Matrix } from 'ml-matrix';
 import type { Rope } from '../ops.js';
 import type { Weights } from './weights.js';
 
-/** (row, column), the nearest first. */
+/** (row, column), nearest first. */
 const NEIGHBOURS = [
   ...[[0, -1] as const, [0, 1] as const, [-1, 0] as const, [1, 0] as const],
   ...[[-1, -1] as const, [-1, 1] as const, [1, -1] as const, [1, 1] as const],
 ] as const;
-/** Of the score at the offset itself: 16 leaves the next patch less than e^−8 of the weight. */
+/** Score at the offset itself: 16 leaves the next patch less than e^−8 of the weight. */
 const SHARPNESS = 16;
-/** Of the random part of q and k, which is to learn what else to look at. */
+/** Scale of the random part of q and k, which learns what else to attend to. */
 const CONTENT = 0.1;
 
 /** `block` is the block's name, up to `.attn`. */

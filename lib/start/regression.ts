@@ -1,10 +1,10 @@
 /**
- * Latents of a pretrained encoder: the linear map from its tokens t to the patches' principal coefficients y, each over its deviation, that is best in
- * the mean square, by ridge regression in closed form. With C the covariances, S the tokens' deviations and ρ the ridge:
+ * Latents of a pretrained encoder: the linear map from its tokens t to the patches' normalised principal coefficients y with the least mean squared error, by
+ * ridge regression in closed form. With C the covariances, S the tokens' deviations and ρ the ridge:
  *
  *   A = C_yt S⁻¹ (S⁻¹ C_tt S⁻¹ + ρ I)⁻¹ S⁻¹,   latents = A (t − mean t)
  *
- * Tokens are taken each at its own scale, as a few channels of pretrained encoders are thousands of times larger than the others.
+ * Each token channel is normalised by its own deviation, because a few channels of pretrained encoders are thousands of times larger than the others.
  */
 import { CholeskyDecomposition, Matrix } from 'ml-matrix';
 import type { NdArray } from 'ndarray';
@@ -39,10 +39,10 @@ export async function regressLatents(
   }
   const { mean, covariance } = moments.statistics();
   const all = Matrix.from1DArray(width + channels, width + channels, covariance);
-  const inverse = Array.from({ length: width }, (_, i) => (all.get(i, i) > 0 ? 1 / Math.sqrt(all.get(i, i)) : 0)); // a dead channel says nothing
+  const inverse = Array.from({ length: width }, (_, i) => (all.get(i, i) > 0 ? 1 / Math.sqrt(all.get(i, i)) : 0)); // a dead channel carries no information
   const scaled = (m: Matrix): Matrix => m.mulColumnVector(inverse);
   const correlations = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
-  const tokens = Matrix.add(correlations, correlations.transpose()).mul(0.5); // rounding leaves them not quite symmetric
+  const tokens = Matrix.add(correlations, correlations.transpose()).mul(0.5); // rounding makes them slightly asymmetric
   for (let i = 0; i < width; i++) tokens.set(i, i, 1 + RIDGE);
   const cross = scaled(all.subMatrix(0, width - 1, width, width + channels - 1));
   const weight = scaled(new CholeskyDecomposition(tokens).solve(cross)).transpose(); // [K,D]
@@ -50,7 +50,7 @@ export async function regressLatents(
   return { weight, bias: Float64Array.from(weight.mmul(centre).mul(-1).to1DArray()) };
 }
 
-/** Patch vectors to principal coefficients over their deviations, as a float32 layer: weight [K,P], bias [K]. */
+/** Maps patch vectors to principal coefficients divided by their deviations, as a float32 layer: weight [K,P], bias [K]. */
 function coefficientsOf(
   { directions, variances, mean }: PrincipalComponents,
   channels: number,
@@ -61,7 +61,7 @@ function coefficientsOf(
   return { weight: Float32Array.from(weight.to1DArray()), bias: Float32Array.from(bias.to1DArray()) };
 }
 
-/** Both side by side, [B·N, D + K] float32: the sum of two products, as rows of different widths cannot be joined. */
+/** Both concatenated, [B·N, D + K] float32. It is a sum of two products, because there is no op that joins rows of different widths. */
 function tokensAndCoefficients(uniflow: UniFlowModel, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
   const { encoder, normalisation, config } = uniflow;
   const { last } = encoder.forward(pixels);

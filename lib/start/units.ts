@@ -1,4 +1,4 @@
-/** Units that carry channels through an activation unchanged: the pieces that a linear start is built of. */
+/** Units that carry channels through an activation unchanged: the building blocks of a linear start. */
 import type { Matrix } from 'ml-matrix';
 import type { Layer } from './weights.js';
 
@@ -8,12 +8,12 @@ export interface LinearMap {
   bias: Float64Array; // [out]
 }
 
-/** Of a unit without its other half: f(x + SHIFT) is x + SHIFT for nearly all values of a channel of variance 1. */
+/** Shift of a unit without its other half: f(x + SHIFT) is x + SHIFT for nearly all values of a channel of variance 1. */
 const SHIFT = 16;
 
 /**
- * GELU and SiLU: f(x) − f(−x) = x. A channel has a pair of units, one of each sign. Where there are not enough, the last channels have one unit each, whose input is
- * shifted to where the activation is straight.
+ * GELU and SiLU satisfy f(x) − f(−x) = x, so a channel uses a pair of units, one of each sign. If there are not enough units, the last channels have one
+ * each, with the input shifted to where the activation is linear.
  */
 export class Units {
   private readonly pairs: number;
@@ -30,7 +30,7 @@ export class Units {
     return this.channels + this.pairs;
   }
 
-  /** Into the units: unit k takes channel k, unit channels + k its opposite. */
+  /** Maps into the units: unit k takes channel k, unit channels + k its negative. */
   enter({ weight, bias }: Layer, map: LinearMap): void {
     for (let k = 0; k < this.channels; k++) {
       const row = map.weight.getRow(k);
@@ -44,7 +44,7 @@ export class Units {
     }
   }
 
-  /** Nothing goes into the units; {@link enterFirst} says what goes into those of channel 0 besides. */
+  /** Clears the input of the units; {@link enterFirst} then sets the input of channel 0's units. */
   clear({ weight, bias }: Layer): void {
     for (let i = 0; i < this.count; i++) {
       weight.setRow(i, new Array<number>(weight.columns).fill(0));
@@ -58,7 +58,7 @@ export class Units {
     bias.set(0, 0, offset).set(0, this.channels, -offset);
   }
 
-  /** Out of the units: the next layer's rows from `first` on become `map` [rows, channels] of the channels, and read nothing else. */
+  /** Maps out of the units: the next layer's rows from `first` on become `map` [rows, channels] of the channels, and read nothing else. */
   leave({ weight, bias }: Layer, map: Matrix, first = 0): void {
     for (let i = 0; i < map.rows; i++) {
       const row = new Array<number>(weight.columns).fill(0);

@@ -1,17 +1,17 @@
-/** A model's parameters as matrices in float64, to change them before it is trained. */
+/** A model's parameters as float64 matrices, to modify them before training. */
 import { Matrix } from 'ml-matrix';
 import { native } from '../native.js';
 import { assignParameter, type Parameter } from '../parameters.js';
 import { onDevice } from '../tensor.js';
 import type { UniFlowModel } from '../model.js';
 
-/** Of a linear layer: weight [out, in], bias [1, out]. */
+/** A linear layer: weight [out, in], bias [1, out]. */
 export interface Layer {
   weight: Matrix;
   bias: Matrix;
 }
 
-/** By checkpoint names; what `change` leaves in the matrices becomes the model's. */
+/** Parameters by checkpoint name. The matrices modified by `change` are written back to the model. */
 export class Weights {
   private readonly byName: Map<string, Parameter>;
 
@@ -27,7 +27,7 @@ export class Weights {
     this.write(`${layer}.bias`, bias);
   }
 
-  /** Changes a table of positions, [N, D]. */
+  /** Changes a position table, [N, D]. */
   async editTable(name: string, change: (table: Matrix) => void): Promise<void> {
     const table = await this.read(name);
     change(table);

@@ -1,4 +1,4 @@
-/** The images of a run, of which some may be damaged: they are passed over, named in the log, and may be deleted while the run rests. */
+/** The images of a run. Damaged ones are skipped and named in the log, and may be deleted while the run is stopped. */
 import type { Dataset } from '../sources/dataset.js';
 import type { Damaged } from './loader.js';
 import { reasonOf, UniFlowError } from '../errors.js';
@@ -6,13 +6,13 @@ import type { LogEntry, LogEntryOf } from './log.js';
 
 type DamagedEntry = LogEntryOf<'damaged'>;
 
-/** Reports each damaged image once, however often it is met. */
+/** Reports each damaged image only once. */
 export class DamagedImages {
   private readonly known: Set<string>;
   private readonly waiting: DamagedEntry[] = [];
   private report: ((entry: DamagedEntry) => void) | undefined;
 
-  /** @param past what the run has logged so far. */
+  /** @param past log entries of earlier sessions. */
   constructor(past: readonly LogEntry[]) {
     this.known = new Set(past.filter((entry) => entry.event === 'damaged').map(keyOf));
   }
@@ -21,7 +21,7 @@ export class DamagedImages {
     return this.known.size;
   }
 
-  /** For the loader of the images in `of`. */
+  /** The listener for the loader of the images in `of`. */
   in(of: DamagedEntry['of']): (damaged: Damaged) => void {
     return ({ index, id, error }) => {
       const entry: DamagedEntry = { event: 'damaged', of, index, id, reason: reasonOf(error, error.subject ?? id) };
@@ -32,7 +32,7 @@ export class DamagedImages {
     };
   }
 
-  /** From now on, and with what has been found already. */
+  /** Sends all future reports to `report`, and those collected so far. */
   reportTo(report: (entry: DamagedEntry) => void): void {
     this.report = report;
     this.waiting.splice(0).forEach(report);
@@ -42,8 +42,8 @@ export class DamagedImages {
 const keyOf = ({ of, id }: DamagedEntry): string => `${of}/${id}`;
 
 /**
- * `data` as it was when the run began. Where images that the log has as damaged were deleted since, there are gaps, which read as missing
- * files: all other images keep their indices, and the run its order. Where others are gone as well, it is `data` itself, of another length.
+ * `data` as it was when the run began. If images logged as damaged have been deleted since, gaps take their place and read as missing files, so all other
+ * images keep their indices and the run keeps its order. If other images are missing as well, this is `data` itself, with a different length.
  */
 export async function withGaps(data: Dataset, past: readonly LogEntry[]): Promise<Dataset> {
   const missing = (past.find((entry) => entry.event === 'start')?.data.images ?? 0) - data.length;
@@ -61,7 +61,7 @@ export async function withGaps(data: Dataset, past: readonly LogEntry[]): Promis
   return { ...data, length: data.length + missing, read };
 }
 
-/** Whether the image `id` is at one of the indices from `first` to `last`. */
+/** Whether the image `id` has one of the indices `first` to `last`. */
 async function holds(data: Dataset, id: string, first: number, last: number): Promise<boolean> {
   for (let i = Math.max(0, first); i <= Math.min(last, data.length - 1); i++) if ((await data.read(i)).id === id) return true;
   return false;

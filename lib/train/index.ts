@@ -1,4 +1,4 @@
-/** Training: `train()` makes a run in a folder, `Trainer` takes single steps. docs/training.md has the rest. */
+/** Training: `train()` makes a run in a folder, `Trainer` takes single steps. See docs/training.md. */
 export { batches, type Batch, type LoaderOptions } from './loader.js';
 export type { TrainConfig } from './config.js';
 export { AdamW, type AdamWOptions, type ParameterGroup } from './optimizer.js';

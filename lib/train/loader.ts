@@ -1,4 +1,4 @@
-/** Batches of pixels from a dataset, read ahead of the caller. A batch is a function of dataset, options and step: there is no state to save. */
+/** Batches of pixels from a dataset, prefetched. A batch is a function of dataset, options and step, so there is no state to save. */
 import ndarray, { type NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
@@ -11,56 +11,56 @@ import { BOX_DRAWS, centerCrop, mirror, randomCrop, type Size } from '../images/
 import type { Dataset, Sample } from '../sources/dataset.js';
 import { blockwisePermutation, permutation, uniforms } from './random.js';
 
-/** Of {@link batches}. */
+/** Options of {@link batches}. */
 export interface LoaderOptions {
   batchSize: number;
   /** Height and width of the pixels; a number means a square. */
   size: number | readonly [number, number];
-  /** Of the order, the crops and the flips. Default 0. */
+  /** Seed of the order, the crops and the flips. Default 0. */
   seed?: number | undefined;
   /**
    * 'random', for training: torchvision's random resized crop. 'center', for evaluation: the crop of {@link UniFlow.encode}, byte for byte.
    * Default 'random'.
    */
   crop?: 'random' | 'center' | undefined;
-  /** Range of a random crop's share of the picture's area. Default [0.08, 1]. */
+  /** Range of the crop's share of the image's area. Default [0.08, 1]. */
   scale?: readonly [number, number] | undefined;
-  /** Mirrors every other sample, at random. Default: with random crops. */
+  /** Mirrors half of the samples, at random. Default: with random crops. */
   flip?: boolean | undefined;
   /** A new order in each epoch. Default: with random crops. */
   shuffle?: boolean | undefined;
-  /** Leaves out an epoch's last batch where it is not full. A batch never has samples of two epochs. Default: with random crops. */
+  /** Drops an epoch's last batch if it is not full. A batch never mixes samples of two epochs. Default: with random crops. */
   dropLast?: boolean | undefined;
-  /** Batches that are made while the caller works on one. Default 2. */
+  /** Number of batches prepared while the caller uses one. Default 2. */
   prefetch?: number | undefined;
-  /** The step to begin with. Default 0. */
+  /** First step. Default 0. */
   from?: number | undefined;
-  /** How often to go through the dataset, counted from step 0. Default: for ever. */
+  /** Number of passes through the dataset, counted from step 0. Default: unlimited. */
   epochs?: number | undefined;
   signal?: AbortSignal | undefined;
   /**
-   * Called for each sample that cannot be read or decoded, whenever it is met. With random crops the next sample of the epoch's order that can be
-   * takes its place; with centre crops it is left out. Default: the iteration rejects.
+   * Called for each sample that cannot be read or decoded, every time it occurs. With random crops, the next readable sample of the epoch's order takes its
+   * place; with centre crops, it is left out. Default: the iteration rejects.
    */
   onDamaged?: ((damaged: Damaged) => void) | undefined;
 }
 
-/** A sample that cannot be read or decoded, and why. */
+/** A sample that cannot be read or decoded, and the error. */
 export interface Damaged {
   index: number;
   id: string;
   error: UniFlowError;
 }
 
-/** Samples side by side. */
+/** Samples of one step. */
 export interface Batch {
   /** [B,H,W,3]. */
   pixels: NdArray<Uint8Array>;
-  /** [B]; undefined where the dataset has none. */
+  /** [B]; undefined if the dataset has none. */
   labels: Int32Array | undefined;
   ids: string[];
   step: number;
-  /** From 0. */
+  /** Starts at 0. */
   epoch: number;
 }
 
@@ -68,17 +68,17 @@ const DEFAULTS = { seed: 0, crop: 'random', scale: [0.08, 1], prefetch: 2, from:
 const OPTIONS = [...Object.keys(DEFAULTS), 'batchSize', 'size', 'flip', 'shuffle', 'dropLast', 'signal', 'onDamaged'];
 const MAX_BATCH = 65536;
 const MAX_PREFETCH = 64;
-/** Of decoded images kept: 340 of 512 x 512. */
+/** Memory for decoded images: 340 of 512 x 512. */
 const DECODED_BYTES = 2 ** 28;
-/** After so many damaged samples in a row, the data is not there rather than damaged. */
+/** After this many damaged samples in a row, the data is assumed to be missing rather than damaged. */
 const MAX_DAMAGED = 100;
 
 /**
- * The batches of steps `from`, `from` + 1, ... Pictures are decoded on as many threads as there are cores (libuv has 4 unless
- * UV_THREADPOOL_SIZE says otherwise). Ends when the epochs do, or when the caller leaves the loop; nothing of it is under way then.
+ * Yields the batches of steps `from`, `from` + 1, ... Images are decoded on as many threads as there are cores (libuv has 4 unless UV_THREADPOOL_SIZE says
+ * otherwise). Ends after the last epoch, or when the caller leaves the loop; no work is in progress after that.
  *
- * @throws {UniFlowError} `BAD_INPUT` at once for bad options. The iteration rejects with `ABORTED`, and, at the batch it belongs to, with
- * what is wrong with a picture, by name, unless `onDamaged` is given.
+ * @throws {UniFlowError} `BAD_INPUT` at once for invalid options. The iteration rejects with `ABORTED` and, unless `onDamaged` is given, with the error of an
+ * unreadable image, with its name, at the batch that contains it.
  */
 export function batches(
   dataset: Pick<Dataset, 'length' | 'read' | 'blocks'>,
@@ -94,7 +94,7 @@ class Loader {
   private readonly stop = new AbortController();
   private readonly signal: AbortSignal;
   private order: { epoch: number; indices: Uint32Array } | undefined;
-  /** By index, for the next epochs: decoding a PNG takes longer than a training step of a small model. */
+  /** Decoded images by index, for later epochs, because decoding a PNG takes longer than a training step of a small model. */
   private readonly decoded = new Lru<RgbImage>(DECODED_BYTES, ({ data }) => data.length);
 
   constructor(
@@ -139,7 +139,7 @@ class Loader {
     );
     await this.fill(places, epoch);
     let end = 0;
-    for (const [i, { sample }] of places.entries()) if (sample) pixels.copyWithin(bytes * end++, i * bytes, (i + 1) * bytes); // leaves no gaps
+    for (const [i, { sample }] of places.entries()) if (sample) pixels.copyWithin(bytes * end++, i * bytes, (i + 1) * bytes); // closes the gaps
     const samples = places.flatMap(({ sample }) => (sample ? [sample] : []));
     const labels = samples.every(({ label }) => label !== undefined) ? Int32Array.from(samples, ({ label }) => label as number) : undefined;
     return {
@@ -165,8 +165,8 @@ class Loader {
   }
 
   /**
-   * Fills the places. With random crops a damaged sample gives its place to the next of the order: a function of order, epoch, position and data.
-   * With centre crops it is left out.
+   * Fills the places. With random crops, a damaged sample is replaced by the next one of the order; the result is a function of order, epoch, position and
+   * data. With centre crops, it is left out.
    */
   private async fill(places: readonly Place[], epoch: number): Promise<void> {
     const { onDamaged, crop, batchSize: count } = this.options;
@@ -209,15 +209,15 @@ class Loader {
   }
 }
 
-/** Whether an error is about a sample, not about the work. */
+/** Whether an error is the fault of a sample rather than of the work. */
 function isDamage(error: UniFlowError): boolean {
   return ['BAD_INPUT', 'UNSUPPORTED', 'NOT_FOUND'].includes(error.code);
 }
 
-/** A part of a batch, and the sample that it is filled with. */
+/** A place in a batch, and the sample that fills it. */
 class Place {
   id = '';
-  /** The one that was read; undefined where it is left out. */
+  /** The sample that was read; undefined if left out. */
   sample: Sample | undefined;
 
   constructor(
@@ -231,7 +231,7 @@ class Place {
     return this.order[this.position % this.order.length] as number;
   }
 
-  /** Takes the next sample of the order. */
+  /** Moves on to the next sample of the order. */
   advance(): void {
     this.position++;
   }

@@ -1,4 +1,4 @@
-/** Entries of a log as a terminal and a report show them. */
+/** Log entries as text, for terminals and reports. */
 import type { LogEntryOf } from './log.js';
 
 /** `PCA of 48 coefficients a patch, fitted to 209 images of data/: PSNR 34.19 dB, SSIM 0.9512` */

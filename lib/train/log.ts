@@ -1,4 +1,4 @@
-/** The log of a training run: one JSON object a line, appended at once. */
+/** The log of a training run: one JSON object per line, appended at once. */
 import { appendFileSync, fstatSync, ftruncateSync } from 'node:fs';
 import { open, writeFile, type FileHandle } from 'node:fs/promises';
 import { checkInteger, checkOptions, describe } from '../check.js';
@@ -8,7 +8,7 @@ import { replaceFile, unwritable } from '../io/files.js';
 import type { Kept } from '../start/index.js';
 import type { StepResult } from './trainer.js';
 
-/** What happened in a run. `loss`, `flow`, `distillation`, `gradNorm` and the rest may be NaN or infinite. */
+/** An event of a run. `loss`, `flow`, `distillation`, `gradNorm` and similar values may be NaN or infinite. */
 export type LogEntry =
   | {
       event: 'start';
@@ -16,13 +16,13 @@ export type LogEntry =
       config: Record<string, unknown>;
       model: { parameters: number; trained: number };
       data: { path: string; images: number; hash?: string };
-      /** What the linear start could keep, where there was one. */
+      /** Capacity of the linear start, if there was one. */
       start?: Kept;
       machine: { cpu: string; threads: number; kernels: string; node: string };
     }
-  /** What a PCA reaches on the validation images, see lib/eval/baseline.ts. */
+  /** Quality of a PCA on the validation images, see lib/eval/baseline.ts. */
   | { event: 'baseline'; psnr: number; ssim: number; channels: number; fitted: { path: string; images: number } }
-  /** An image of the training or validation data that cannot be read and is passed over. */
+  /** An image of the training or validation data that cannot be read and is skipped. */
   | { event: 'damaged'; of: 'data' | 'validation'; index: number; id: string; reason: string }
   | { event: 'resume'; time: string; step: number }
   | (StepResult & { event: 'step'; step: number; epoch: number; lr: number; imagesPerSecond: number })
@@ -31,7 +31,7 @@ export type LogEntry =
   | { event: 'checkpoint'; step: number; path: string }
   | { event: 'end'; time: string; step: number; reason: 'done' | 'interrupted' | 'early-stop' | 'failed'; message?: string };
 
-/** The entries of one kind of event. */
+/** The entries of one event. */
 export type LogEntryOf<Event extends LogEntry['event']> = Extract<LogEntry, { event: Event }>;
 
 const EVENTS: readonly string[] = [
@@ -40,20 +40,20 @@ const EVENTS: readonly string[] = [
 
 export interface RunLogOptions {
   /**
-   * For a run that goes on from its checkpoint of this step: what the log has of later steps is dropped, so that none appears twice.
-   * Default: a new log, and a file that is there already is refused.
+   * For a run resumed from its checkpoint at this step: drops entries of later steps, so no step appears twice. Default: a new log; an existing file is
+   * refused.
    */
   keepThrough?: number;
 }
 
-/** Appends to the log of a run. */
+/** Appends to a run's log. */
 export class RunLog {
   private constructor(
     private readonly path: string,
     private readonly file: FileHandle,
   ) {}
 
-  /** @throws {UniFlowError} `BAD_INPUT` for a file that cannot be written, is there already (without `keepThrough`), or is no log. */
+  /** @throws {UniFlowError} `BAD_INPUT` if the file cannot be written, exists already (without `keepThrough`), or is not a log. */
   static async open(path: string, options: RunLogOptions = {}): Promise<RunLog> {
     checkOptions(options);
     const { keepThrough } = options;
@@ -69,8 +69,8 @@ export class RunLog {
   }
 
   /**
-   * The line is with the system when this returns: a killed process loses none.
-   * @throws {UniFlowError} `BAD_INPUT` where it cannot be written (a full disk): nothing of it is.
+   * The system has the line when this returns, so a killed process loses none.
+   * @throws {UniFlowError} `BAD_INPUT` if it cannot be written (a full disk); then no part of it is.
    */
   write(entry: LogEntry): void {
     const { fd } = this.file;
@@ -78,7 +78,7 @@ export class RunLog {
     try {
       appendFileSync(fd, lineOf(entry));
     } catch (cause) {
-      ftruncateSync(fd, size); // a line cut short is no entry, and more may follow
+      ftruncateSync(fd, size); // a truncated line is not an entry, and later ones would follow it
       throw unwritable(this.path, cause);
     }
   }
@@ -98,15 +98,15 @@ async function dropBeyond(path: string, step: number): Promise<void> {
   await replaceFile(path, (file) => writeFile(file, entriesThrough(entries, step).map(lineOf).values()));
 }
 
-/** Without those of later steps. */
+/** The entries up to a step. */
 export function entriesThrough(entries: readonly LogEntry[], step: number): LogEntry[] {
   return entries.filter((entry) => !('step' in entry) || entry.step <= step);
 }
 
 /**
- * The entries of a log. A last line that was cut short, by a kill or a full disk, is left out.
+ * Reads the entries of a log. A last line truncated by a kill or a full disk is ignored.
  *
- * @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` naming the line that is no entry.
+ * @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` naming the line that is not an entry.
  */
 export async function readLog(path: string): Promise<LogEntry[]> {
   const file = await open(path).catch((error: NodeJS.ErrnoException) => {
@@ -127,7 +127,7 @@ export async function readLog(path: string): Promise<LogEntry[]> {
   return entries;
 }
 
-// JSON has no NaN and no Infinity: a log has their names in quotes.
+// JSON has no NaN and no Infinity, so a log contains their names as strings.
 const NON_FINITE = new Map<unknown, number>([NaN, Infinity, -Infinity].map((value) => [String(value), value]));
 
 function lineOf(entry: LogEntry): string {

@@ -1,6 +1,6 @@
 /**
- * AdamW over all parameters of a training, in one queued operation: clipping by the global norm, decoupled weight decay on
- * matrices, moving average. The arithmetic is in native/ops/optimizer.h.
+ * AdamW over all trained parameters in one queued operation: clipping by the global norm, decoupled weight decay on matrices, moving average. The arithmetic
+ * is in native/ops/optimizer.h.
  */
 import { checkNumber } from '../check.js';
 import { native, type FloatType, type TensorHandle } from '../native.js';
@@ -15,16 +15,16 @@ export interface AdamWOptions {
   eps?: number;
   /** Decoupled, on matrices only. Default 0.05. */
   weightDecay?: number;
-  /** Largest global gradient norm; 0: no clipping. Default 1. */
+  /** Largest global gradient norm; 0 disables clipping. Default 1. */
   clipNorm?: number;
   /**
-   * Weight of the old value in the moving average of the parameters; 0: none is kept. The first steps have (1 + step) / (10 + step) where that is
-   * less, so that the average forgets the start. Default 0.
+   * Weight of the old value in the moving average of the parameters; 0 disables the average. The first steps use (1 + step) / (10 + step) if that is smaller,
+   * so the average forgets the start. Default 0.
    */
   ema?: number;
 }
 
-/** Parameters that learn at the same rate. */
+/** Parameters with the same learning rate. */
 export interface ParameterGroup {
   parameters: readonly Parameter[];
   lr: number;
@@ -38,8 +38,8 @@ export class AdamW {
   private latest: Tensor[] = [];
 
   /**
-   * Takes the parameters over until {@link finish}: meanwhile their tensors are plain instead of packed.
-   * @param dtype the one that the model computes with.
+   * Takes over the parameters until {@link finish}; until then their tensors are plain instead of packed.
+   * @param dtype the model's type of computation.
    */
   constructor(groups: readonly ParameterGroup[], options: AdamWOptions, dtype: FloatType) {
     this.options = { ...DEFAULTS, ...options };
@@ -60,16 +60,16 @@ export class AdamW {
     return this.options.ema > 0;
   }
 
-  /** What a tape must watch. */
+  /** The tensors that a tape must watch. */
   get tensors(): Tensor[] {
     return this.trained.map((t) => t.parameter.tensor);
   }
 
   /**
-   * Queues a step; call inside tidy(). Where the gradient is not finite it changes nothing.
-   * @param gradients of {@link tensors}; a parameter without one stays as it is.
-   * @param step from 1: counts the steps that changed something.
-   * @param lrScale multiplies every learning rate: the schedule's part.
+   * Queues a step; call it inside tidy(). Changes nothing if the gradient is not finite.
+   * @param gradients of {@link tensors}; parameters without one stay unchanged.
+   * @param step counts the steps that changed something, from 1.
+   * @param lrScale multiplies every learning rate, for the schedule.
    * @returns the gradient's global norm before clipping, [1].
    */
   step(gradients: ReadonlyMap<Tensor, Tensor>, step: number, lrScale = 1): Tensor {
@@ -89,22 +89,22 @@ export class AdamW {
     return norm;
   }
 
-  /** The parameters under training, with the gradients of the last step before clipping. */
+  /** The trained parameters, with the gradients of the last step before clipping. */
   get entries(): readonly { trained: TrainedParameter; gradient: Tensor | undefined }[] {
     return this.trained.map((trained, i) => ({ trained, gradient: this.latest[i] }));
   }
 
-  /** Everything that a step depends on and changes, by name: float32, shaped as the parameters. */
+  /** Everything that a step depends on and changes, by name: float32, with the parameters' shapes. */
   state(): Map<string, TensorHandle> {
     return new Map(this.trained.flatMap((t) => t.state()));
   }
 
-  /** Takes up what {@link state} gave, from `read`. The tensors that `read` returns become the optimizer's. */
+  /** Restores {@link state} through `read`. The optimizer owns the tensors returned by `read`. */
   restore(read: (name: string, shape: readonly number[]) => TensorHandle): void {
     for (const t of this.trained) t.restore(read);
   }
 
-  /** Runs `work` while the model has the averaged weights, where an average is kept. No step may be queued meanwhile. */
+  /** Runs `work` while the model has the averaged weights, if there are any. No step may be queued meanwhile. */
   async withAverage<T>(work: () => Promise<T>): Promise<T> {
     for (const t of this.trained) t.useAverage();
     try {
@@ -114,13 +114,13 @@ export class AdamW {
     }
   }
 
-  /** Gives the parameters back to their model, packed again, with their new or their averaged values. */
+  /** Returns the parameters to their model, packed again, with their new or their averaged values. */
   finish({ average }: { average: boolean }): void {
     for (const t of this.trained) t.finish(average);
     this.dispose();
   }
 
-  /** Frees what it keeps of a training that ends without {@link finish}, whose model is of no use any more. */
+  /** Frees the state of a training that ends without {@link finish}. The model is unusable afterwards. */
   dispose(): void {
     for (const t of [...this.trained, ...this.latest]) t.dispose();
   }

@@ -1,24 +1,24 @@
-/** What a training run is told besides its settings, and what it returns. */
+/** Options and result of a training run, besides its settings. */
 import type { DeviceOptions } from '../device.js';
 import type { Skipped } from '../sources/item.js';
 import type { LogEntryOf } from './log.js';
 
 export interface TrainOptions {
-  /** Where it is trained. Default 'auto'. A run that goes on elsewhere does not come to the same bits. */
+  /** Device to train on. Default 'auto'. A run resumed on another device does not give the same bits. */
   device?: DeviceOptions['device'];
-  /** Stops the run after the step under way, with a checkpoint. */
+  /** Stops the run after the current step, with a checkpoint. */
   signal?: AbortSignal | undefined;
-  /** After every step, with the number of steps done so far. */
+  /** Called after every step, with the number of steps done so far. */
   onStep?: ((step: LogEntryOf<'step'>) => void) | undefined;
   onValidation?: ((validation: LogEntryOf<'validation'>) => void) | undefined;
-  /** Once, before the first step, where there are validation images. */
+  /** Called once, before the first step, if there are validation images. */
   onBaseline?: ((baseline: LogEntryOf<'baseline'>) => void) | undefined;
-  /** While the baseline is fitted: images done. */
+  /** Called with the number of images done while the baseline is fitted. */
   onBaselineProgress?: ((done: number, total: number) => void) | undefined;
-  /** For each image that is passed over, once. */
+  /** Called once for each skipped image. */
   onDamaged?: ((damaged: LogEntryOf<'damaged'>) => void) | undefined;
   onWarning?: ((warning: LogEntryOf<'warning'>) => void) | undefined;
-  /** Told once of the files that the data set's source passed over, where there are some. */
+  /** Called once with the files that the data set's source skipped, if any. */
   onSkipped?: ((skipped: readonly Skipped[]) => void) | undefined;
 }
 
@@ -29,10 +29,10 @@ export interface TrainResult {
   steps: number;
   /** The last validation. */
   validation: LogEntryOf<'validation'> | undefined;
-  /** What a PCA of the tokenizer's size reaches on the same images. */
+  /** Quality of a PCA of the tokenizer's size on the same images. */
   baseline: LogEntryOf<'baseline'> | undefined;
-  /** Images that were passed over. */
+  /** Number of images skipped. */
   damaged: number;
-  /** Whether all steps were done; otherwise a signal came. */
+  /** Whether all steps were done; false if a signal stopped the run. */
   done: boolean;
 }

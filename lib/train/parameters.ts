@@ -1,4 +1,4 @@
-/** A parameter that training moves: its float32 master, what the kernels compute with, and the optimizer's state. */
+/** A trained parameter: its float32 master, the tensor used by the kernels, and the optimizer's state. */
 import type { NdArray } from 'ndarray';
 import ndarray from 'ndarray';
 import { native, type FloatType, type NativeOptimizedParameter, type TensorHandle } from '../native.js';
@@ -12,8 +12,8 @@ export interface Rates {
 }
 
 /**
- * One parameter under training. Its model's tensor is, meanwhile, plain: the float32 master itself, or for a matrix of a
- * bfloat16 model a bfloat16 copy that every step renews.
+ * One parameter under training. Meanwhile the model's tensor is plain: the float32 master itself or, for a matrix of a bfloat16 model, a bfloat16 copy
+ * updated by every step.
  */
 export class TrainedParameter {
   readonly master: Tensor;
@@ -52,7 +52,7 @@ export class TrainedParameter {
     if (this.average) this.use(this.average);
   }
 
-  /** For one AdamW step with this gradient. */
+  /** The arguments of one AdamW step with this gradient. */
   update(grad: Tensor, lrScale: number): NativeOptimizedParameter {
     return {
       parameter: this.master.handle,
@@ -66,7 +66,7 @@ export class TrainedParameter {
     };
   }
 
-  /** The checkpoint's names of what a step changes: the parameter's first part, and what it is of it. */
+  /** Checkpoint names of the tensors changed by a step: the name of the parameter's first part, and the kind of state. */
   private get stateTensors(): [string, Tensor][] {
     const { name } = this.parameter.parts[0] as Part;
     const all = { master: this.master, m: this.m, v: this.v, average: this.average };
@@ -82,7 +82,7 @@ export class TrainedParameter {
     this.useCurrent();
   }
 
-  /** Gives the model its parameter back, as inference reads it fastest. */
+  /** Returns the parameter to the model, in the layout for fast inference. */
   finish(averaged: boolean): void {
     const value = averaged && this.average ? this.average : this.master;
     assignParameter(this.parameter, value.handle, this.dtype);
@@ -93,7 +93,7 @@ export class TrainedParameter {
   }
 }
 
-/** A value shaped as the whole parameter, cut into the checkpoint's tensors. */
+/** Splits a value with the shape of the whole parameter into the checkpoint's tensors. */
 export async function byName(parameter: Parameter, value: TensorHandle): Promise<[string, NdArray][]> {
   const { data } = await new Tensor(value).read();
   let at = 0;

@@ -1,8 +1,8 @@
-/** Random numbers that are a function of a key: no state, so that work can be taken up anywhere. */
+/** Random numbers as a function of a key. There is no state, so work can resume anywhere. */
 import { createHash } from 'node:crypto';
 import type { Blocks } from '../sources/dataset.js';
 
-/** What random numbers are a function of. */
+/** The key of random numbers. */
 export type Key = readonly (string | number)[];
 
 /** Uniform on [0, 1), from SHAKE256 of the key. */
@@ -25,8 +25,8 @@ export function permutation(length: number, ...key: Key): Uint32Array {
 }
 
 /**
- * 0 to `length` - 1 in random order, in which the samples of at most `held` blocks take turns: all blocks are permuted, and the samples of
- * each `held` blocks in a row. Where all blocks are held, it is {@link permutation}.
+ * 0 to `length` - 1 in random order, mixing the samples of at most `held` blocks at a time: the blocks are permuted, then the samples within each group of
+ * `held` consecutive blocks. If all blocks are held, this is {@link permutation}.
  */
 export function blockwisePermutation(length: number, { begins, held }: Blocks, ...key: Key): Uint32Array {
   if (held >= begins.length) return permutation(length, ...key);

@@ -1,15 +1,15 @@
-/** What the report of a run draws: the numbers of its log over the steps, few enough for a page. */
+/** The charts of a run's report: the numbers of its log over the steps, thinned out to fit on a page. */
 import type { LatentUse } from '../eval/latent-use.js';
 import type { LogEntry, LogEntryOf } from './log.js';
 
 /** One line of a chart. */
 export interface Series {
   label: string;
-  /** The name of a colour in the page's style sheet, or how deep the layer lies, from 0 to 1. */
+  /** Name of a colour in the page's style sheet, or relative depth of the layer, from 0 to 1. */
   colour: string | number;
-  /** Drawn faintly and left out of the legend: the next series is its average. */
+  /** Drawn faintly and omitted from the legend; the next series is its average. */
   raw?: boolean;
-  /** `null`: none at that step. */
+  /** `null`: no value at that step. */
   values: (number | null)[];
 }
 
@@ -17,7 +17,7 @@ export interface Chart {
   id: string;
   title: string;
   note?: string;
-  /** Logarithmic: only what is above 0 is drawn. */
+  /** Logarithmic axis: only values above 0 are drawn. */
   log?: boolean;
   /** Steps to mark. */
   marks?: number[];
@@ -60,7 +60,7 @@ export function chartsOf(log: readonly LogEntry[]): Chart[] {
   ].filter(({ steps, series }) => steps.length > 0 && series.length > 0);
 }
 
-/** A measure of the validations, with the baseline's as a line across. */
+/** A measure of the validations, with the baseline's value as a horizontal line. */
 function qualityChart(id: 'psnr' | 'ssim', title: string, label: string, log: readonly LogEntry[]): Chart {
   const validations = log.filter((entry) => entry.event === 'validation');
   const baseline = log.find((entry) => entry.event === 'baseline');
@@ -70,13 +70,13 @@ function qualityChart(id: 'psnr' | 'ssim', title: string, label: string, log: re
   return chart(id, title, validations, [own, { label: 'PCA', colour: 'orange', of: () => baseline[id] }], { note });
 }
 
-/** A measure that validations of older runs lack. */
+/** A measure that older runs' validations lack. */
 function measuredChart(id: keyof LatentUse, title: string, label: string, validations: readonly LogEntryOf<'validation'>[]): Chart {
   const measured = validations.filter((v) => v[id] !== undefined);
   return chart(id, title, measured, [{ label, colour: 'blue', of: (v) => v[id] }]);
 }
 
-/** Every value, and the moving average over them. */
+/** All values, and their moving average. */
 function noisyChart(
   id: string,
   title: string,
@@ -127,12 +127,12 @@ function chart<T extends { step: number }>(
   return { id, title, ...options, steps: drawn.map((entry) => entry.step), series };
 }
 
-/** Five digits are more than a screen shows, and a third of the page's bytes. */
+/** Rounds to five digits: more than a screen shows, and saves a third of the page's bytes. */
 function drawable(value: number | undefined, log = false): number | null {
   return value !== undefined && Number.isFinite(value) && !(log && value <= 0) ? Number(value.toPrecision(5)) : null;
 }
 
-/** About 2000 entries at most: of every stretch those where `of` is lowest and highest, so that no spike is lost, and the last of all. */
+/** Thins out to about 2000 entries: from every interval the ones where `of` is lowest and highest, so no spike is lost, and the last entry. */
 function thin<T extends { step: number }>(entries: readonly T[], of: (entry: T) => number | undefined): T[] {
   if (entries.length <= MAX_POINTS) return [...entries];
   const stretch = Math.ceil(entries.length / (MAX_POINTS / 2));
@@ -146,7 +146,7 @@ function thin<T extends { step: number }>(entries: readonly T[], of: (entry: T) 
   return [...kept.add(entries.at(-1)!)];
 }
 
-/** Exponential, over a fiftieth of the values; those that are not finite are passed over. */
+/** Exponential moving average over a fiftieth of the values; non-finite values are skipped. */
 export function movingAverage(values: readonly (number | undefined)[]): number[] {
   const span = 1 + values.length / 50;
   let count = 0;

@@ -1,7 +1,7 @@
 /** The page of a report: its HTML, its style, and the script that draws the charts in the browser. */
 import type { Chart } from './report-charts.js';
 
-/** A line of a table: what, and its value. */
+/** A row of a table: a name and its value. */
 export type Fact = [name: string, value: string];
 
 export interface Picture {
@@ -21,7 +21,7 @@ export interface ReportPage {
   plot: { script: string; style: string };
 }
 
-/** The policy forbids the browser any request, whatever the page contains. */
+/** This policy forbids the browser all requests, whatever the page contains. */
 const POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
 export function reportPage({ title, facts, config, charts, pictures, plot }: ReportPage): string {
@@ -121,7 +121,7 @@ const SCRIPT = String.raw`
   const charts = JSON.parse(document.getElementById('data').textContent);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim();
 
-  // Lightness, chroma and hue in even steps: an order that eyes see, in print too.
+  // Lightness, chroma and hue change in even steps, so the order is visible, also in print.
   function layerColour(depth) {
     const [from, to] = ['shallow', 'deep'].map((name) => css(name).split(' ').map(Number));
     return 'oklch(' + from.map((value, i) => (value + depth * (to[i] - value)).toFixed(3)).join(' ') + ')';
@@ -175,7 +175,7 @@ const SCRIPT = String.raw`
           ready: [showLast],
           setCursor: [showLast],
           draw: [(plot) => drawMarks(plot, chart.marks || [])],
-          // a line goes with the faint one before it
+          // hide a series together with its faint raw one
           setSeries: [(plot, i, { show }) => show !== undefined && chart.series[i - 2]?.raw && plot.setSeries(i - 1, { show })],
         },
       },

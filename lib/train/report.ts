@@ -1,4 +1,4 @@
-/** The report of a training run: one HTML file with everything in it, for any browser. */
+/** The report of a training run: one self-contained HTML file. */
 import type { NdArray } from 'ndarray';
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -12,7 +12,7 @@ import { baselineText, validationText } from './log-text.js';
 import { chartsOf, movingAverage } from './report-charts.js';
 import { reportPage, type Fact, type Picture } from './report-page.js';
 
-/** A picture, and what the model made of it in so many Euler steps. */
+/** An image, and the model's reconstructions with different numbers of Euler steps. */
 export interface ReportRow {
   original: RgbImage;
   /** `psnr` in dB. */
@@ -25,11 +25,11 @@ export interface Report {
   rows: readonly ReportRow[];
 }
 
-/** Images in the report, and the numbers of Euler steps that it shows. */
+/** Number of images in the report. */
 const SHOWN = 6;
 const SHOWN_STEPS = [1, 2, 4, 10] as const;
 
-/** The first images of uint8 [n,H,W,3], beside their reconstructions in more and more Euler steps. */
+/** The first images of uint8 [n,H,W,3] with their reconstructions in an increasing number of Euler steps. */
 export async function reportRows(uniflow: UniFlow, images: NdArray<Uint8Array>): Promise<ReportRow[]> {
   const pixels = images.hi(Math.min(SHOWN, images.shape[0] as number));
   const rows: ReportRow[] = toImages(pixels).map((original) => ({ original, reconstructions: [] }));
@@ -42,10 +42,10 @@ export async function reportRows(uniflow: UniFlow, images: NdArray<Uint8Array>):
   return rows;
 }
 
-/** In pixels, at most: twice what the page shows, for dense screens. */
+/** Largest size in pixels: twice the displayed size, for dense screens. */
 const PICTURE_SIZE = 448;
 
-/** Writes the report of a run as one HTML file that asks for nothing outside itself. It appears complete or not at all. */
+/** Writes the report of a run as a single HTML file that loads nothing else. It appears complete or not at all. */
 export async function writeReport(path: string, { title, log, rows }: Report): Promise<void> {
   const { resolve } = createRequire(import.meta.url);
   const [script, style] = await Promise.all([
@@ -78,7 +78,7 @@ function configOf(log: readonly LogEntry[]): Fact[] {
   return Object.entries(config).map(([name, value]) => [name, typeof value === 'string' ? value : (JSON.stringify(value) ?? 'undefined')]);
 }
 
-/** What the run was and how it ended. */
+/** The run's settings, and how it ended. */
 function factsOf(log: readonly LogEntry[]): Fact[] {
   const start = log.find((entry) => entry.event === 'start');
   const facts: (Fact | undefined)[] = [
@@ -138,7 +138,7 @@ function warningFact(log: readonly LogEntry[]): Fact | undefined {
   return warning && ['Warning', warning.message];
 }
 
-/** Names this many damaged images; the log names all. */
+/** Lists this many damaged images; the log names all of them. */
 const NAMED = 20;
 
 function damagedFact(log: readonly LogEntry[]): Fact | undefined {
@@ -148,7 +148,7 @@ function damagedFact(log: readonly LogEntry[]): Fact | undefined {
   return damaged.length > 0 ? ['Damaged', `${count(damaged.length, 'image')} skipped: ${names.join(', ')}${more}`] : undefined;
 }
 
-/** The time that the process was up: pauses between sessions do not count, and of a session that was killed nothing is known. */
+/** The time that the process was running. Pauses between sessions do not count, and nothing is known about the end of a killed session. */
 function durationOf(log: readonly LogEntry[]): string {
   let [total, began, killed] = [0, NaN, false];
   for (const entry of log) {

@@ -1,4 +1,4 @@
-/** What a stopped training goes on from: every float32 tensor of the optimizer and the position, in one safetensors file. */
+/** The state of a stopped training: every float32 tensor of the optimizer and the position, in one safetensors file. */
 import { UniFlowError } from '../errors.js';
 import { valueBytes } from '../io/checkpoint.js';
 import { replaceFile, safetensorsHeader } from '../io/files.js';
@@ -8,9 +8,9 @@ import type { Trainer, TrainerPosition } from './trainer.js';
 const FORMAT = 'uniflow-training-1';
 
 /**
- * Writes the trainer's state; the file appears complete and durable, or the one that was there stays.
- * @param pins what must be the same when the training goes on.
- * @throws UniFlowError `BAD_INPUT` where it cannot be written (a full disk, no permission).
+ * Writes the trainer's state. The file appears complete and durable, or the old one stays.
+ * @param pins values that must not change when the training is resumed.
+ * @throws UniFlowError `BAD_INPUT` if it cannot be written (a full disk, no permission).
  */
 export async function saveState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<void> {
   const { tensors, position } = trainer.state();
@@ -22,7 +22,7 @@ export async function saveState(path: string, trainer: Trainer, pins: Record<str
   });
 }
 
-/** @throws UniFlowError `BAD_CHECKPOINT` where the file is none of {@link saveState}'s, or of another model, or the pins differ. */
+/** @throws UniFlowError `BAD_CHECKPOINT` if the file was not written by {@link saveState}, belongs to another model, or has other pins. */
 export async function loadState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<TrainerPosition> {
   const { handle: file, metadata, tensors } = native.openSafetensors(path);
   if (metadata['format'] !== FORMAT)

@@ -1,11 +1,11 @@
 /**
- * A training run: data in, a tokenizer out, in a folder of its own.
+ * A training run: from data to a tokenizer, in a folder of its own.
  *
  *   train.json              the settings, defaults included
- *   log.jsonl               what happened, a line an event
- *   state.safetensors       what the run goes on from after a stop: bit for bit as if it had not stopped
+ *   log.jsonl               the events, one per line
+ *   state.safetensors       the state for resuming: bit-identical to a run that was not stopped
  *   model/                  the tokenizer (moving average of the weights), loadable at any time
- *   report.html             curves, layers, pictures
+ *   report.html             curves, layers, images
  */
 import type { NdArray } from 'ndarray';
 import { rm } from 'node:fs/promises';
@@ -31,20 +31,19 @@ import { Trainer, type StepResult } from './trainer.js';
 import { Validation } from './validation.js';
 
 /**
- * Trains in `folder`, which must not hold a run yet. Nothing is written there before data and model have been found to fit.
- * @throws UniFlowError `BAD_INPUT` for settings that do not fit; `INTERNAL` where the gradient stays non-finite: the state of the last
- * checkpoint is kept.
+ * Trains in `folder`, which must not contain a run yet. Nothing is written before data and model have been checked.
+ * @throws UniFlowError `BAD_INPUT` for invalid settings; `INTERNAL` if the gradient stays non-finite; the state of the last checkpoint is kept.
  */
 export async function train(folder: string, config: TrainConfig, options: TrainOptions = {}): Promise<TrainResult> {
   return new Run(folder, parseTrainConfig(config), options).run(false);
 }
 
-/** Goes on with a run that was stopped, however that was. The weights become those of a run that was not. */
+/** Resumes a run, however it was stopped. The weights become those of an uninterrupted run. */
 export async function resume(folder: string, options: TrainOptions = {}): Promise<TrainResult> {
   return new Run(folder, await settingsOf(folder), options).run(true);
 }
 
-/** The settings of the run in `folder`. @throws UniFlowError `NOT_FOUND` where there is none. */
+/** The settings of the run in `folder`. @throws UniFlowError `NOT_FOUND` if there is none. */
 export async function settingsOf(folder: string): Promise<FullTrainConfig> {
   return parseTrainConfig(await readSettings(join(folder, 'train.json')));
 }
@@ -99,14 +98,14 @@ class Run {
     const images = await withGaps(data, past);
     const kept = begun ? undefined : await this.start(images, uniflow, damaged);
     using trainer = trainerOf(settings, uniflow, teacher);
-    // Data that has changed would not be met in the order in which the run began.
+    // Changed data would not be visited in the order in which the run began.
     const pins = { images: images.length };
     const begin = begun ? (await loadState(this.path.state, trainer, pins)).iteration : 0;
     const loader = this.loader(images, uniflow, begin, damaged);
     const log = resumed ? await this.reopen(begun ? begin : undefined) : await this.open();
     let step = begin;
     let saved = begun ? begin : -1;
-    // The model first: where the state is that of the last step, nothing is left to be done.
+    // Write the model first: if the state is that of the last step, resuming has nothing left to do.
     const checkpoint = async (): Promise<void> => {
       await trainer.evaluating(() => uniflow.save(this.path.model));
       await saveState(this.path.state, trainer, pins);
@@ -125,7 +124,7 @@ class Run {
         options.onWarning?.(warning);
       }
       await validation?.begin(images, { past: entriesThrough(past, begin), log, options, onDamaged: damaged.in('data') });
-      if (!begun) await checkpoint(); // from here on, a kill leaves something to go on from
+      if (!begun) await checkpoint(); // from here on, a killed run can be resumed
       for await (const entry of this.steps(trainer, loader, begin)) {
         step = entry.step;
         log.write(entry);
@@ -142,7 +141,7 @@ class Run {
       const { model, report } = this.path;
       return { model, report, steps: step, validation: validation?.last, baseline: validation?.baseline, damaged: damaged.count, done };
     } catch (error) {
-      // What a step that fails leaves is no place to go on from: the checkpoint before it is.
+      // A failed step leaves an invalid state, so the previous checkpoint is kept.
       if (!this.stepping && saved < step) await checkpoint().catch(() => undefined);
       writeIfPossible(log, { event: 'end', time: now(), step, reason: 'failed', message: (error as Error).message });
       throw error;
@@ -151,7 +150,7 @@ class Run {
     }
   }
 
-  /** Makes a fresh model the linear codec of the data, as it is cropped. */
+  /** Turns a new model into the linear codec of the data, with the run's crops. */
   private async start(data: Dataset, uniflow: UniFlow, damaged: DamagedImages): Promise<Kept | undefined> {
     const { start = 'linear', model, encoder, size, seed, scale, flip } = this.settings;
     if (model !== undefined || start === 'random') return undefined;
@@ -162,7 +161,7 @@ class Run {
     });
   }
 
-  /** Makes the folder a run's. */
+  /** Creates the run's folder. */
   private async open(): Promise<RunLog> {
     await makeFolder(this.folder);
     const log = await RunLog.open(this.path.log);
@@ -170,16 +169,16 @@ class Run {
     return log;
   }
 
-  /** Takes up the log, from `step` on or all anew, and removes what a kill may have left half-written. */
+  /** Reopens the log, up to `step` or empty, and removes files left incomplete by a kill. */
   private async reopen(step: number | undefined): Promise<RunLog> {
     await removeTemporaries(this.folder);
-    await removeTemporaries(this.path.model).catch(() => undefined); // it may not be there yet
+    await removeTemporaries(this.path.model).catch(() => undefined); // it may not exist yet
     if (step !== undefined) return RunLog.open(this.path.log, { keepThrough: step });
     await rm(this.path.log, { force: true });
     return RunLog.open(this.path.log);
   }
 
-  /** The log of a run that goes on; empty where it was killed before its first checkpoint, and starts again. */
+  /** The log of a resumed run; empty if it was killed before its first checkpoint, because it then starts again. */
   private async past(): Promise<LogEntry[]> {
     const log = await readLog(this.path.log);
     return log.some(({ event }) => event === 'checkpoint') ? log : [];
@@ -200,7 +199,7 @@ class Run {
     });
   }
 
-  /** One entry of the log for each step, from step `begin` on. */
+  /** Yields one log entry per step, from step `begin` on. */
   private async *steps(trainer: Trainer, loader: AsyncGenerator<Batch>, begin: number): AsyncGenerator<LogEntryOf<'step'>> {
     const { settings } = this;
     let last = performance.now();
@@ -243,7 +242,7 @@ class Run {
   }
 }
 
-/** The model at step 0, and its teacher: a second copy, as the first one changes. */
+/** The model at step 0, and its teacher: a second copy, because the first one changes. */
 async function startOf(
   settings: FullTrainConfig,
   device: DeviceOptions['device'],
@@ -253,7 +252,7 @@ async function startOf(
   if (encoder !== undefined) {
     const own = await VisionEncoder.load(encoder, { device, dtype });
     const uniflow = UniFlow.fromEncoder(own, { latentChannels, globalBlocks, flowBlocks, seed });
-    await own.dispose(); // the tokenizer holds the weights now
+    await own.dispose(); // the tokenizer now holds the weights
     return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { device, dtype }) : undefined };
   }
   if (model !== undefined)
@@ -275,7 +274,7 @@ function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionE
   });
 }
 
-/** The end of a run is told where a full disk lets it; why it ended matters more. */
+/** Logs the end of a run if the disk allows it; the reason for the end matters more. */
 function writeIfPossible(log: RunLog, entry: LogEntry): void {
   try {
     log.write(entry);

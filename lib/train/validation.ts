@@ -1,4 +1,4 @@
-/** What a run is measured on, and what it has to beat. */
+/** The validation of a run, and the baseline it has to beat. */
 import ndarray, { type NdArray } from 'ndarray';
 import { openDataset, type Dataset } from '../sources/dataset.js';
 import { batches, type Damaged } from './loader.js';
@@ -10,11 +10,11 @@ import type { FullTrainConfig } from './config.js';
 import type { LogEntry, LogEntryOf, RunLog } from './log.js';
 import type { TrainOptions } from './options.js';
 
-/** A run that is below its baseline after this share of its steps is told so. */
+/** A run that is below its baseline after this fraction of its steps gets a warning. */
 export const BASELINE_DUE = 0.5;
 
 interface Session {
-  /** What the log of a run that goes on has. */
+  /** The log of a resumed run. */
   past: readonly LogEntry[];
   log: RunLog;
   options: Pick<TrainOptions, 'onBaseline' | 'onBaselineProgress' | 'onValidation' | 'onWarning'>;
@@ -23,7 +23,7 @@ interface Session {
 
 export class Validation {
   baseline: LogEntryOf<'baseline'> | undefined;
-  /** Of this session. */
+  /** The last validation in this session. */
   last: LogEntryOf<'validation'> | undefined;
   private warned = false;
   private session: Session | undefined;
@@ -35,7 +35,7 @@ export class Validation {
     readonly pixels: NdArray<Uint8Array>,
   ) {}
 
-  /** The first `validationImages` that can be read, centre crops; undefined where the run has none. */
+  /** Opens the first `validationImages` readable images as centre crops; undefined if the run has none. */
   static async open(uniflow: UniFlow, settings: FullTrainConfig, onDamaged: (damaged: Damaged) => void): Promise<Validation | undefined> {
     const { validation, validationImages, size = uniflow.config.imageSize } = settings;
     if (validation === undefined) return undefined;
@@ -56,8 +56,8 @@ export class Validation {
   }
 
   /**
-   * Takes the baseline from the log of a run that goes on, or fits it to the training images.
-   * @param data those images.
+   * Takes the baseline from the log of a resumed run, or fits it to the training images.
+   * @param data the training images.
    */
   async begin(data: Dataset, session: Session): Promise<void> {
     const { past, log, options, onDamaged } = session;
@@ -79,7 +79,7 @@ export class Validation {
     return { event: 'baseline', psnr, ssim, channels: codec.channels, fitted: { path: this.settings.data, images: codec.images } };
   }
 
-  /** Measures the model as it is, says so, and warns once of a run below its baseline. */
+  /** Measures the current model, reports it, and warns once if the run is below its baseline. */
   async run(step: number): Promise<void> {
     const { log, options } = this.session as Session;
     const { psnr, ssim, latents, grid } = await this.uniflow.reconstruct({ pixels: this.pixels });
@@ -97,7 +97,7 @@ export class Validation {
   }
 }
 
-/** What to tell of a run that ought to be above its baseline by now; undefined of one that is, or has time left. */
+/** Warning for a run that should be above its baseline by now; undefined if it is, or still has time. */
 export function belowBaseline(
   { step, psnr, effectiveRank }: LogEntryOf<'validation'>,
   baseline: LogEntryOf<'baseline'>,

@@ -1,4 +1,4 @@
-/// The activations that linear layers and their backward pass know.
+/// Activations supported by linear layers and their backward pass.
 #pragma once
 
 namespace uniflow {

@@ -9,9 +9,9 @@
 namespace uniflow {
 namespace {
 
-constexpr int64_t kMost = int64_t{1} << 46;  // no machine has more, and sums of sizes stay far from overflow
+constexpr int64_t kMost = int64_t{1} << 46;  // more than any machine has; sums of sizes cannot overflow
 constexpr int64_t kPageBytes = 4096;
-constexpr int64_t kPagesFrom = 256 << 10;  // larger blocks are whole pages
+constexpr int64_t kPagesFrom = 256 << 10;  // larger blocks are rounded up to whole pages
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -76,7 +76,7 @@ void Allocator::release(void* data, int64_t bytes, Placement placement) noexcept
       return;
     }
   }
-  source_.release(data, capacity);  // unlocked: it may take long
+  source_.release(data, capacity);  // without the lock: it may take long
 }
 
 MemoryStats Allocator::stats() const {

@@ -1,5 +1,5 @@
-/// Memory for tensors: activations from a pool that a steady loop never grows, weights from the system (or the GPU's driver) and back to it
-/// the moment they are freed. A pool's blocks are handed out again in the order of the device's stream, which needs no waiting.
+/// Memory for tensors. Activations come from a pool that does not grow in a steady loop. Weights come from the system (or the GPU's driver)
+/// and return to it as soon as they are freed. A pool reuses blocks in the order of the device's stream, so reuse never waits.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +11,9 @@
 
 namespace uniflow {
 
-/// Pooled: kept for the next tensor of about that size. Persistent: returned to the system when freed. Transfer: pooled, but given to the
-/// next one only when all work that used it has ended, so that an upload need not wait for the work before it. Staging: pooled memory of the
-/// host that transfers are fast from and to.
+/// Pooled: kept for the next tensor of about that size. Persistent: returned to the system when freed. Transfer: pooled, but reused only
+/// after all work on it has ended, so an upload need not wait for earlier work. Staging: pooled host memory with fast transfers to and from
+/// the device.
 enum class Placement { Pooled, Persistent, Transfer, Staging };
 
 struct MemoryStats {
@@ -26,8 +26,8 @@ class Allocator {
  public:
   explicit Allocator(Memory& source) : source_(source) {}
 
-  /// 64-byte aligned, contents undefined. Where the source has no more, what is kept for reuse goes back to it first. Throws
-  /// Error(OutOfMemory) with the sizes.
+  /// 64-byte aligned, contents undefined. If the source is exhausted, the pool's memory is returned to it and the allocation is retried.
+  /// Throws Error(OutOfMemory) with the sizes.
   void* allocate(int64_t bytes, Placement placement);
   void release(void* data, int64_t bytes, Placement placement) noexcept;
 

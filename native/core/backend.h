@@ -1,4 +1,4 @@
-/// What a kind of device brings: its memory, its kernels, and a way to learn that its work has ended.
+/// The interface of a device: its memory, its kernels, and completion of its work.
 #pragma once
 
 #include <cstdint>
@@ -15,42 +15,42 @@ class Error;
 class Tensor;
 struct Kernels;
 
-/// Where an Allocator's blocks come from.
+/// The source of an Allocator's blocks.
 class Memory {
  public:
   virtual ~Memory() = default;
-  /// At least 64-byte aligned; null where there is none left.
+  /// At least 64-byte aligned; null when out of memory.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* data, int64_t bytes) noexcept = 0;
-  /// "host memory", "memory of cuda:0": for messages.
+  /// For messages: "host memory", "memory of cuda:0".
   virtual std::string name() const = 0;
-  /// How much an Allocator keeps for reuse.
+  /// The most memory that an Allocator keeps for reuse.
   virtual int64_t pool_limit() const = 0;
 };
 
-/// One device. Work is given to it by one thread, its Stream's; only what says so may be called from others.
+/// One device. Only its Stream's thread submits work; other threads may call only the methods marked "any thread".
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual const Kernels& kernels() const = 0;
   virtual std::string description() const = 0;
-  /// Memory of tensors, and memory of the host that transfers are fast from and to (null: the same). Any thread.
+  /// Memory for tensors, and host memory for fast transfers (null: the same). Any thread.
   virtual Memory& memory() = 0;
   virtual Memory* staging() = 0;
 
-  /// Called first on every thread that gives it work; `device` is the one that it belongs to.
+  /// Called first on every thread that submits work; `device` is the owner of this backend.
   virtual void enter(Device& device) = 0;
-  /// Fills a tensor (of Placement::Transfer, or one that nothing has used yet) from staging memory of the same size, before the work that
-  /// comes after; `staged` is kept until then. Returns at once.
+  /// Fills a tensor (of Placement::Transfer, or one not yet used) from staging memory of the same size, before any later work. Keeps
+  /// `staged` alive until then. Returns at once.
   virtual void upload(const Tensor& to, const Tensor& staged) = 0;
-  /// Copies a tensor's values (of a packed weight: in C order), as `dtype`, to the host once the work given so far has run. `to` must live
-  /// until what is given to after() next is called.
+  /// Copies a tensor's values as `dtype` (a packed weight in C order) to the host after all work submitted so far. `to` must stay valid
+  /// until the next callback given to after() has run.
   virtual void download(void* to, DType dtype, const Tensor& from) = 0;
-  /// Calls `then` when all work given so far has run, with null or with why it failed; at once, or on another thread. In the order of the
-  /// calls. Any thread.
+  /// Calls `then` when all work submitted so far has ended, with null or with its failure; immediately, or later on another thread.
+  /// Callbacks run in the order of the calls. Any thread.
   virtual void after(std::function<void(std::shared_ptr<const Error>)> then) = 0;
-  /// Returns when everything that after() was given so far has been called. Any thread but the one that calls it.
+  /// Waits until all callbacks given to after() so far have run. Any thread except the one that runs them.
   virtual void settle() = 0;
 };
 

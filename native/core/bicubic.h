@@ -1,4 +1,4 @@
-/// Bicubic resizing along one dimension, as PyTorch's interpolate with align_corners = false: what each position is mixed from.
+/// Weights of bicubic resizing along one dimension, as in PyTorch's interpolate with align_corners = false.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace uniflow {
 
-/// One of the positions that a position is mixed from.
+/// An input position and its weight in the output.
 struct Tap {
   int32_t index;
   float weight;
@@ -20,7 +20,7 @@ static inline float cubic(float x, float a) {
   return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
 }
 
-/// Position i of `out`, from `in` positions: four taps, a = -0.75, borders repeat.
+/// Taps of output position i when resizing from `in` to `out` positions: four, a = -0.75; borders repeat.
 static inline std::vector<Tap> plain_taps(int64_t i, int64_t in, int64_t out) {
   const float at = (static_cast<float>(i) + 0.5f) * (static_cast<float>(in) / static_cast<float>(out)) - 0.5f;
   const float base = std::floor(at);
@@ -31,7 +31,7 @@ static inline std::vector<Tap> plain_taps(int64_t i, int64_t in, int64_t out) {
   return taps;
 }
 
-/// The antialiased filter: a = -0.5, widened when shrinking, cut at the borders and normalised.
+/// Taps of the antialiased filter: a = -0.5, widened when shrinking, cut at the borders and normalised.
 static inline std::vector<Tap> antialiased_taps(int64_t i, int64_t in, int64_t out) {
   const float scale = static_cast<float>(in) / static_cast<float>(out), stretch = std::max(scale, 1.0f);
   const float centre = scale * (static_cast<float>(i) + 0.5f), support = 2 * stretch;

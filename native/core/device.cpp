@@ -34,8 +34,8 @@ Device::Device(std::string name, std::unique_ptr<Backend> backend)
       stream_(std::make_unique<Stream>(*this, default_threads())) {}
 
 Device& Device::cpu() {
-  // Never destroyed: tensors may outlive static destructors, and the stream's thread may still wait when they run. Sessions are what is
-  // closed in order; with none left, the thread sleeps and touches nothing.
+  // Never destroyed: tensors may outlive static destructors, and the stream's thread may still be waiting when they run. Shutdown closes
+  // sessions in order; without sessions the thread sleeps and touches nothing.
   static Device* device = new Device("cpu", cpu::make_backend());
   return *device;
 }
@@ -47,7 +47,8 @@ Device& Device::get(const std::string& name) {
   for (auto& [known, device] : registry())
     if (known == full) return *device;
   auto* device = new Device(full, cuda::open_device(full));
-  // When the process ends, CUDA's runtime takes itself down: nothing may be given to it any more. Registered after its own, so called before.
+  // The CUDA runtime shuts down at process exit, and no work may be submitted after that. This handler is registered after CUDA's, so it
+  // runs before it.
   if (registry().empty()) std::atexit(halt_all);
   registry().emplace_back(full, device);
   return *device;

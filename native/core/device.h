@@ -1,4 +1,4 @@
-/// The machine's devices: "cpu", and "cuda:0" and so on where there are any. Opened on first use, never closed.
+/// The machine's devices: "cpu", and "cuda:0" and so on if available. Opened on first use, never closed.
 #pragma once
 
 #include <memory>
@@ -14,17 +14,17 @@ namespace uniflow {
 class Device {
  public:
   static Device& cpu();
-  /// By name; "cuda" is "cuda:0". Throws Error(Unsupported) that says why there is none, and what was tried.
+  /// By name; "cuda" means "cuda:0". Throws Error(Unsupported) with the reason and the libraries tried.
   static Device& get(const std::string& name);
 
-  /// A device that is there, or the reason why there is none of its kind.
+  /// An available device, or the reason why its kind is unavailable.
   struct Status {
     std::string name;
     bool available;
     std::string description;
   };
   static std::vector<Status> all();
-  /// Those that have been opened.
+  /// Devices opened so far.
   static std::vector<Device*> opened();
 
   const std::string& name() const { return name_; }

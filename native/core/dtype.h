@@ -6,7 +6,7 @@
 
 namespace uniflow {
 
-/// Float8 (e4m3) is how a GPU may store packed linear weights; no other tensor has it.
+/// Float8 (e4m3): a GPU may store packed linear weights in it; no other tensor has it.
 enum class DType : uint8_t { Float32, BFloat16, UInt8, Int32, Float8 };
 
 constexpr int64_t size_of(DType t) {
@@ -39,7 +39,7 @@ struct bf16 {
 constexpr float to_float(bf16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
 constexpr float to_float(float v) { return v; }
 
-/// Round to nearest, ties to even; NaN stays NaN.
+/// Rounds to nearest, ties to even; NaN stays NaN.
 constexpr bf16 to_bf16(float v) {
   uint32_t u = std::bit_cast<uint32_t>(v);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40)};

@@ -1,7 +1,7 @@
 /// The one exception type of the native library.
 ///
-/// Every failure that may reach JavaScript is an Error: the code selects the JavaScript error class, and
-/// the message is written for the person who has to repair the input, not for the author of the library.
+/// Every failure that may reach JavaScript is an Error. The code selects the JavaScript error class. The message is written for the person
+/// who has to fix the input, not for the author of the library.
 #pragma once
 
 #include <stdexcept>
@@ -10,7 +10,7 @@
 
 namespace uniflow {
 
-/// What kind of thing went wrong; part of the public interface, see name_of().
+/// The kind of failure; part of the public interface, see name_of().
 enum class ErrorCode { BadInput, BadCheckpoint, Unsupported, OutOfMemory, Aborted, Disposed, Internal };
 
 /// The stable spelling that callers compare against (`error.code` in JavaScript).
@@ -27,14 +27,13 @@ inline const char* name_of(ErrorCode code) {
   return "INTERNAL";
 }
 
-/// A failure with a code and, where it makes sense, its three parts.
+/// A failure with a code and, if it has them, its three parts.
 ///
-/// The parts are kept beside the composed message so that a caller can report them separately without
-/// parsing text. They are empty for a free message.
+/// The parts are stored beside the composed message, so a caller can report them without parsing text. They are empty for a free-form
+/// message.
 class [[gnu::visibility("default")]] Error : public std::runtime_error {
  public:
-  /// Something was looked at and was not what it had to be:
-  /// `<subject>: expected <expected>, but got <actual>`.
+  /// A check that failed: `<subject>: expected <expected>, but got <actual>`.
   Error(ErrorCode error_code, std::string what_was_checked, std::string what_was_expected, std::string what_came)
       : std::runtime_error(what_was_checked + ": expected " + what_was_expected + ", but got " + what_came),
         code(error_code),
@@ -42,10 +41,10 @@ class [[gnu::visibility("default")]] Error : public std::runtime_error {
         expected(std::move(what_was_expected)),
         actual(std::move(what_came)) {}
 
-  /// Anything that has no "expected": out of memory, aborted, disposed.
+  /// A failure without an expectation: out of memory, aborted, disposed.
   Error(ErrorCode error_code, const std::string& message) : std::runtime_error(message), code(error_code) {}
 
-  /// The same failure, naming the op that it happened in.
+  /// The same failure, with the op in which it happened.
   Error in_op(const char* name) const {
     Error named(*this);
     if (named.op.empty()) named.op = name;

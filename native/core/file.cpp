@@ -12,7 +12,7 @@
 namespace uniflow {
 namespace {
 
-/// Closed when it goes.
+/// Closes the file when destroyed.
 class Descriptor {
  public:
   explicit Descriptor(const std::string& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
@@ -22,7 +22,7 @@ class Descriptor {
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
 
-  /// Of a regular file; 0 where it is none.
+  /// Size of a regular file; 0 for anything else.
   size_t size() const {
     struct stat info;
     return fd_ >= 0 && fstat(fd_, &info) == 0 && S_ISREG(info.st_mode) ? static_cast<size_t>(info.st_size) : 0;
@@ -42,7 +42,7 @@ class Descriptor {
   int fd_;
 };
 
-/// Asked before it is opened: who writes into a pipe would believe that somebody reads.
+/// Checked before opening: opening a pipe would make its writer believe that it has a reader.
 bool is_regular(const std::string& path) {
   struct stat info;
   return path.find('\0') == std::string::npos && stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);

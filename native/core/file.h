@@ -1,4 +1,4 @@
-/// Reading files, where somebody else will say what is wrong with those that cannot be read; and locking them.
+/// Reads files without reporting errors (the caller's fallback reports them), and locks files.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +17,13 @@ struct Bytes {
   std::span<const uint8_t> span() const { return {data.get(), size}; }
 };
 
-/// The whole of a regular file that begins with `start`. Null: there is none, it begins otherwise, it has more than `most` bytes, or it cannot be
-/// read.
+/// The whole content of a regular file that begins with `start`. Null if the file is missing or unreadable, begins otherwise, or has more
+/// than `most` bytes.
 std::optional<Bytes> read_file(const std::string& path, std::span<const uint8_t> start, size_t most);
 
-/// Takes the lock of an open file, which goes when the file is closed: also with a process that is killed. Where a file system has no locks, everybody
-/// gets it.
-/// @returns false where another opening of the file has it.
+/// Locks an open file. The lock ends when the file is closed, also if the process is killed. On a file system without locks every caller
+/// succeeds.
+/// @returns false if another open file description holds the lock.
 bool lock_file(int fd);
 
 }  // namespace uniflow

@@ -20,7 +20,7 @@ class Reader {
   }
 
  private:
-  /// The next byte, -1 behind the last one.
+  /// The next byte; -1 at the end.
   int peek() const { return at_ < text_.size() ? static_cast<unsigned char>(text_[at_]) : -1; }
 
   [[noreturn]] void fail() const {
@@ -122,7 +122,7 @@ class Reader {
     return out;
   }
 
-  /// Bytes of the UTF-8 character here (Unicode 15, table 3-7).
+  /// Length in bytes of the UTF-8 character here (Unicode 15, table 3-7).
   size_t character() const {
     const int first = peek();
     if (first < 0x20) fail();  // control characters must be escaped

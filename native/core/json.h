@@ -1,4 +1,4 @@
-/// A strict reader of JSON (RFC 8259), by events: what is read is never stored twice, and who receives it can refuse at any point.
+/// A strict, event-based JSON reader (RFC 8259). It builds no document, and the receiver may reject the text at any point.
 #pragma once
 
 #include <stdexcept>
@@ -7,7 +7,7 @@
 
 namespace uniflow {
 
-/// What comes, in the order of the text. Any of these may throw, which ends the reading.
+/// Receives the events in the order of the text. Any of these may throw, which ends the reading.
 class JsonEvents {
  public:
   virtual void begin_object() = 0;
@@ -16,7 +16,7 @@ class JsonEvents {
   virtual void begin_array() = 0;
   virtual void end_array() = 0;
   virtual void string(std::string value) = 0;
-  /// As it is spelled: "-1", "2.0", "8e0".
+  /// The number as written: "-1", "2.0", "8e0".
   virtual void number(std::string_view text) = 0;
   /// true, false or null.
   virtual void literal(std::string_view text) = 0;
@@ -25,12 +25,12 @@ class JsonEvents {
   ~JsonEvents() = default;
 };
 
-/// The text is not JSON, or not UTF-8. The message says what is at which byte.
+/// The text is not JSON or not UTF-8. The message names the byte and the problem.
 class JsonError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// One value, with nothing but white space before and after it. Names may repeat: `events` decides.
+/// Reads one value, surrounded by nothing but white space. Names may repeat; `events` decides whether to accept that.
 void read_json(std::string_view text, JsonEvents& events);
 
 }  // namespace uniflow

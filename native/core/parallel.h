@@ -1,4 +1,4 @@
-/// Loops over the team of threads.
+/// Loops on the thread team.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace uniflow {
 
-/// Calls body(i) for i in [0, n) on the team; `dynamic` balances uneven work.
-/// The body must not throw, nor wait for another i. Which thread runs which i never changes the result: no body may depend on it.
+/// Calls body(i) for i in [0, n) on the team; `dynamic` balances uneven work. The body must not throw, nor wait for another i. The result
+/// must not depend on which thread runs which i.
 template <class Body>
 inline void parallel_for(int64_t n, Body&& body, bool dynamic = false) {
   if (n == 1) {
@@ -24,7 +24,7 @@ inline void parallel_for(int64_t n, Body&& body, bool dynamic = false) {
   run_region(n, dynamic ? Schedule::Dynamic : Schedule::Static, {run, &each});
 }
 
-/// Calls body(begin, end) on the team for chunks of [0, n) that are the same whatever the number of threads.
+/// Calls body(begin, end) on the team for chunks of [0, n). The chunks are the same for any number of threads.
 template <class Body>
 inline void parallel_chunks(int64_t n, Body&& body) {
   constexpr int64_t kChunk = 1 << 14;

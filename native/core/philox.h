@@ -1,5 +1,5 @@
-/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
-/// A number is a pure function of key and counter, so it depends on no order of drawing.
+/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). A number is a pure
+/// function of key and counter, so the order of drawing does not matter.
 #pragma once
 
 #include <array>
@@ -28,7 +28,7 @@ static constexpr PhiloxBlock philox(PhiloxBlock counter, uint64_t key) {
   return counter;
 }
 
-/// Uniform on (0, 1]: never 0, so that its logarithm is finite.
+/// Uniform on (0, 1]: never 0, so its logarithm is finite.
 static constexpr float philox_uniform(uint32_t bits) { return (static_cast<float>(bits >> 8) + 1.0f) * 0x1p-24f; }
 
 /// Four standard normal numbers (Box-Muller) from one block.
@@ -36,7 +36,7 @@ UNIFLOW_HOST_DEVICE static inline std::array<float, 4> philox_normal(PhiloxBlock
   std::array<float, 4> out;
   for (size_t i = 0; i < 4; i += 2) {
     const float radius = std::sqrt(-2.0f * std::log(philox_uniform(block[i])));
-#ifdef __CUDA_ARCH__  // no path for large angles, which would take registers and the stack
+#ifdef __CUDA_ARCH__  // the library's path for large angles would cost registers and stack
     float sine, cosine;
     sincospif(2.0f * philox_uniform(block[i + 1]), &sine, &cosine);
 #else

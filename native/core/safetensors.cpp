@@ -57,8 +57,8 @@ constexpr bool table_follows_enum() {
 }
 static_assert(table_follows_enum(), "kDTypes is indexed by FileDType");
 
-/// Text from the file as it may appear in a message: printable ASCII only, because it may be anything,
-/// and short, because it may be as long as the header.
+/// Text from the file, made safe for a message: printable ASCII only, because the file may contain anything, and shortened, because it may
+/// be as long as the header.
 std::string printable(std::string_view text) {
   constexpr size_t kLimit = 240;
   constexpr char kHex[] = "0123456789abcdef";
@@ -76,7 +76,7 @@ std::string printable(std::string_view text) {
 
 std::string in_quotes(std::string_view text) { return '"' + printable(text) + '"'; }
 
-/// A shape or a range, as the header spells it.
+/// A shape or a range, as written in the header.
 std::string in_brackets(std::span<const int64_t> numbers) {
   std::string out;
   for (const int64_t number : numbers) {
@@ -90,11 +90,10 @@ std::string in_brackets(std::span<const int64_t> numbers) {
   throw Error(ErrorCode::BadCheckpoint, std::move(subject), std::move(expected), std::move(actual));
 }
 
-/// Receives the header's JSON as it is parsed, and knows at each point the one thing that may come next.
+/// Receives the header's JSON events. At each point exactly one kind of value is valid.
 ///
-/// Parsing by events instead of into a document is what makes the reader strict at no cost: a name given
-/// twice is seen, a file can't nest deeper than the format does, and no second copy of the header exists.
-/// Every callback either accepts or throws.
+/// Event-based parsing makes strictness cheap: it detects a repeated name, the nesting cannot exceed the format's depth, and no second copy
+/// of the header is built. Every callback either accepts its value or throws.
 class HeaderReader final : public JsonEvents {
  public:
   HeaderReader(const std::string& file, const std::byte* data, size_t data_bytes)
@@ -170,7 +169,7 @@ class HeaderReader final : public JsonEvents {
  private:
   enum class Where { Start, Root, Metadata, Tensor, Array };
 
-  /// Refuses the file with the place in the header, down to the tensor, as the subject.
+  /// Refuses the file. The subject names the place in the header, down to the tensor.
   [[noreturn]] void fail(const std::string& expected, const std::string& actual,
                          const std::string& part = "") const {
     const bool in_metadata = where_ == Where::Metadata || key_ == kMetadataKey;
@@ -180,7 +179,7 @@ class HeaderReader final : public JsonEvents {
     refuse(subject, expected, actual);
   }
 
-  /// A value came that can't stand at this place.
+  /// A value that is not allowed at this place.
   [[noreturn]] void reject(const std::string& actual) const {
     if (where_ == Where::Metadata) fail("a string", actual);
     if (where_ == Where::Root)
@@ -204,7 +203,7 @@ class HeaderReader final : public JsonEvents {
     fail("an element type of the safetensors format", in_quotes(name), "dtype");
   }
 
-  /// The tensor's object is complete: its claims must agree with each other and with the file's size.
+  /// The tensor's object is complete: its fields must agree with each other and with the file's size.
   void add_tensor() {
     if (!dtype_ || !shape_ || !offsets_)
       fail("the fields dtype, shape and data_offsets",
@@ -225,8 +224,8 @@ class HeaderReader final : public JsonEvents {
     offsets_.reset();
   }
 
-  /// Zeros are left out of the product that is checked, so that it is the same for every order of the
-  /// dimensions and whoever computes strides from the shape can't overflow either.
+  /// The overflow check skips zero dimensions. So its result does not depend on the order of the dimensions, and strides computed from the
+  /// shape cannot overflow either.
   uint64_t bytes_of(FileDType dtype, const std::vector<int64_t>& shape) const {
     uint64_t bits = bits_of(dtype);
     bool empty = false;
@@ -247,15 +246,15 @@ class HeaderReader final : public JsonEvents {
 
   Where where_ = Where::Start;
   bool metadata_seen_ = false;
-  std::string key_;    // of the root object, or of __metadata__ when inside it
-  std::string field_;  // of the tensor's object
+  std::string key_;    // in the root object, or in __metadata__ when inside it
+  std::string field_;  // in the tensor's object
   std::vector<int64_t> numbers_;
   std::optional<FileDType> dtype_;
   std::optional<std::vector<int64_t>> shape_;
   std::optional<std::array<int64_t, 2>> offsets_;
 };
 
-/// The header, still as text: its length must be believable before a byte of it is.
+/// The header as text. Its length is checked before any of it is read.
 std::string_view header_of(const std::byte* bytes, size_t size, const std::string& name) {
   if (size < kLengthBytes) refuse(name, "a file of at least 8 bytes", std::to_string(size) + " bytes");
   uint64_t length = 0;
@@ -271,8 +270,7 @@ std::string_view header_of(const std::byte* bytes, size_t size, const std::strin
   return header;
 }
 
-/// Tensors must tile the data: an overlap or a hole means that some offset is wrong, and bytes that no
-/// tensor owns could carry anything.
+/// Tensors must tile the data. An overlap or a hole means that an offset is wrong, and bytes outside of all tensors could hide anything.
 void check_tiling(const SafetensorsFile::Contents& contents, const std::byte* data, size_t data_bytes,
                   const std::string& name) {
   std::vector<std::pair<const std::string*, const SafetensorsFile::Entry*>> order;
@@ -299,7 +297,7 @@ void check_tiling(const SafetensorsFile::Contents& contents, const std::byte* da
               std::generic_category().message(error));
 }
 
-/// Closes on every way out; a mapping stays valid without its descriptor.
+/// Closes the descriptor on every path; a mapping stays valid without it.
 struct Descriptor {
   int fd;
   ~Descriptor() {
@@ -307,7 +305,7 @@ struct Descriptor {
   }
 };
 
-/// The size of the file behind the descriptor, which must be one that can be mapped.
+/// Size of the open file, which must be a regular file.
 size_t size_of_regular_file(const Descriptor& file, const std::string& path) {
   struct stat status {};
   if (::fstat(file.fd, &status) != 0) throw_system(path, errno);
@@ -341,11 +339,11 @@ SafetensorsFile::Contents SafetensorsFile::parse(const std::byte* bytes, size_t 
 std::shared_ptr<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   if (path.find('\0') != std::string::npos)
     refuse(printable(path), "a path without zero bytes", "one with a zero byte");
-  // O_NONBLOCK: opening a pipe must fail at the check below, not wait for somebody to write to it.
+  // O_NONBLOCK: opening a pipe must fail at the check below, not block until something writes to it.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) throw_system(path, errno);
   const size_t size = size_of_regular_file(file, path);
-  if (size == 0) parse(nullptr, 0, path);  // can't be mapped, and has its error already
+  if (size == 0) parse(nullptr, 0, path);  // cannot be mapped; parse() throws the right error
 
   void* mapping = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (mapping == MAP_FAILED) throw_system(path, errno);
@@ -363,14 +361,14 @@ void SafetensorsFile::release(const Entry& entry) const {
   const auto base = reinterpret_cast<uintptr_t>(mapping_);
   const auto begin = reinterpret_cast<uintptr_t>(entry.data);
   const uintptr_t end = begin + entry.bytes;
-  // Dropping pages that are not this file's would destroy somebody's memory.
+  // Dropping pages outside of the mapping would corrupt other memory.
   if (begin < base || end < begin || end > base + size_)
     throw Error(ErrorCode::Internal, path_ + ": release() was given a tensor of another file");
 
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const uintptr_t first = (begin + page - 1) / page * page;
   const uintptr_t last = end / page * page;
-  // A hint: if the kernel declines, the pages merely stay until the file is closed.
+  // Only a hint: if the kernel ignores it, the pages stay until the file is closed.
   if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 

@@ -10,8 +10,8 @@
 
 namespace uniflow {
 
-/// Every element type that the format knows. Wider than what the library computes with, so that a file
-/// may hold a tensor that nobody asks for; whoever asks for one decides which types it takes.
+/// Every element type of the format. There are more of them than the library computes with, so a file may contain tensors of other types as
+/// long as they are not loaded.
 enum class FileDType : uint8_t {
   BOOL, F4, F6_E2M3, F6_E3M2, U8, I8, F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ,
   I16, U16, F16, BF16, I32, U32, F32, C64, F64, I64, U64,
@@ -20,24 +20,22 @@ enum class FileDType : uint8_t {
 /// The name in the file's header, such as "BF16".
 const char* name_of(FileDType dtype);
 
-/// Bits, not bytes, of one element: the format packs its smallest floats.
+/// Size of one element in bits: the format packs its smallest floats.
 unsigned bits_of(FileDType dtype);
 
 /// A memory-mapped, fully validated `.safetensors` file.
 ///
-/// Everything that the header claims is checked when the file is opened, at least as strictly as the
-/// format's reference implementation does, so the rest of the library can trust an Entry blindly. Where
-/// the reference is lenient about what a writer never produces (a name given twice, unknown fields,
-/// space before the header's `{`), this reader refuses: such a file means different things to different
-/// readers.
+/// Opening a file checks everything that its header claims, at least as strictly as the format's reference implementation, so the rest of
+/// the library can trust an Entry. This reader also refuses what the reference tolerates but no writer produces (a repeated name, unknown
+/// fields, space before the header's `{`), because different readers interpret such files differently.
 ///
-/// The mapping shows the file as it is on disk, not a snapshot. If another process shortens the file
-/// while it is mapped, touching the lost pages raises SIGBUS, which no reader of a mapping can prevent;
-/// replace checkpoints by renaming a new file over the old one, never by rewriting them in place.
+/// The mapping shows the file on disk, not a snapshot. If another process truncates the file while it is mapped, reading the lost pages
+/// raises SIGBUS, and no reader of a mapping can prevent that. Replace checkpoints by renaming a new file over the old one; never rewrite
+/// them in place.
 class SafetensorsFile {
  public:
-  /// One tensor. `data` points into the mapping and lives as long as the file object does. It has no
-  /// alignment whatever: the header's length shifts everything behind it, so copy, don't cast.
+  /// One tensor. `data` points into the mapping and is valid as long as the file object. It has no alignment, because the header's length
+  /// shifts the data: copy, don't cast.
   struct Entry {
     FileDType dtype;
     std::vector<int64_t> shape;
@@ -50,12 +48,11 @@ class SafetensorsFile {
     std::map<std::string, std::string> metadata;
   };
 
-  /// Maps and validates the file. Throws Error(BadCheckpoint) that names the file, the tensor, what was
-  /// expected and what came; the first problem found is the one reported.
+  /// Maps and validates the file. Throws Error(BadCheckpoint) for the first problem, with the file, the tensor, and the expected and actual
+  /// values.
   static std::shared_ptr<SafetensorsFile> open(const std::string& path);
 
-  /// Validates a file's bytes in memory; `name` stands for the file in messages. The entries point into
-  /// `bytes`.
+  /// Validates a file's bytes in memory; messages use `name` for the file. The entries point into `bytes`.
   static Contents parse(const std::byte* bytes, size_t size, const std::string& name);
 
   ~SafetensorsFile();
@@ -66,9 +63,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return contents_.metadata; }
   const std::string& path() const { return path_; }
 
-  /// Tells the kernel that this tensor's pages are not needed any more, so that loading a checkpoint
-  /// does not hold the mapped and the converted copy at once. Only pages that lie wholly inside the
-  /// tensor go. Reading it again is allowed, and reads the file again.
+  /// Tells the kernel that this tensor's pages are no longer needed, so loading a checkpoint does not hold both the mapped and the
+  /// converted copy. Only pages wholly inside the tensor are dropped. Reading it again is allowed and reads the file again.
   void release(const Entry& entry) const;
 
  private:

@@ -1,4 +1,4 @@
-/// What a shard keeps of results that are on the host: their form in 16 bits, and their statistics. Each call runs on one thread.
+/// Conversions for shards, on the host: 16-bit storage and statistics. Each call runs on one thread.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,17 @@
 
 namespace uniflow {
 
-/// How a file stores a number in 16 bits.
+/// A file's 16-bit number format.
 enum class Half : uint8_t { Float16, BFloat16 };
 
-/// Rounds to nearest, ties to even. `bits` has as many elements. Throws Error (Unsupported) for what float16 cannot hold: NaN, and 65520 and above.
+/// Rounds to nearest, ties to even. `bits` has the same number of elements. Throws Error (Unsupported) for values that float16 cannot
+/// represent: NaN, and 65520 and above.
 void store(std::span<const float> values, Half type, uint16_t* bits);
 
-/// The numbers that were stored, exactly.
+/// Converts stored numbers back, exactly.
 void restore(std::span<const uint16_t> bits, Half type, float* values);
 
-/// Of each channel of values [count, channels]: the mean, and the sum of squared distances from it. Two passes in float64.
+/// Per channel of values [count, channels]: the mean, and the sum of squared deviations from it. Two passes in float64.
 void moments(std::span<const float> values, int64_t channels, double* mean, double* squares);
 
 }  // namespace uniflow

@@ -1,4 +1,4 @@
-/// The windows and constants of SSIM, for every device.
+/// The windows and constants of SSIM, shared by the devices.
 #pragma once
 
 #include <cmath>
@@ -8,13 +8,13 @@ namespace uniflow {
 /// Standard: Wang et al. (2004). Paper: the notebook published with UniFlow; its larger constants give higher values.
 enum class SsimConvention { Standard, Paper };
 
-/// A window, the same along rows and columns, and the constants that go with it. Values are in [0, 255].
+/// A separable window and its constants. Values are in [0, 255].
 template <int kSize>
 struct SsimWindow {
   static constexpr int size = kSize;
   double weight[kSize];  // sum 1
   double c1, c2;         // (0.01 range)^2, (0.03 range)^2
-  double unbiased;       // factor of the variances and the covariance: 1, or n / (n - 1) for those of a sample
+  double unbiased;       // factor for variances and covariance: 1, or n / (n - 1) for sample estimates
 };
 
 inline SsimWindow<11> standard_ssim_window() {
@@ -32,7 +32,7 @@ inline SsimWindow<7> paper_ssim_window() {
   return w;
 }
 
-/// Calls `f` with the convention's window.
+/// Calls `f` with the window of the convention.
 template <class F>
 void with_ssim_window(SsimConvention convention, F f) {
   if (convention == SsimConvention::Paper)

@@ -12,12 +12,12 @@
 namespace uniflow {
 namespace {
 
-/// A command that touches fewer bytes than this is done before a team of threads has come together, and would wait for the slowest of
-/// them where the machine is busy: it runs on the stream's own thread.
+/// Commands that touch fewer bytes than this run on the stream's own thread. They would finish before a team has assembled, and on a busy
+/// machine they would wait for its slowest member.
 constexpr int64_t kAlone = 256 << 10;
 
-/// Of the side stream's commands the team takes so many for each of its members, so that these end at about the same time; fewer when they have
-/// waited for so long. When they have waited even longer, for the end of a long command, a worker takes them.
+/// The team takes side-stream commands when there are kEachAtOnce for each member, so that all members finish at about the same time. After
+/// kFew it accepts fewer. After kPatience, for example behind a long command, a worker takes a command even while the team is active.
 constexpr int64_t kEachAtOnce = 2;
 constexpr std::chrono::milliseconds kFew{1}, kPatience{100};
 
@@ -37,7 +37,7 @@ Device& Session::device() const { return device_ ? *device_ : Device::cpu(); }
 
 void Session::close() {
   closed_.store(true);
-  if (std::lock_guard lock(mutex_); pending_ == 0) return;  // perhaps no device was ever opened
+  if (std::lock_guard lock(mutex_); pending_ == 0) return;  // no device may have been opened
   for (Device* device : Device::opened()) device->stream().drop(*this);
   if (Stream* side = Stream::opened_side()) side->drop(*this);
   std::unique_lock lock(mutex_);
@@ -67,7 +67,7 @@ std::atomic<Stream*> the_side{nullptr};
 
 Stream& Stream::side() {
   static Stream& instance = [&]() -> Stream& {
-    the_side = new Stream(Device::cpu(), 1, default_threads());  // never destroyed, as Device::cpu()
+    the_side = new Stream(Device::cpu(), 1, default_threads());  // never destroyed, like Device::cpu()
     return *the_side;
   }();
   return instance;
@@ -98,7 +98,7 @@ void Stream::halt() {
 
 void Stream::drop(const Session& session) {
   std::unique_lock lock(mutex_);
-  std::deque<Entry> dropped;  // taken out of the queue: they may wait behind much work of other sessions
+  std::deque<Entry> dropped;  // removed from the queue: they could wait behind much work of other sessions
   for (auto it = queue_.begin(); it != queue_.end();) {
     if (it->session.get() == &session) {
       dropped.push_back(std::move(*it));
@@ -147,7 +147,7 @@ void Stream::finish(Entry& entry, std::shared_ptr<const Error> failure) {
   }
   auto done = std::move(entry.command.done);
   const auto session = std::move(entry.session);
-  entry = {};  // drops the tensors before anyone is told that the command ended
+  entry = {};  // release the tensors before anyone learns that the command ended
   if (done) {
     device_.backend().after([=](std::shared_ptr<const Error> late) {
       done(failure ? failure : late);
@@ -192,7 +192,7 @@ void Stream::share() {
 }
 
 void Stream::wake_workers() {
-  std::lock_guard lock(mutex_);  // who has looked waits by now
+  std::lock_guard lock(mutex_);  // every worker that has checked the queue is waiting by now
   if (std::ranges::any_of(queue_, [](const Entry& e) { return e.command.computes; })) wake_.notify_all();
 }
 

@@ -1,9 +1,8 @@
-/// The ordered queue of work of one device, run by one thread of its own.
+/// A device's ordered work queue, run by a thread of its own.
 ///
-/// Calls enqueue and return at once; commands run strictly in order, so an op may use tensors that
-/// earlier commands have yet to fill. A command that fails marks its outputs, whatever depends on
-/// them fails with the same error, and the stream goes on. On a GPU, a command that "runs" is given to the device, which works
-/// behind; only what somebody waits for (`Command::done`) waits for the device.
+/// Calls enqueue and return at once. Commands run strictly in order, so an op may use tensors that earlier commands have yet to fill. A
+/// failed command marks its outputs; commands that depend on them fail with the same error, and the stream continues. On a GPU, running a
+/// command means submitting it to the device, which executes it asynchronously; only `Command::done` waits for the device.
 #pragma once
 
 #include <atomic>
@@ -21,7 +20,7 @@
 
 namespace uniflow {
 
-/// Asked by long kernels between chunks of work; set once, never cleared.
+/// Checked by long kernels between chunks of work; set once, never cleared.
 class CancelToken {
  public:
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
@@ -34,7 +33,7 @@ class CancelToken {
   std::atomic<bool> cancelled_{false};
 };
 
-/// What a command runs with: the device's kernels, and whether it should stop.
+/// Context of a running command: the device's kernels, and whether to stop.
 struct Run {
   Backend& backend;
   const Kernels& kernels;
@@ -43,27 +42,27 @@ struct Run {
 
 struct Command {
   const char* op = "";
-  std::vector<Tensor> inputs;   // their failures become this command's
+  std::vector<Tensor> inputs;   // a failed input fails this command
   std::vector<Tensor> outputs;  // allocated before `run`, failed if it throws
   std::function<void(const Run&)> run;
-  /// Called after the command ended, with null or with why it failed, on a thread of the device.
+  /// Called when the command has ended, with null or its failure, on one of the device's threads.
   std::function<void(std::shared_ptr<const Error>)> done = nullptr;
-  /// Of the side stream: it needs a core all the time. While a team of the CPU's is at work, it runs these, several at a time, between two
-  /// commands of its stream: a worker that takes a core from a member of the team makes all the others wait.
+  /// Side stream only: the command is CPU-bound. While the CPU team is active, it runs such commands in batches between the commands of its
+  /// own stream. A separate worker would take a core from one team member and make all the others wait.
   bool computes = false;
 };
 
-/// One user of the devices (a JavaScript environment): what it enqueued can be cancelled and waited for.
+/// One user of the devices (a JavaScript environment). Its queued work can be cancelled and waited for.
 class Session {
  public:
-  /// The token that commands enqueued from now on carry.
+  /// The token of commands enqueued from now on.
   void set_token(std::shared_ptr<CancelToken> token) { token_ = std::move(token); }
 
-  /// Where tensors that are made from no other tensor are made; null: the CPU.
+  /// The device for tensors that are not made from other tensors; null: the CPU.
   void set_device(Device* device) { device_ = device; }
   Device& device() const;
 
-  /// Cancels what it has queued on any stream and returns when none of its work is left. What it enqueues later is cancelled too.
+  /// Cancels everything it has queued on any stream and returns when none of its work is left. Work enqueued later is cancelled as well.
   void close();
 
  private:
@@ -80,22 +79,23 @@ class Session {
 
 class Stream {
  public:
-  /// It outlives every session. `workers` above 1: so many threads take commands, or as many as the system grants; they then run in no order.
+  /// Must outlive every session. With `workers` above 1, up to that many threads (as the system grants) take commands, which then run in no
+  /// particular order.
   Stream(Device& device, int threads, int workers = 1);
 
-  /// The host's side work (decoding and resizing pictures), which must not wait behind a long computation: a worker for each core,
-  /// and the CPU's team, where that is at work.
+  /// The host's side work (decoding and resizing images), which must not wait behind a long computation. It has one worker per core; while
+  /// the CPU team is active, the team runs CPU-bound commands instead.
   static Stream& side();
   /// Null before the first call of side().
   static Stream* opened_side();
 
-  /// Throws Error(BadInput) where a tensor is on another device.
+  /// Throws Error(BadInput) if a tensor is on another device.
   void enqueue(const std::shared_ptr<Session>& session, Command command);
 
-  /// Returns when no command runs; none is begun any more. For the end of the process.
+  /// Stops starting commands, and returns when none is running. For process exit.
   void halt();
 
-  /// Size of the team for the commands that follow.
+  /// Team size for the commands that follow.
   void set_threads(int threads) { threads_.store(threads); }
   int threads() const { return threads_.load(); }
 
@@ -111,16 +111,17 @@ class Stream {
 
   void loop();
   std::shared_ptr<const Error> execute(Entry& entry);
-  /// Takes it out of running_, and tells who waits.
+  /// Removes the entry from running_ and notifies its waiters.
   void finish(Entry& entry, std::shared_ptr<const Error> failure);
-  /// The first in the queue that one of its workers may begin, or the end.
+  /// The first queued command that a worker may start now, or the end.
   std::deque<Entry>::iterator next();
   std::deque<Entry>::iterator wait_for_next(std::unique_lock<std::mutex>& lock);
-  /// Of the side stream, on the CPU's thread: runs with the team what computes, if that is enough to keep it busy, or has waited for some time.
+  /// Side stream only, called on the CPU stream's thread: runs the CPU-bound commands on the team if they would keep it busy or have waited
+  /// long enough.
   void share();
-  /// Of the side stream: has the workers look again.
+  /// Side stream only: makes the workers check the queue again.
   void wake_workers();
-  /// Of the CPU's stream: whether several threads take part in its next command.
+  /// CPU stream only: announces whether the next command uses several threads.
   void take_cores(bool take);
   void drop(const Session& session);
 
@@ -131,7 +132,7 @@ class Stream {
   std::deque<Entry> queue_;
   std::vector<const Entry*> running_;  // guarded by mutex_
   std::atomic<int> threads_;
-  std::atomic<bool> by_team_{false};  // of the CPU's stream: several threads are at work, or about to be
+  std::atomic<bool> by_team_{false};  // CPU stream only: several threads are at work, or about to be
 };
 
 }  // namespace uniflow

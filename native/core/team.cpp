@@ -20,12 +20,12 @@
 namespace uniflow {
 namespace {
 
-thread_local int the_size = 0;  // 0: not set
+thread_local int the_size = 0;  // 0: unset
 thread_local bool inside = false;
 
 int cores() {
 #ifdef __linux__
-  cpu_set_t set;  // 1024 cores; machines with more say EINVAL
+  cpu_set_t set;  // up to 1024 cores; larger machines return EINVAL
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
 #endif
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -36,7 +36,7 @@ int read_default_threads() {
     const char* value = std::getenv(name);
     if (!value || !*value) continue;
     std::string_view text = value;
-    text = text.substr(0, text.find(','));  // OpenMP's may be a list, one number for each level of nesting
+    text = text.substr(0, text.find(','));  // OpenMP's variable may be a list, one number per nesting level
     int threads = 0;
     const char* const last = text.data() + text.size();
     const auto [end, error] = std::from_chars(text.data(), last, threads);
@@ -55,8 +55,8 @@ void pause() {
 #endif
 }
 
-/// Whether it is `done()` before it is time to sleep. Regions follow each other within microseconds, and waking takes tens of them. After
-/// the first few, the core is offered to whoever else wants it: on a busy machine that may be the very thread that is waited for.
+/// Waits briefly for `done()` before sleeping; returns whether it became true. Regions follow each other within microseconds, and waking
+/// takes tens of them. After some spins it yields the core: on a busy machine the thread it waits for may need it.
 template <class Done>
 bool soon(Done done) {
   constexpr int kSpins = 1000;
@@ -75,13 +75,13 @@ bool soon(Done done) {
 
 class Team {
  public:
-  /// Never destroyed: its threads outlive everything.
+  /// Never destroyed: its threads run until the process ends.
   static Team& instance() {
     static Team* team = new Team;
     return *team;
   }
 
-  /// False where another thread uses the team.
+  /// Returns false if another thread is using the team.
   bool run(int members, int64_t n, Schedule schedule, RegionBody body) {
     if (in_use_.exchange(true, std::memory_order_acquire)) return false;
     grow(members);
@@ -99,7 +99,8 @@ class Team {
   }
 
  private:
-  /// `places_` is kSeat times the helpers that may still join, plus kCallerSleeps, plus the helpers that are in. Only members look at the region.
+  /// `places_` is kSeat times the helpers that may still join, plus kCallerSleeps, plus the helpers that have joined. Only those that have
+  /// joined may read the region.
   static constexpr uint32_t kSeat = 1 << 16, kCallerSleeps = 1 << 15;
 
   void call_helpers(int seats) {
@@ -113,7 +114,7 @@ class Team {
     }
   }
 
-  /// Lets nobody in any more, and waits for those who are at a part.
+  /// Closes the region to new helpers and waits for those still running a part.
   void dismiss_helpers() {
     places_.fetch_and(kSeat - 1, std::memory_order_relaxed);
     if (soon([&] { return places_.load(std::memory_order_acquire) == 0; })) return;
@@ -133,7 +134,7 @@ class Team {
   }
 
   void help(int index) {
-    inside = true;  // whatever runs here is part of a region
+    inside = true;  // everything on this thread is part of a region
     uint32_t seen = 0;
     const auto called = [&] { return calls_.load(std::memory_order_relaxed) != seen; };
     while (true) {
@@ -149,7 +150,7 @@ class Team {
     }
   }
 
-  /// Runs what nobody else has begun; `member` first takes the part that it had in the region before.
+  /// Runs parts that nobody else has started, beginning with the part that `member` had in the previous region.
   void work(int member) {
     if (schedule_ == Schedule::Dynamic) {
       for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_;) body_.run(body_.body, i, i + 1);
@@ -163,7 +164,7 @@ class Team {
     }
   }
 
-  /// Where the system grants no more threads, the team has fewer helpers.
+  /// If the system grants no more threads, the team has fewer helpers.
   void grow(int members) {
     if (members <= most_members_) return;
     most_members_ = members;
@@ -183,9 +184,9 @@ class Team {
   int64_t n_ = 0;
   Schedule schedule_ = Schedule::Static;
   RegionBody body_{};
-  std::unique_ptr<std::atomic<uint64_t>[]> owners_;  // of each part, the last region in which somebody has taken it
+  std::unique_ptr<std::atomic<uint64_t>[]> owners_;  // for each part, the last region in which it was taken
 
-  alignas(64) std::atomic<int64_t> next_{0};     // of Dynamic
+  alignas(64) std::atomic<int64_t> next_{0};     // Dynamic only
   alignas(64) std::atomic<uint32_t> calls_{0};   // counts regions; helpers sleep on it
   alignas(64) std::atomic<uint32_t> places_{0};  // see kSeat; the caller sleeps on it
   alignas(64) std::atomic<int> asleep_{0};

@@ -27,7 +27,7 @@ Buffer::~Buffer() {
   auto release = [&allocator = allocator_of(*this), data = data, bytes = bytes, placement = placement](auto) {
     allocator.release(data, bytes, placement);
   };
-  // What is pooled is used again in the stream's order. Other memory has to wait for the work that still uses it.
+  // Pooled memory is reused in the stream's order. Other memory must wait for the work that still uses it.
   if (placement == Placement::Transfer || placement == Placement::Persistent) device.backend().after(release);
   else release(nullptr);
 }
@@ -36,7 +36,7 @@ void Buffer::allocate() {
   if (data) return;
   try {
     data = allocator_of(*this).allocate(bytes, placement);
-  } catch (const Error&) {  // what was freed may be on its way back still
+  } catch (const Error&) {  // freed memory may still be waiting for its release
     device.backend().settle();
     data = allocator_of(*this).allocate(bytes, placement);
   }
@@ -44,7 +44,7 @@ void Buffer::allocate() {
 
 namespace {
 
-/// Bytes of a new tensor: no dimension is negative, and the product fits.
+/// Size in bytes of a new tensor. Rejects negative dimensions and a product that overflows.
 int64_t checked_bytes(DType dtype, const Shape& shape) {
   int64_t bytes = size_of(dtype);
   for (int64_t d : shape)

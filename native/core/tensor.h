@@ -1,4 +1,4 @@
-/// Tensors as the stream sees them: a shape known at once, memory that exists once an op has produced it.
+/// Tensors as the stream sees them: the shape is known at once, the memory exists once an op has produced it.
 #pragma once
 
 #include <memory>
@@ -30,23 +30,23 @@ struct Buffer {
   const int64_t bytes;
   const Placement placement;
   void* data = nullptr;                   // written on the stream's thread only
-  std::shared_ptr<const Error> failure;   // why there is no data: passed on to everything that depends on it
-  std::shared_ptr<void> attachment;       // what the device's kernels keep for it, and lose with it; theirs alone
+  std::shared_ptr<const Error> failure;   // why there is no data; propagated to everything that depends on it
+  std::shared_ptr<void> attachment;       // private data of the device's kernels, freed with the buffer
 };
 
-/// How a linear layer's weight is blocked in memory; each backend derives its own.
+/// The memory layout of a linear layer's weight; each backend derives its own.
 struct Packing {
   virtual ~Packing() = default;
 };
 
-/// A dense array in C order (or a packed linear weight). Cheap to copy: it shares its buffer.
+/// A dense array in C order, or a packed linear weight. Cheap to copy: copies share the buffer.
 class Tensor {
  public:
   Tensor() = default;
   Tensor(Device& device, DType dtype, Shape shape, Placement placement = Placement::Pooled);
   /// On the CPU.
   Tensor(DType dtype, Shape shape, Placement placement = Placement::Pooled);
-  /// A linear weight [out, in] stored as `packing` says, in `bytes` bytes.
+  /// A linear weight [out, in] in the layout `packing`, `bytes` bytes long.
   Tensor(Device& device, DType dtype, Shape shape, std::shared_ptr<const Packing> packing, int64_t bytes);
 
   explicit operator bool() const { return buffer_ != nullptr; }
@@ -60,7 +60,7 @@ class Tensor {
   const std::shared_ptr<const Packing>& packing() const { return packing_; }
   const std::shared_ptr<Buffer>& buffer() const { return buffer_; }
 
-  /// The same elements under another shape of equal size.
+  /// The same elements with another shape of equal size.
   Tensor reshape(Shape shape) const;
   /// Rows [begin, end) of the first dimension; shares the memory.
   Tensor slice(int64_t begin, int64_t end) const;

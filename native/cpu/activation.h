@@ -26,7 +26,7 @@ static inline vf erf(vf x) {
 static inline vf tanh(vf x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
 constexpr float kInverseSqrt2 = 0.70710678118654752f, kInverseSqrt2Pi = 0.39894228040143268f;
-constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // of tanh-GELU
+constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // for tanh-GELU
 constexpr float kQuick = 1.702f;
 
 static inline vf activate(Activation kind, vf x) {

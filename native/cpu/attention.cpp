@@ -1,17 +1,17 @@
-/// Multi-head self-attention, softmax(q k^T * scale) v, with an online softmax: only the scores of a few
-/// query rows against one block of keys ever exist. Any S >= 1, 1 <= E <= kMaxHeadDim, scale > 0.
+/// Multi-head self-attention, softmax(q k^T * scale) v, with an online softmax: only the scores of a few query rows against one block of
+/// keys exist at a time. Any S >= 1, 1 <= E <= kMaxHeadDim, scale > 0.
 ///
-/// Algorithm. A head, one per (image, head), has its keys and values packed once, by blocks of keys.
-/// Then, for each query block, for each key block, for each group of kRows query rows,
+/// Algorithm. A head is one per (image, head). Its keys and values are packed once, by blocks of keys. Then, for each query block, for each
+/// key block, for each group of kRows query rows,
 ///   scores = q k^T; weights = 2^(scores * scale * log2 e - running maximum); sum += weights;
 ///   out = out * 2^(old maximum - new maximum) + weights v; and at the end out / sum.
-/// Each thread takes whole heads, whose packed form stays in its cache, as long as there is one for
-/// every thread; the heads left over are split among all threads by key block and query block. How a row
-/// is computed depends on nothing but S and E: not on the batch, the rows in its group, or the thread.
+/// Threads take whole heads, whose packed form stays in the thread's cache, while there is a head for every thread. The remaining heads are
+/// split among all threads by key block and query block. The result of a row depends only on S and E, not on the batch, the other rows of
+/// its group, or the thread.
 ///
-/// A packed block of keys (attention_tile.h) is [keys, transposed | values, as they are] in one piece.
+/// A packed block of keys (attention_tile.h) is [keys, transposed | values, untransposed] in one piece.
 ///
-/// Tolerances, relative L2: 2e-6 in float32; 6e-3 in bfloat16, whose weights are rounded before they meet v.
+/// Tolerances, relative L2: 2e-6 in float32; 6e-3 in bfloat16, whose weights are rounded before the product with v.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -23,7 +23,7 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-constexpr int64_t kKeyBlock = 256;      // keys per block, about; see Plan
+constexpr int64_t kKeyBlock = 256;      // approximate keys per block; see Plan
 constexpr int64_t kMaxKeyBlock = kKeyBlock / 2 * 3, kMaxQueryBlock = 192;
 constexpr int64_t kQueryFloats = 6144;  // outputs of a query block: half of a first-level cache
 static_assert(kQueryFloats >= kRows * kMaxHeadDim);
@@ -36,11 +36,11 @@ struct Plan {
       : seq(a.seq), head_dim(a.head_dim), heads(a.heads), row_stride(3 * a.heads * a.head_dim),
         head_steps(ceil_div(a.head_dim, Units::kPerUnit)), head_vectors(ceil_div(a.head_dim, kWidth)),
         scale(a.scale * static_cast<float>(kLog2E)) {
-    // As even as possible: a last block of a few keys would cost as much overhead as a full one.
+    // Equal blocks: a last block of a few keys would cost as much overhead as a full one.
     key_blocks = std::max<int64_t>(1, (seq + kKeyBlock / 2) / kKeyBlock);
     key_block = round_up(ceil_div(seq, key_blocks), 2 * kWidth);
     key_blocks = ceil_div(seq, key_block);
-    key_units = head_steps * key_block;  // where the values of a block start
+    key_units = head_steps * key_block;  // offset of a block's values
     block_units = key_units + key_block / Units::kPerUnit * head_vectors * kWidth;
     const int64_t most = std::min(kMaxQueryBlock, kQueryFloats / (head_vectors * kWidth));
     query_blocks = ceil_div(seq, most / kRows * kRows);
@@ -50,11 +50,11 @@ struct Plan {
 
   int64_t keys_in(int64_t block) const { return std::min(key_block, seq - block * key_block); }
   int64_t seq, head_dim, heads, row_stride, head_steps, head_vectors;
-  float scale;  // of exponents of 2
+  float scale;  // scale of the exponents of 2
   int64_t key_blocks, key_block, key_units, block_units, query_blocks, query_block;
 };
 
-/// The largest of a row of `padded` scores, a multiple of 2 * kWidth.
+/// Maximum of a row of `padded` scores, a multiple of 2 * kWidth.
 static inline float row_maximum(const float* row, int64_t padded) {
   vf a = load(row), b = load(row + kWidth);
   for (int64_t i = 2 * kWidth; i < padded; i += 2 * kWidth) {
@@ -64,17 +64,16 @@ static inline float row_maximum(const float* row, int64_t padded) {
   return max(max(a, b));
 }
 
-/// Turns `rows` rows of scores of `keys` keys into weights, in place; rescale: what the rows' old sums
-/// and accumulators must be multiplied by.
+/// Turns `rows` rows of scores of `keys` keys into weights, in place. rescale: the factors for the rows' previous sums and accumulators.
 template <class Units>
 static void softmax(float* scores, int64_t stride, int64_t rows, int64_t keys, float scale, float* maximum,
                     float* sum, float* rescale) {
   const int64_t padded = round_up(keys, 2 * kWidth);
-  for (int64_t r = 0; r < rows; ++r) {  // all maxima first, so that the rows' chains of dependencies overlap
+  for (int64_t r = 0; r < rows; ++r) {  // all maxima first, so the rows' dependency chains overlap
     float* row = scores + r * stride;
     const float old = maximum[r];
     std::fill(row + keys, row + padded, kMasked);
-    maximum[r] = std::max(old, row_maximum(row, padded) * scale);  // a NaN passes to the weights instead
+    maximum[r] = std::max(old, row_maximum(row, padded) * scale);  // std::max drops a NaN, which still reaches the weights
     rescale[r] = exp2<Units>(splat(old - maximum[r]))[0];
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -88,7 +87,7 @@ static void softmax(float* scores, int64_t stride, int64_t rows, int64_t keys, f
   }
 }
 
-/// One query block of one head, `q`, and all of the head's packed blocks; log_sum_exp, one per query, may be null.
+/// Processes one query block `q` of a head against all of the head's packed blocks. log_sum_exp, one per query, may be null.
 template <class Units>
 static void attend(const Plan<Units>& plan, const Rows<typename Units::Element>& q, const uint32_t* packed,
                    typename Units::Element* out, int64_t out_stride, float* log_sum_exp) {
@@ -96,8 +95,8 @@ static void attend(const Plan<Units>& plan, const Rows<typename Units::Element>&
   alignas(64) uint32_t query[kQueryFloats];
   alignas(64) float values[kQueryFloats];
   alignas(64) float scores[kRows * kMaxKeyBlock];
-  alignas(64) float sums[kMaxQueryBlock * kWidth];  // of weights so far, one partial sum per lane
-  float maxima[kMaxQueryBlock];                     // of scores so far, times plan.scale
+  alignas(64) float sums[kMaxQueryBlock * kWidth];  // sums of the weights so far, one partial sum per lane
+  float maxima[kMaxQueryBlock];                     // maxima of the scores so far, times plan.scale
   const int64_t rows = q.count, padded = round_up(rows, kRows);
   std::fill_n(query + rows * steps, (padded - rows) * steps, 0u);
   std::fill_n(values, padded * columns, 0.0f);

@@ -1,21 +1,19 @@
-/// The backward pass of multi-head self-attention, without an S x S matrix in memory. Any S >= 1,
-/// 1 <= E <= kMaxHeadDim, scale > 0.
+/// The backward pass of multi-head self-attention, without an S x S matrix in memory. Any S >= 1, 1 <= E <= kMaxHeadDim, scale > 0.
 ///
-/// Algorithm. With p = exp(scale * q k^T - log_sum_exp), recomputed, and delta = sum(d_out * out) of each query,
+/// Algorithm. p = exp(scale * q k^T - log_sum_exp) is recomputed; delta = sum(d_out * out) per query. Then
 ///   d_v = p^T d_out;  d_s = p * (d_out v^T - delta);  d_q = scale * d_s k;  d_k = scale * d_s^T q.
-/// Scores are held transposed, keys x queries. For each key block, for each query block,
+/// Scores are stored transposed, keys x queries. For each key block, for each query block,
 ///   for each group of kGroup keys: p^T, d_s^T of the group with all queries of the block; d_v += p^T d_out; d_k += d_s^T q;
 ///   then d_q += d_s k over all keys of the block.
-/// So d_k and d_v of a key block are sums over the query blocks in their order, and d_q is the sum over the key blocks in
-/// their order of one product each.
+/// So d_k and d_v of a key block are sums over the query blocks in order, and d_q is a sum of one product per key block, in order.
 ///
-/// Threads. Each takes whole heads, as long as there is one for every thread. Those left over are split by key blocks, each
-/// with a d_q of its own; adding these up in order gives the bits that a whole head gives. So the result depends on
-/// nothing but the head's rows: not on the batch, nor on which thread did what.
+/// Threads take whole heads while there is a head for every thread. The remaining heads are split by key blocks, each with its own d_q;
+/// adding these in order gives the same bits as a whole head. So the result depends only on the head's rows, not on the batch or the
+/// threads.
 ///
-/// Packed (attention_tile.h), by query block: q and d_out, transposed for the scores and as they are for d_k and d_v; by
-/// key block: k as it is, for d_q. The left sides of products are rows of units: k, v; p^T and d_s^T, over the scores
-/// that they come from; and d_s, which is d_s^T with the keys' units in the other direction, read by columns.
+/// Packed (attention_tile.h), by query block: q and d_out, transposed for the scores and untransposed for d_k and d_v; by key block: k,
+/// untransposed, for d_q. The left sides of products are rows of units: k and v; p^T and d_s^T, stored over the scores they were computed
+/// from; and d_s, which is d_s^T with the keys paired into units, read by columns.
 ///
 /// Tolerances, relative L2: 5e-6 in float32; 1.5e-2 in bfloat16, where p and d_s are rounded before they are multiplied.
 #include <algorithm>
@@ -28,17 +26,17 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-constexpr int64_t kQueryBlock = 256, kKeyBlock = 128;  // tokens per block, about; see Plan
-constexpr int64_t kGroup = 2 * kRows;                  // keys whose scores exist together
-constexpr int64_t kLine = 16;                          // units of a cache line
+constexpr int64_t kQueryBlock = 256, kKeyBlock = 128;  // approximate tokens per block; see Plan
+constexpr int64_t kGroup = 2 * kRows;                  // keys whose scores exist at the same time
+constexpr int64_t kLine = 16;                          // units per cache line
 
-/// Sizes of a call, in tokens, units or floats as the names say; whatever starts at one of them is aligned to a cache line.
+/// Sizes of a call, in tokens, units or floats as the names say. They keep every array aligned to a cache line.
 template <class Units>
 struct Plan {
   explicit Plan(const AttentionBackwardArgs& a)
       : seq(a.seq), head_dim(a.head_dim), heads(a.heads), width(heads * head_dim), steps(ceil_div(head_dim, Units::kPerUnit)),
         vectors(ceil_div(head_dim, kWidth)), columns(vectors * kWidth), scale(a.scale) {
-    // As even as possible: a last block of a few tokens would cost as much overhead as a full one.
+    // Equal blocks: a last block of a few tokens would cost as much overhead as a full one.
     query_blocks = std::max<int64_t>(1, (seq + kQueryBlock / 2) / kQueryBlock);
     query_block = round_up(ceil_div(seq, query_blocks), 2 * kLine);
     query_blocks = ceil_div(seq, query_block);
@@ -50,7 +48,7 @@ struct Plan {
     rows_units = query_block / Units::kPerUnit * columns;
     query_units = 2 * (transposed_units + rows_units + query_block);
     d_q_floats = round_up(query_block, kRows) * columns;
-    // An odd number of lines: the units of a column would otherwise fall into few sets of the cache.
+    // An odd number of lines; otherwise the units of a column would share few cache sets.
     score_stride = query_block + kLine;
     score_floats = kGroup * score_stride;
     key_rows_units = round_up(key_block * steps, kLine);
@@ -65,15 +63,15 @@ struct Plan {
   int64_t seq, head_dim, heads, width, steps, vectors, columns;
   float scale;
   int64_t query_blocks, query_block, key_blocks, key_block;
-  int64_t transposed_units, rows_units;       // of q, or of d_out, of a query block
-  int64_t query_units;                        // of all that is packed for a query block
-  int64_t d_q_floats;                         // of a query block
-  int64_t score_stride, score_floats;         // of a group
-  int64_t key_rows_units, key_columns_units;  // of a key block with head_dim along units, or along columns
+  int64_t transposed_units, rows_units;       // of q, or of d_out, in a query block
+  int64_t query_units;                        // of everything packed for a query block
+  int64_t d_q_floats;                         // per query block
+  int64_t score_stride, score_floats;         // per group
+  int64_t key_rows_units, key_columns_units;  // of a key block, with head_dim along the units, or along the columns
   int64_t d_s_units, workspace_units;
 };
 
-/// What is packed for a query block.
+/// The packed data of a query block.
 struct Queries {
   template <class Units>
   Queries(const Plan<Units>& plan, uint32_t* at)
@@ -85,7 +83,7 @@ struct Queries {
   float *log_sum, *delta;                                 // [query_block]; log_sum to base 2
 };
 
-/// What a thread needs for a key block.
+/// A thread's working memory for a key block.
 struct Workspace {
   template <class Units>
   Workspace(const Plan<Units>& plan, uint32_t* at)
@@ -114,12 +112,12 @@ static void pack_queries(const Plan<Units>& plan, const Rows& q, const Rows& out
     for_lanes(plan.head_dim, [&](int64_t i, int lanes) { delta += load_lanes(out[r] + i, lanes) * load_lanes(d_out[r] + i, lanes); });
     to.delta[r] = sum(delta);
   }
-  // Missing queries: finite weights, which only ever meet zeros.
+  // Missing queries get finite weights, which are only multiplied by zeros.
   std::fill(to.log_sum + q.count, to.log_sum + plan.query_block, 0.0f);
   std::fill(to.delta + q.count, to.delta + plan.query_block, 0.0f);
 }
 
-/// Packs a key block, and zeroes the sums that belong to it.
+/// Packs a key block and zeroes its sums.
 template <class Units, class Rows>
 static void pack_keys(const Plan<Units>& plan, const Rows& k, const Rows& v, const Workspace& to) {
   for (int64_t r = 0; r < k.count; ++r) {
@@ -136,7 +134,7 @@ static void pack_keys(const Plan<Units>& plan, const Rows& k, const Rows& v, con
   std::fill_n(to.d_v, plan.key_columns_units, 0.0f);
 }
 
-/// Turns q k^T of a group of `keys` keys, transposed, into p^T, and d_out v^T into d_s^T, in place, and writes that to d_s.
+/// For a group of `keys` keys, turns the transposed q k^T into p^T and d_out v^T into d_s^T, in place, and copies d_s^T to d_s.
 template <class Units>
 static void weigh(const Plan<Units>& plan, const Queries& queries, int64_t keys, int64_t count, const Workspace& w,
                   uint32_t* d_s) {
@@ -162,7 +160,7 @@ static void weigh(const Plan<Units>& plan, const Queries& queries, int64_t keys,
   }
 }
 
-/// One key block with one query block, `count` queries: adds to d_k and d_v in w, and to d_q.
+/// Processes one key block with one query block of `count` queries: adds to d_k and d_v in w, and to d_q.
 template <class Units>
 static void backward_block(const Plan<Units>& plan, const Queries& queries, int64_t count, int64_t keys,
                            const Workspace& w, float* d_q) {
@@ -183,7 +181,7 @@ static void backward_block(const Plan<Units>& plan, const Queries& queries, int6
                                                     d_q, columns);
 }
 
-/// out = scale * the sum of `parts` matrices in their order, `part_floats` apart, rows [0, rows) of `columns`.
+/// out = scale * the sum, in order, of `parts` matrices `part_floats` apart; rows [0, rows) of `columns`.
 template <class Units>
 static void store_sum(const Plan<Units>& plan, const float* in, int64_t parts, int64_t part_floats, int64_t rows, float scale,
                       typename Units::Element* out) {
@@ -195,7 +193,7 @@ static void store_sum(const Plan<Units>& plan, const float* in, int64_t parts, i
     });
 }
 
-/// Calls body(slot, i) for i in [0, n), with each slot < `slots` in use by one thread at a time.
+/// Calls body(slot, i) for i in [0, n). At any time, each slot < `slots` is used by at most one thread.
 template <class Body>
 static void share(int64_t slots, int64_t n, Body&& body) {
   std::atomic<int64_t> next{0};
@@ -204,7 +202,7 @@ static void share(int64_t slots, int64_t n, Body&& body) {
   });
 }
 
-/// One call.
+/// One call of the backward pass.
 template <class Units>
 class Backward {
  public:
@@ -249,7 +247,7 @@ class Backward {
  private:
   using Element = typename Units::Element;
 
-  /// Where the row of a head's token starts in a matrix of rows of `parts` * width elements, in its part `part`.
+  /// Offset of a head's token in a matrix with rows of `parts` * width elements, in part `part`.
   int64_t offset(int64_t head, int64_t token, int64_t parts, int64_t part) const {
     return ((head / plan_.heads * plan_.seq + token) * parts + part) * plan_.width + head % plan_.heads * plan_.head_dim;
   }
@@ -289,9 +287,9 @@ class Backward {
 
 }  // namespace
 
-/// Adding one vector to all keys of a head shifts each row of scores and changes no probability: the gradients of the keys
-/// sum to zero. Rounding leaves a rest of 1e-7 of them, and Adam, whose steps are the size of the learning rate however small
-/// the gradient, would turn it into a drift of the key bias. So it is taken off, where float32 can tell it from zero.
+/// Adding one vector to all keys of a head shifts each row of scores and changes no probability, so the gradients of the keys sum to zero.
+/// Rounding leaves a remainder of 1e-7 of them. Adam's steps do not shrink with the gradient, so it would turn the remainder into a drift
+/// of the key bias. This removes the remainder, as far as float32 can resolve it.
 static void center_keys(const AttentionBackwardArgs& a) {
   const int64_t width = a.heads * a.head_dim, stride = 3 * width;
   parallel_for(a.batch * a.heads, [&](int64_t i) {

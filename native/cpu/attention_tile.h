@@ -1,4 +1,4 @@
-/// What attention and its backward pass share beside tile.h: exponentials, the packing of a head, and products with many rows.
+/// Shared by attention and its backward pass, on top of tile.h: exponentials, the packing of a head, and products with many rows.
 #pragma once
 
 #include <iterator>
@@ -22,7 +22,7 @@ static inline vf exp2(vf t) {
   vf p = splat(Units::kExp2[0]);
   for (size_t i = 1; i < std::size(Units::kExp2); ++i) p = p * (t - n) + Units::kExp2[i];
 #if defined(__AVX512F__)
-  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);  // GCC 12 warns of the unmasked one
+  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);  // GCC 12 warns about the unmasked form
 #else
   return p * (vf)(((vu)shifted << 23) + 0x3f800000u);
 #endif
@@ -35,14 +35,14 @@ static void pack_transposed(const Rows<typename Units::Element>& in, uint32_t* o
   for_panels(ceil_div(in.count, kWidth), [&](int64_t first, int64_t vectors) { pack_transposed<Units>(in, {first, vectors}, 0, steps, out + first * kWidth * steps); });
 }
 
-/// Packs all panels of a head's rows as they are.
+/// Packs all panels of a head's rows, untransposed.
 template <class Units>
 static void pack_rows(const Rows<typename Units::Element>& in, uint32_t* out) {
   const int64_t steps = ceil_div(in.count, Units::kPerUnit);
   for_panels(ceil_div(in.width, kWidth), [&](int64_t first, int64_t vectors) { pack_rows<Units>(in, {first, vectors}, 0, steps, out + first * kWidth * steps); });
 }
 
-/// multiply_tile over the panels of n vectors of columns and over `rows` rows, rounded up to a multiple of at most kRows.
+/// multiply_tile over the panels of n column vectors and over `rows` rows, rounded up to a multiple of at most kRows.
 template <class Units, Into kInto, bool kTransposed = false>
 static void multiply(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* packed, int64_t steps,
                      int64_t n, float* out, int64_t out_stride, const float* rescale = nullptr) {

@@ -13,8 +13,8 @@
 namespace uniflow::cpu {
 namespace {
 
-constexpr int64_t kMapFrom = 256 << 10;  // blocks this large are mapped, so that freeing returns them at once
-constexpr int64_t kHugeFrom = 4 << 20;   // and from here asked for in huge pages: fewer TLB misses in GEMMs
+constexpr int64_t kMapFrom = 256 << 10;  // blocks from this size on are mapped, so freeing returns them at once
+constexpr int64_t kHugeFrom = 4 << 20;   // blocks from this size on request huge pages: fewer TLB misses in GEMMs
 
 class HostMemory : public Memory {
  public:
@@ -32,14 +32,14 @@ class HostMemory : public Memory {
     else munmap(p, static_cast<size_t>(bytes));
   }
   std::string name() const override { return "host memory"; }
-  /// A quarter of the machine, so that the activations of a training step stay in it.
+  /// A quarter of the machine, enough for the activations of a training step.
   int64_t pool_limit() const override {
     static const int64_t limit = std::max<int64_t>(int64_t{1} << 30, sysconf(_SC_PHYS_PAGES) / 4 * sysconf(_SC_PAGESIZE));
     return limit;
   }
 };
 
-/// Work has ended when the call returns.
+/// On the CPU, all work has ended when the call returns.
 class CpuBackend : public Backend {
  public:
   const Kernels& kernels() const override { return cpu::kernels(); }

@@ -1,4 +1,4 @@
-/// The processor as a device.
+/// The CPU as a device.
 #pragma once
 
 #include <memory>

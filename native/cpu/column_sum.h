@@ -1,4 +1,4 @@
-/// Sums over rows that come out the same whatever the number of threads: rows in fixed groups, groups in order.
+/// Sums over rows, identical for any number of threads: rows are summed in fixed groups, groups in order.
 #pragma once
 
 #include <vector>
@@ -18,14 +18,14 @@ static inline void for_rows(int64_t group, int64_t rows, Body&& body) {
   for (int64_t r = group * kRowsPerGroup; r < end; ++r) body(r);
 }
 
-/// One sum [width]; out null: nothing is summed.
+/// One sum [width]; if out is null, nothing is summed.
 class ColumnSum {
  public:
   ColumnSum(float* out, int64_t rows, int64_t width) : out_(out), groups_(row_groups(rows)), width_(width) {
     if (out) partials_.assign(static_cast<size_t>(groups_ * width), 0.0f);
   }
 
-  /// Where a group adds its rows, or null.
+  /// The accumulator of a group, or null.
   float* partial(int64_t group) { return out_ ? partials_.data() + group * width_ : nullptr; }
 
   void finish() {

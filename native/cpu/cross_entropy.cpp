@@ -1,5 +1,5 @@
-/// Cross-entropy of one label a row: loss, gradient and hits. A row of logits stays in the first-level cache between the
-/// sweeps for its maximum, its sum and its gradient, so memory sees it once. Roofline bound: logits read, gradient written.
+/// Cross-entropy with one label per row: loss, gradient and hits. A row of logits stays in the first-level cache between the sweeps for its
+/// maximum, its sum and its gradient, so memory is read once. Roofline bound: logits read, gradient written.
 #include <cmath>
 #include <vector>
 
@@ -10,10 +10,10 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-/// e^x for x <= 0. exp() clamps, which would hide a NaN.
+/// e^x for x <= 0 that keeps NaN, which the clamping of exp() would hide.
 vf exp_of(vf x) { return x == x ? exp(x) : x; }
 
-/// Zero behind the first `lanes`.
+/// Zeroes the lanes from `lanes` on.
 vf first_lanes(vf v, int lanes) {
   if (lanes == kWidth) return v;
   float values[kWidth];
@@ -31,7 +31,7 @@ float highest(const T* x, int64_t n) {
   return m;
 }
 
-/// Whether `label` is the first of the largest.
+/// Whether `label` is the first maximum.
 template <class T>
 bool is_hit(const T* x, int64_t label, float top) {
   bool first = to_float(x[label]) == top;
@@ -39,7 +39,7 @@ bool is_hit(const T* x, int64_t label, float top) {
   return first;
 }
 
-/// Returns -log softmax(x)[label]; grad = scale * (softmax(x) - one at the label).
+/// Returns -log softmax(x)[label]; grad = scale * (softmax(x) - onehot(label)).
 template <class T>
 double row(const T* x, T* grad, int64_t n, int64_t label, float top, float scale) {
   vf lanes_sum = {};

@@ -1,4 +1,4 @@
-/// Chooses the kernels for this machine, once.
+/// Chooses this machine's kernels, once.
 #include <cstdlib>
 #include <cstring>
 
@@ -18,7 +18,7 @@ namespace portable { extern const Kernels table; }
 
 namespace {
 
-/// The tables that run on this machine, the best first.
+/// The tables that this machine supports, best first.
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #ifdef UNIFLOW_X86
@@ -44,7 +44,7 @@ const Kernels& choose() {
   throw Error(ErrorCode::BadInput, "UNIFLOW_ISA", "an instruction set of this machine (" + names + ")", wanted);
 }
 
-/// The chosen table, with what does not depend on the instruction set.
+/// The chosen table, completed with the kernels that do not depend on the instruction set.
 Kernels complete() {
   Kernels k = choose();
   k.flow_integrate = flow_integrate;

@@ -1,7 +1,7 @@
 /// Layer-wise cosine distillation, loss and gradient in one pass over student and teacher.
 ///
-/// Per token: dot = s.t, |s|, |t|, then d(1 - cos)/ds = -(t/|t| - cos * s/|s|) / |s|. A row of s and t stays in the first-level
-/// cache between the two sweeps, so memory sees each once. Roofline bound: bytes of both stacks read + the gradient written.
+/// Per token: dot = s.t, |s|, |t|, then d(1 - cos)/ds = -(t/|t| - cos * s/|s|) / |s|. A row of s and t stays in the first-level cache
+/// between the two sweeps, so memory is read once. Roofline bound: bytes of both stacks read + the gradient written.
 #include <cmath>
 #include <vector>
 
@@ -37,7 +37,7 @@ float token(const T* s, const T* t, T* grad, int64_t width, float scale) {
   return 1.0f - cosine;
 }
 
-/// alpha of layer l; writes its gradient.
+/// Returns alpha of layer l and writes its gradient.
 template <class T>
 float layer(const DistillationArgs& a, int64_t l) {
   const int64_t compared = a.tokens - a.skip, rows = a.batch * a.tokens, tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
@@ -58,7 +58,7 @@ float layer(const DistillationArgs& a, int64_t l) {
   return static_cast<float>(alpha * scale);
 }
 
-/// w_l before it is normalised; in double, for exp(beta alpha) spans orders of magnitude.
+/// w_l before normalisation, in double because exp(beta alpha) spans orders of magnitude.
 double layer_weight(const DistillationArgs& a, int64_t l) {
   if (a.weights == LayerWeights::Uniform) return 1;
   if (a.weights == LayerWeights::Last) return l + 1 == a.layers ? 1 : 0;

@@ -1,4 +1,4 @@
-/// Element by element: casts, gated activations, rotary positions, the Euler step. Bound by memory.
+/// Elementwise operations: casts, gated activations, rotary positions, the Euler step. Memory-bound.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -43,7 +43,7 @@ void silu_sum_as(const float* x, const float* y, int64_t y_stride, void* out, in
   });
 }
 
-/// Rotates one head's vector: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), halves E/2 apart.
+/// Rotates one head's vector: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), pairs E/2 apart.
 template <class T>
 void rotate(const T* in, T* out, const float* cosine, const float* sine, float sign, int64_t half) {
   for_lanes(half, [&](int64_t i, int lanes) {
@@ -103,7 +103,7 @@ void euler(float* x, const float* v, const float* v0, float guidance, float dt, 
 int64_t count_non_finite(const float* x, int64_t n) {
   std::atomic<int64_t> total{0};
   parallel_chunks(n, [&](int64_t begin, int64_t end) {
-    vi bad = {};  // lanes count down: a true comparison is -1
+    vi bad = {};  // per-lane counters that count down, because a true comparison is -1
     for_lanes(end - begin, [&](int64_t i, int lanes) { bad += ((vi)load_lanes(x + begin + i, lanes) & 0x7f800000) == 0x7f800000; });
     int64_t found = 0;
     for (int i = 0; i < kWidth; ++i) found -= bad[i];

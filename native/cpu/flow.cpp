@@ -1,6 +1,6 @@
-/// Patches are taken in groups of a few hundred rows, and each group goes through all steps and blocks before the
-/// next: its activations stay in the caches (512 rows x (P + 10 D) values), while the weights, the same for every
-/// group, stream past at 1/512 byte per FLOP. The residual h and the pixels x stay float32 throughout.
+/// Patches are processed in groups of a few hundred rows. Each group passes through all steps and blocks before the next one, so its
+/// activations stay in the caches (512 rows x (P + 10 D) values), while the weights, the same for every group, are streamed at 1/512 byte
+/// per FLOP. The residual h and the pixels x are float32 throughout.
 #include "native/cpu/flow.h"
 
 #include <algorithm>
@@ -24,7 +24,7 @@ FlowDevice here() {
           }};
 }
 
-/// Noise, or the caller's, for patches [first, first + rows) into x [rows, P].
+/// Writes the noise (random, or the caller's) of patches [first, first + rows) to x [rows, P].
 void start(const Tensor& x, const ops::FlowOptions& o, int64_t first, int64_t rows, int64_t patches) {
   const int64_t p = x.dim(1);
   if (o.noise) std::memcpy(x.data(), rows_from(o.noise, first), static_cast<size_t>(rows * p) * sizeof(float));

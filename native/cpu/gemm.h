@@ -1,14 +1,14 @@
-/// Matrix products, out = epilogue(left right): left [M, K] packed on the way, right [K, N] in panels (tile.h), float32 sums.
+/// Matrix products, out = epilogue(left right): left [M, K] is packed on the fly, right [K, N] is in panels (tile.h), sums are float32.
 ///
-/// Algorithm. Rows are cut into even blocks of at most kRowBlock, K into blocks of kStepBlock units; a packed block of the left side and
-/// one of a panel fit in a second-level cache. For each block of rows, for each block of K, the left side is packed; then, for each panel,
-/// for each tile of rows, the micro-kernel multiplies. The first block of K starts a sum, the others are added to it in order, and after the
-/// last one the epilogue turns the tile, still in the first-level cache, into output.
+/// Algorithm. Rows are cut into even blocks of at most kRowBlock, K into blocks of kStepBlock units. A packed block of the left side and a
+/// block of a panel together fit in a second-level cache. For each block of rows and each block of K, the left side is packed; then the
+/// micro-kernel multiplies it with each panel, one tile of rows at a time. The first block of K starts a sum, the others are added in
+/// order. After the last one, the epilogue turns the tile into output while it is still in the first-level cache.
 ///
-/// Threads. Pairs of a block of rows and a panel, in this order, are cut into as many even ranges as there are threads.
+/// Threads. The pairs (block of rows, panel), in this order, are cut into as many even ranges as there are threads.
 ///
-/// The result of a row depends on that row and the right side alone: every output is one chain of multiply-adds for each block of K, and no
-/// other number enters it, whatever the tile, the block or the thread. FLOPs: 2 M N K.
+/// A row of the result depends only on that row and the right side: every output is one chain of multiply-adds per block of K, whatever the
+/// tile, the block or the thread. FLOPs: 2 M N K.
 #pragma once
 
 #include <type_traits>
@@ -20,14 +20,14 @@ namespace uniflow::cpu::UNIFLOW_ISA {
 
 constexpr int64_t kRowBlock = 96;     // rows of a packed block of the left side; a multiple of kRows
 constexpr int64_t kStepBlock = 512;   // units of K at a time
-constexpr int64_t kPanelRange = 32;   // panels whose sums wait for the next block of K
+constexpr int64_t kPanelRange = 32;   // panels whose sums are kept until the next block of K
 constexpr int64_t kTileFloats = kRows / 2 * kPanel * kWidth;
 
-/// Units of a block of a panel that is stored narrower than its units.
+/// Units of a block of a panel whose storage is narrower than its units.
 template <class Units>
 constexpr int64_t kWidenedSize = std::is_same_v<typename Units::Panel, uint32_t> ? 0 : kStepBlock * kPanel * kWidth;
 
-/// The right side: `vectors` vectors of columns, `steps` units deep.
+/// The right side: `vectors` column vectors, `steps` units deep.
 template <class Units>
 struct Panels {
   const typename Units::Panel* data;
@@ -38,7 +38,7 @@ struct Panels {
     const int64_t panels = count(), first = i * vectors / panels;
     return {first, (i + 1) * vectors / panels - first};
   }
-  /// Where step `step` of a panel is.
+  /// Address of step `step` of a panel.
   const typename Units::Panel* at(PanelRange panel, int64_t step) const { return data + (panel.first * steps + step * panel.vectors) * kWidth; }
   typename Units::Panel* writable(PanelRange panel) const { return const_cast<typename Units::Panel*>(at(panel, 0)); }
   int64_t size() const { return steps * vectors * kWidth; }
@@ -55,7 +55,7 @@ static void pack_right_transposed(const Rows<typename Units::Element>& in, const
   });
 }
 
-/// Packs a right side from its rows, on the team: few rows at a time through all panels, so that they are read from end to end.
+/// Packs a right side from its rows, on the team. It packs few rows at a time through all panels, so the rows are read sequentially.
 template <class Units>
 static void pack_right_rows(const Rows<typename Units::Element>& in, const Panels<Units>& to) {
   constexpr int64_t kSteps = 16;
@@ -65,17 +65,17 @@ static void pack_right_rows(const Rows<typename Units::Element>& in, const Panel
   });
 }
 
-/// The left side as it is: a row of the product comes from a row of x.
+/// The left side, untransposed: a row of the product comes from a row of x.
 template <class Units>
 struct RowsLeft {
   static constexpr bool kTransposed = false;
   Rows<typename Units::Element> x;
 
   int64_t rows() const { return x.count; }
-  static int64_t stride(int64_t, int64_t steps) { return steps + 16; }  // rows of a tile a power of two apart would share few sets of a cache
+  static int64_t stride(int64_t, int64_t steps) { return steps + 16; }  // rows a power of two apart would share few cache sets
   static int64_t size(int64_t rows, int64_t steps) { return rows * stride(rows, steps); }
 
-  /// Rows [first, first + rows), of which those after the last are zero; steps [begin, end).
+  /// Packs rows [first, first + rows), with zeros for rows beyond the last, and steps [begin, end).
   void pack(int64_t first, int64_t rows, int64_t begin, int64_t end, uint32_t* out) const {
     const int64_t from = begin * Units::kPerUnit, n = std::min(end * Units::kPerUnit, x.width) - from;
     for (int64_t r = 0; r < rows; ++r, out += stride(rows, end - begin)) {
@@ -85,7 +85,7 @@ struct RowsLeft {
   }
 };
 
-/// The left side transposed: a row of the product comes from a column of x, and K runs along the rows of x.
+/// The left side, transposed: a row of the product comes from a column of x, and K runs along the rows of x.
 template <class Units>
 struct ColumnsLeft {
   static constexpr bool kTransposed = true;
@@ -129,10 +129,10 @@ class Gemm {
   }
 
  private:
-  /// Rows [first, first + rows), a multiple of kRows; panels [begin, end).
+  /// Multiplies rows [first, first + rows), a multiple of kRows, with panels [begin, end).
   void multiply_block(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
     const int64_t step_blocks = ceil_div(right_.steps, kStepBlock), left_size = round_up(Left::size(rows, std::min(right_.steps, kStepBlock)), 16);
-    const int64_t panel_size = rows * kPanel * kWidth;  // of sums
+    const int64_t panel_size = rows * kPanel * kWidth;  // floats of sums
     uint32_t* const packed = scratch(left_size + kWidenedSize<Units> + (step_blocks == 1 ? kTileFloats : (end - begin) * panel_size));
     float* const sums = reinterpret_cast<float*>(packed + left_size + kWidenedSize<Units>);
     for (int64_t b = 0; b < step_blocks; ++b) {
@@ -154,18 +154,18 @@ class Gemm {
   struct Block {
     int64_t first, rows, step, steps, panel;
     const uint32_t* left;                // packed
-    uint32_t* widened;                   // room for the panel as units
-    const typename Units::Panel* next;  // what will be multiplied next, or null
+    uint32_t* widened;                   // buffer for the panel as units
+    const typename Units::Panel* next;  // the next operand to prefetch, or null
   };
 
-  /// `kept`: where the panel's sums wait for the next block of steps, or null where there is none; then `tile` is enough.
+  /// `kept`: the panel's sums, stored until the next block of steps; null if there is no next block, and then `tile` suffices.
   template <Into kInto, int Vectors>
   void multiply_panel(const Block& b, float* kept, float* tile) const {
     constexpr int kTileRows = tile_rows(Vectors), kColumns = Vectors * kWidth;
     const PanelRange panel = right_[b.panel];
     const int64_t stride = Left::stride(b.rows, b.steps), end = std::min(b.rows, left_.rows() - b.first);
     const uint32_t* const units = as_units(right_.at(panel, b.step), b.steps * kColumns, b.widened);
-    // The tiles fetch the next panel while they multiply this one, an even share with every step.
+    // While multiplying this panel, the tiles prefetch an even share of the next one in every step.
     const int64_t all_steps = ceil_div(end, kTileRows) * b.steps;
     const int64_t next_step = b.next ? ceil_div(b.steps * kColumns * static_cast<int64_t>(sizeof(*b.next)), all_steps) : 0;
     const char* next = reinterpret_cast<const char*>(b.next ? b.next : right_.at(panel, b.step));
@@ -188,7 +188,7 @@ class Gemm {
   const Epilogue& epilogue_;
 };
 
-/// Calls epilogue(tile, stride, first row, rows, first column) with every tile of sums of the product; columns beyond the last are zero.
+/// Calls epilogue(tile, stride, first row, rows, first column) for every tile of sums of the product; columns beyond the last are zero.
 template <class Units, class Left, class Epilogue>
 static void gemm(const Left& left, const Panels<Units>& right, const Epilogue& epilogue) {
   Gemm<Units, Left, Epilogue>(left, right, epilogue).run();

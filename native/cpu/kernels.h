@@ -1,4 +1,4 @@
-/// The CPU's kernels. Those of one instruction set are compiled once for each, and split their work over the team of threads.
+/// The CPU's kernels. They are compiled once per instruction set and split their work over the thread team.
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@
 
 namespace uniflow::cpu {
 
-/// The table for this machine: of the best instruction set that it has, or of the one that the environment variable UNIFLOW_ISA
-/// names. Throws Error(BadInput) where the machine has none of that name.
+/// The kernel table for the best instruction set of this machine, or for the one named by the environment variable UNIFLOW_ISA. Throws
+/// Error(BadInput) if the machine does not support that one.
 const Kernels& kernels();
 
-/// Those that this machine has, the best first: avx512bf16, avx512, avx2, portable.
+/// The instruction sets of this machine, best first: avx512bf16, avx512, avx2, portable.
 std::vector<std::string> instruction_sets();
 
 }  // namespace uniflow::cpu

@@ -1,10 +1,10 @@
 /// Linear layers: out = residual + scale * act(x W^T + bias), and their gradients, as products of gemm.h.
 ///
-/// A packed weight [out, in] is the right side of its product, in panels of the transpose. A plain one, as training has it, is packed
-/// on the way: it changes with every step. Backwards, d_x = d_out W takes W as it is, and d_weight = d_out^T x takes the columns of d_out
-/// as rows. Sums are float32; bfloat16 is rounded once, when an output is written.
+/// A packed weight [out, in] is the right side of its product, as panels of its transpose. A plain one (in training) is packed on the fly,
+/// because it changes with every step. In the backward pass, d_x = d_out W uses W untransposed, and d_weight = d_out^T x uses the columns
+/// of d_out as rows. Sums are float32; bfloat16 is rounded once, when an output is written.
 ///
-/// Roofline bound: FLOPs over the FMA peak, from about 16 rows on; below, the bytes of the weight.
+/// Roofline bound: FLOPs over the FMA peak from about 16 rows on; the bytes of the weight below that.
 #include <array>
 #include <cstddef>
 
@@ -51,7 +51,7 @@ Tensor scratch_bytes(int64_t bytes) {
   return t;
 }
 
-/// A right side that lives as long as its product.
+/// A right side that is valid as long as its product.
 template <class Units>
 class PackedOnce {
  public:
@@ -100,7 +100,7 @@ FinishTile finish_for(Activation activation) {
   return nullptr;
 }
 
-/// Writes tiles of sums as a layer's output.
+/// Writes tiles of sums as the output of a layer.
 struct LinearEpilogue {
   explicit LinearEpilogue(const LinearArgs& args)
       : args(args), finish(args.out_dtype == DType::BFloat16 ? finish_for<bf16>(args.activation) : finish_for<float>(args.activation)) {}
@@ -112,7 +112,7 @@ struct LinearEpilogue {
   FinishTile finish;
 };
 
-/// The sums themselves, [*, width] of `dtype`.
+/// Arguments that store the sums unchanged: [*, width] in `dtype`.
 LinearArgs plain_output(void* out, DType dtype, int64_t width) {
   return {.x = nullptr, .weight = nullptr, .packing = nullptr, .out = out, .rows = 0, .in = 0, .width = width, .x_dtype = dtype, .out_dtype = dtype};
 }
@@ -128,7 +128,7 @@ void forward(const LinearArgs& a) {
   gemm<Units>(left, weight.right, LinearEpilogue(a));
 }
 
-/// out = left right, with the rows of `right` as they are.
+/// out = left right, with the rows of `right` untransposed.
 template <class Units, class Left>
 void multiply_by_rows(const Left& left, const Rows<typename Units::Element>& right, void* out, DType dtype) {
   const PackedOnce<Units> packed(right.width, right.count);

@@ -1,7 +1,7 @@
 /// LayerNorm and RMSNorm, with AdaLN modulation and the gated residual before it, in one pass.
 ///
-/// A row is brought into a float32 buffer (first-level cache), its mean and variance are taken there in
-/// two sweeps (no cancellation), and it is written once. Roofline bound: bytes of x (+ branch, gate, shift, scale) + out.
+/// A row is loaded into a float32 buffer (first-level cache), its mean and variance are computed there in two sweeps (no cancellation), and
+/// it is written once. Roofline bound: bytes of x (+ branch, gate, shift, scale) + out.
 #include <cmath>
 #include <vector>
 
@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 16;
 
-/// x_hat = ((x - near) - rest) * inverse_std. A mean summed in float32 is off by some parts in 10^7, which is much where the mean
-/// is large beside the deviation; but x - near is nearly exact, and so is its own mean.
+/// x_hat = ((x - near) - rest) * inverse_std. A mean summed in float32 is off by some parts in 10^7, which matters if the mean is large
+/// compared to the deviation. But x - near is nearly exact, and so is its own mean.
 struct Moments {
   float near, rest, inverse_std;
 
@@ -82,8 +82,8 @@ void norm_rows(const NormArgs& a) {
   });
 }
 
-/// One row backwards. With y = x_hat * weight + bias and out = y * (1 + scale) + shift:
-/// d_x = (d_x_hat - mean(d_x_hat) - x_hat * mean(d_x_hat * x_hat)) / std, without the first mean for RMSNorm.
+/// Backward pass of one row. With y = x_hat * weight + bias and out = y * (1 + scale) + shift: d_x = (d_x_hat - mean(d_x_hat) - x_hat *
+/// mean(d_x_hat * x_hat)) / std, without the first mean for RMSNorm.
 template <class T>
 void norm_row_backward(const NormBackwardArgs& a, int64_t r, float* x_hat, float* d_x_hat, float* d_weight, float* d_bias) {
   const int64_t n = a.width;
@@ -103,7 +103,7 @@ void norm_row_backward(const NormBackwardArgs& a, int64_t r, float* x_hat, float
     }
     if (d_weight) store_lanes(d_weight + i, load_lanes(d_weight + i, lanes) + d_y * xh, lanes);
     if (d_bias) store_lanes(d_bias + i, load_lanes(d_bias + i, lanes) + d_y, lanes);
-    const vf d = d_y * weight;  // lanes past the end are zero: d_out's are
+    const vf d = d_y * weight;  // lanes past the end are zero, because d_out's are
     store_lanes(x_hat + i, xh, lanes);
     store_lanes(d_x_hat + i, d, lanes);
     total += d;

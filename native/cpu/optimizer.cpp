@@ -1,5 +1,6 @@
 /// AdamW with moving average and bfloat16 copy in one pass, and the reductions around it.
-/// Roofline bound of adamw: parameter, m, v read and written, gradient read: 28 bytes a parameter (+ 8 for the average, + 2 for the copy).
+/// Roofline bound of adamw: parameter, m, v read and written, gradient read: 28 bytes per parameter (+ 8 for the average, + 2 for the
+/// copy).
 #include <cmath>
 #include <vector>
 
@@ -44,7 +45,7 @@ double sum_of_squares(const float* x, int64_t n) {
   });
 }
 
-/// What one step makes of one tensor.
+/// One step for one tensor.
 void update(const AdamWArgs& a, const AdamWParameter& p, float grad_scale) {
   const float step = p.lr / a.correction1, root = 1.0f / std::sqrt(a.correction2), decay = 1.0f - p.lr * p.weight_decay;
   parallel_for(chunks(p.n), [&](int64_t c) {

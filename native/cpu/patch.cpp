@@ -1,5 +1,5 @@
-/// Between pixels, patch vectors and tokens: unfold, fold, assemble, and the resizing of position tables.
-/// All are bound by memory: the roofline bound is the bytes of what is read plus what is written.
+/// Conversions between pixels, patch vectors and tokens: unfold, fold, assemble, and resizing of position tables. All are memory-bound: the
+/// roofline bound is the bytes read plus the bytes written.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -24,7 +24,7 @@ void unfold_uint8(const UnfoldArgs& a, const uint8_t* rows, T* out) {
   const int64_t p = a.patch, cols = a.width / p;
   for (int64_t c = 0; c < 3; ++c) {
     const float scale = 1.0f / (255.0f * a.std[c]), offset = -a.mean[c] / a.std[c];
-    T table[256];  // a byte has 256 values: normalising is a look-up, exact and cheap
+    T table[256];  // a byte has 256 values, so normalising is an exact and cheap table lookup
     for (int v = 0; v < 256; ++v) put(table + v, static_cast<float>(v) * scale + offset);
     for (int64_t y = 0; y < p; ++y) {
       const uint8_t* in = rows + y * a.width * 3 + c;
@@ -137,7 +137,7 @@ void resize_table(const ResizeTableArgs& a) {
 
 void resize_table_backward(const ResizeTableArgs& a) {
   const auto taps = a.antialias ? antialiased_taps : plain_taps;
-  constexpr int64_t kColumns = 64;  // a task owns columns, and adds up the grid in order
+  constexpr int64_t kColumns = 64;  // a task owns some columns and sums over the grid in order
   parallel_for((a.width + kColumns - 1) / kColumns, [&](int64_t block) {
     const int64_t begin = block * kColumns, n = std::min(kColumns, a.width - begin);
     for (int64_t i = 0; i < a.in_rows * a.in_cols; ++i) std::fill_n(a.out + i * a.width + begin, n, 0.0f);

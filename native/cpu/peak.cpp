@@ -1,4 +1,4 @@
-/// How fast this machine multiplies and adds, and copies: per instruction set, like the kernels.
+/// Measures how fast this machine multiplies, adds and copies, per instruction set.
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -10,8 +10,7 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
 
-// Enough independent chains to hide the latency of an FMA on any core (4-5 cycles x 2 units), and few enough that
-// they all stay in registers.
+// Enough independent chains to hide the latency of an FMA on any core (4-5 cycles x 2 units), and few enough to stay in registers.
 constexpr int kChains = kWidth == 16 ? 24 : 12;
 constexpr int64_t kRounds = 2'000'000;
 

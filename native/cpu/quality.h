@@ -1,4 +1,4 @@
-/// PSNR and SSIM of 8-bit pictures; definitions in native/ops/quality.h.
+/// PSNR and SSIM of 8-bit images; defined in native/ops/quality.h.
 #pragma once
 
 #include <cstdint>

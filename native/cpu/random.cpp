@@ -1,4 +1,4 @@
-/// Noise for the flow, keyed by (seed, image, patch). See native/core/philox.h.
+/// Noise for the flow, keyed by (seed, image, patch); see native/core/philox.h.
 #include <algorithm>
 
 #include "native/core/parallel.h"

@@ -1,7 +1,7 @@
-/// Activations, and the ways that a branch joins its residual, each with its backward pass. Bound by memory: every
-/// operand is read once and every result written once; column sums ride along.
+/// Activations and residual connections, each with its backward pass. Memory-bound: every operand is read once and every result written
+/// once; column sums are computed in the same pass.
 ///
-/// Column sums add rows in groups of kRowsPerGroup, then the groups in order: the result does not depend on threads.
+/// Column sums add rows in groups of kRowsPerGroup, then the groups in order, so the result does not depend on the number of threads.
 #include <vector>
 
 #include "native/core/parallel.h"

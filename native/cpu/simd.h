@@ -1,12 +1,12 @@
-/// Vectors of float32 at the width of the instruction set that this file is compiled for.
+/// float32 vectors of the width of the instruction set that this file is compiled for.
 ///
-/// Every kernel source that includes this header is compiled once per instruction set (see
-/// CMakeLists.txt), inside `namespace uniflow::cpu::UNIFLOW_ISA`; `kernels.h` picks one at run time.
-/// Written with GCC/Clang vector extensions, so that the portable build needs nothing special and
+/// Every kernel source that includes this header is compiled once per instruction set (see CMakeLists.txt), inside `namespace
+/// uniflow::cpu::UNIFLOW_ISA`; dispatch.cpp picks one at run time. It uses GCC/Clang vector extensions, so the portable build has no
+/// special needs and also compiles for arm64. Intrinsics appear only where the extensions have no equivalent.
 /// compiles for arm64 as well; intrinsics appear only where the extensions have no word for it.
 ///
-/// Everything here is `static inline`: a shared inline function compiled for AVX-512 in one object
-/// and for the baseline in another would be merged by the linker into one of the two.
+/// Everything here is `static inline`. The linker would merge a shared inline function, compiled for AVX-512 in one object and for the
+/// baseline in another, into one of the two.
 #pragma once
 
 #include <cstdint>
@@ -65,7 +65,7 @@ static inline vu load(const uint32_t* p) {
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 static inline void store(uint32_t* p, vu v) { std::memcpy(p, &v, sizeof v); }
 
-/// Rounds to nearest even, as `to_bf16`.
+/// Rounds to nearest, ties to even, like `to_bf16`.
 static inline vh round_bf16(vf v) {
 #if defined(__AVX512BF16__)
   return (vh)_mm512_cvtneps_pbh((__m512)v);
@@ -108,8 +108,8 @@ template <int By, int... Lane>
 static inline vf rotate(vf v, std::integer_sequence<int, Lane...>) {
   return __builtin_shufflevector(v, v, ((Lane + By) % kWidth)...);
 }
-/// The largest lane, as a tree of rotations by kWidth / 2, ..., 1: a chain of kWidth comparisons would
-/// cost attention as much as its exponentials.
+/// The largest lane, by a tree of rotations by kWidth / 2, ..., 1. A chain of kWidth comparisons would cost attention as much as its
+/// exponentials.
 template <int By = kWidth / 2>
 static inline float max(vf v) {
   if constexpr (By == 0) return v[0];
@@ -136,7 +136,7 @@ static inline vf exp(vf x) {
   x = min(max(x, splat(-87.3f)), splat(88.3f));
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   vf n = (x * 1.44269504088896341f + magic) - magic;
-  vf r = x - n * 0.693145751953125f;  // ln 2 in two parts, the first exact in few bits
+  vf r = x - n * 0.693145751953125f;  // ln 2 in two parts, the first exact in a few bits
   r = r - n * 1.42860682030941723212e-6f;
   vf p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;

@@ -1,8 +1,8 @@
-/// The largest of each row, and the covariance of columns.
+/// The k largest of each row, and the covariance of columns.
 ///
-/// Covariance is a product of the centred matrix with itself in float64: FID subtracts matrices that are nearly equal. Columns go
-/// in panels, rows in blocks; a block is centred into panels, then every pair of panels adds its product to a tile that stays in
-/// registers. The order of the sums is that of the rows, whatever the threads. FLOPs: N*D*(D+1), the upper triangle.
+/// The covariance is a product of the centred matrix with itself, in float64 because FID subtracts nearly equal matrices. Columns are cut
+/// into panels, rows into blocks. A block is centred into panels; then every pair of panels adds its product to a tile in registers. The
+/// sums follow the order of the rows for any number of threads. FLOPs: N*D*(D+1), the upper triangle.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,7 +21,7 @@ typedef double vd __attribute__((vector_size(kWidth * 4)));
 constexpr int64_t kDoubles = kWidth / 2;
 constexpr int64_t kPanel = 2 * kDoubles;  // columns
 constexpr int64_t kBlock = 256;           // rows
-constexpr int64_t kTileRows = 4;          // x 2 vectors: as many sums as two multiply-add units have in flight
+constexpr int64_t kTileRows = 4;          // x 2 vectors: as many sums as two multiply-add units keep in flight
 
 vd load_double(const double* p) {
   vd v;
@@ -46,7 +46,7 @@ void add_product(const double* a, const double* b, double* tile, int64_t rows) {
   }
 }
 
-/// Calls body(column inside the panel, column) for the columns of the panel that are there.
+/// Calls body(column inside the panel, column) for the existing columns of the panel.
 template <class Body>
 void for_columns(int64_t panel, int64_t width, Body&& body) {
   for (int64_t c = 0; c < kPanel && panel * kPanel + c < width; ++c) body(c, panel * kPanel + c);
@@ -57,7 +57,7 @@ void for_columns(int64_t panel, int64_t width, Body&& body) {
 void covariance(const float* x, int64_t rows, int64_t width, float* mean, float* out) {
   const int64_t panels = (width + kPanel - 1) / kPanel, tile = kPanel * kPanel;
   std::vector<double> centre(static_cast<size_t>(width)), centred(static_cast<size_t>(panels * kBlock * kPanel)),
-      tiles(static_cast<size_t>(panels * panels * tile));  // columns that are not there stay zero
+      tiles(static_cast<size_t>(panels * panels * tile));  // missing columns stay zero
   parallel_for(panels, [&](int64_t p) {
     double* sums = centre.data();
     for (int64_t r = 0; r < rows; ++r) for_columns(p, width, [&](int64_t, int64_t column) { sums[column] += x[r * width + column]; });

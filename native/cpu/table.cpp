@@ -1,4 +1,4 @@
-/// The kernels of one instruction set; compiled once for each.
+/// The kernel table of one instruction set; compiled once for each.
 #include "native/cpu/kernels.h"
 
 #define UNIFLOW_STRING_OF(x) #x
@@ -9,7 +9,7 @@ namespace uniflow::cpu::UNIFLOW_ISA {
 UNIFLOW_KERNELS(UNIFLOW_DECLARATION)
 
 extern const Kernels table;
-/// The common kernels are filled in by dispatch.cpp.
+/// dispatch.cpp fills in the common kernels.
 const Kernels table = {
     .name = UNIFLOW_STRING(UNIFLOW_ISA),
 #if defined(__AVX512BF16__)

@@ -1,12 +1,12 @@
-/// The inner loop of every matrix product: units, packed panels, and the micro-kernel that multiplies them.
+/// The inner loop of every matrix product: units, packed panels, and the micro-kernel.
 ///
-/// Units. Products run on 32-bit units: a float32, or with AVX512-BF16 a pair of bfloat16, which one vdpbf16ps multiplies
-/// and adds in float32. Other machines widen bfloat16 to float32: the left side while packing, a panel while loading.
+/// Units. Products run on 32-bit units: a float32 or, with AVX512-BF16, a pair of bfloat16, which one vdpbf16ps multiplies and adds in
+/// float32. Other machines widen bfloat16 to float32: the left side while packing, a panel while loading.
 ///
-/// Packed panels, the right side of a product. A matrix of `steps` units x n vectors of columns is cut into panels of at
-/// most kPanel vectors, as even as possible, each stored as [steps][vectors * kWidth] units. The rows of a plain matrix are
-/// packed in two ways: transposed, with steps along a row and columns = rows; or as they are, with steps along the rows and
-/// columns = columns. Missing rows and columns are zero.
+/// Packed panels, the right side of a product. A matrix of `steps` units x n column vectors is cut into panels of at most kPanel vectors,
+/// as even as possible, each stored as [steps][vectors * kWidth] units. The rows of a plain matrix are packed in two ways: transposed, with
+/// steps along a row and columns = rows; or untransposed, with steps along the rows and columns = columns. Missing rows and columns are
+/// zero.
 #pragma once
 
 #include <algorithm>
@@ -19,24 +19,24 @@
 namespace uniflow::cpu::UNIFLOW_ISA {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kPanel = 4;  // vectors: kRows / 2 rows of them are accumulators for 32 registers
+constexpr int kPanel = 4;  // vectors: kRows / 2 rows of them are accumulators in 32 registers
 #else
-constexpr int kPanel = 2;  // the same for 16 registers
+constexpr int kPanel = 2;  // the same with 16 registers
 #endif
 constexpr int kRows = 12;  // rows of the left side are read, and of the product written, up to a multiple of this
-constexpr int64_t kPrefetchRows = 24;  // rows from the one being packed to the one being prefetched
-constexpr int64_t kPackSteps = 256;    // steps that are transposed at a time
+constexpr int64_t kPrefetchRows = 24;  // distance from the row being packed to the row being prefetched
+constexpr int64_t kPackSteps = 256;    // steps transposed at a time
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-/// One float32 per unit; T is what the tensors hold.
+/// One float32 per unit; T is the tensors' element type.
 template <class T>
 struct FloatUnits {
   using Element = T;
-  using Stored = float;    // what a unit of a panel is made of
-  using Panel = uint32_t;  // how a panel holds a unit
-  using Left = FloatUnits;  // packs the left side
+  using Stored = float;    // element of a unit in a panel
+  using Panel = uint32_t;  // storage of a unit in a panel
+  using Left = FloatUnits;  // the packing of the left side
   static constexpr int kPerUnit = 1;
   static constexpr float kExp2[] = {1.534581243e-4f, 1.33999309e-3f,  9.618489072e-3f, 5.550328642e-2f,
                                     2.402264625e-1f, 6.931471825e-1f, 1.0f};  // relative error 2e-8
@@ -54,20 +54,20 @@ struct FloatUnits {
   template <class From>
   static inline vu interleave(const From* even, const From*, int lanes) { return (vu)load_lanes(even, lanes); }
 
-  /// Two vectors as elements [i, i + 2 * kWidth) of a row of units, which may lie over the floats that they came from.
+  /// Stores two vectors as elements [i, i + 2 * kWidth) of a row of units, which may overlap the floats they were computed from.
   static inline void store_row(float* row, int64_t i, vf a, vf b) {
     store(row + i, a);
     store(row + i + kWidth, b);
   }
 
-  /// store_row, and sum + what was stored.
+  /// store_row; returns sum + the stored values.
   static inline vf store_and_sum(float* row, int64_t i, vf a, vf b, vf sum) {
     store_row(row, i, a, b);
     return sum + (a + b);
   }
 };
 
-/// bfloat16 panels on a machine without products of bfloat16: a panel is widened before it is multiplied.
+/// bfloat16 panels on a machine without bfloat16 products: a panel is widened before it is multiplied.
 struct WidenedUnits : FloatUnits<bf16> {
   using Stored = bf16;
   using Panel = bf16;
@@ -82,7 +82,7 @@ struct PairUnits {
   using Panel = uint32_t;
   using Left = PairUnits;
   static constexpr int kPerUnit = 2;
-  /// Relative error 8e-5, well under the 2e-3 that rounding the weight to bfloat16 costs.
+  /// Relative error 8e-5, well below the 2e-3 of rounding the weight to bfloat16.
   static constexpr float kExp2[] = {5.517166853e-2f, 2.426111251e-1f, 6.932609677e-1f, 9.999280572e-1f};
 
   static inline vf multiply_add(vf sum, vu a, vu b) {
@@ -94,7 +94,7 @@ struct PairUnits {
     int64_t i = 0;
     for (; i + 2 * kWidth <= head_dim; i += 2 * kWidth) std::memcpy(units + i / 2, row + i, sizeof(vu));
     if (i == head_dim) return;
-    units[(head_dim - 1) / 2] = 0;  // whose high half an odd width leaves out
+    units[(head_dim - 1) / 2] = 0;  // clear the high half, which an odd width leaves unset
     std::memcpy(units + i / 2, row + i, static_cast<size_t>(head_dim - i) * sizeof(bf16));
   }
 
@@ -108,14 +108,14 @@ struct PairUnits {
     return pairs;
   }
 
-  /// The sum is of the rounded elements, the ones that the next product sees, so that attention's weights are 1 in all.
+  /// Sums the rounded elements, which are the ones used by the next product, so attention's weights add up to 1.
   static inline vf store_and_sum(float* row, int64_t i, vf a, vf b, vf sum) {
     return multiply_add(sum, store_row(row, i, a, b), vu{} + 0x3f803f80u);  // times (1, 1)
   }
 };
 #endif
 
-/// Calls body(first vector, vectors) for the panels of a matrix of n vectors.
+/// Calls body(first vector, vectors) for each panel of a matrix of n vectors.
 template <class Body>
 static inline void for_panels(int64_t n, Body&& body) {
   const int64_t panels = ceil_div(n, kPanel);
@@ -135,7 +135,7 @@ struct Rows {
 
   const T* operator[](int64_t i) const { return data + i * stride; }
 
-  /// Fetches elements of a row that the hardware may not see coming, as rows can be far apart.
+  /// Prefetches elements of a row. Rows can be far apart, so the hardware may not predict the access.
   void prefetch(int64_t i) const { prefetch(i, 0, width); }
   void prefetch(int64_t i, int64_t first, int64_t n) const {
     if (i >= count) return;
@@ -143,7 +143,7 @@ struct Rows {
   }
 };
 
-/// Vectors [first, first + vectors) of the columns of a packed matrix.
+/// Vectors [first, first + vectors) of a packed matrix's columns.
 struct PanelRange {
   int64_t first, vectors;
 };
@@ -173,12 +173,12 @@ static void pack_transposed(const Rows<typename Units::Element>& in, PanelRange 
   }
 }
 
-/// Packs steps [begin, end) of a panel of the rows as they are: steps along the rows, columns = columns.
+/// Packs steps [begin, end) of a panel of the untransposed rows: steps along the rows, columns = columns.
 template <class Units>
 static void pack_rows(const Rows<typename Units::Element>& in, PanelRange panel, int64_t begin, int64_t end, typename Units::Panel* out) {
   const int64_t columns = panel.vectors * kWidth, first = panel.first * kWidth;
   for (int64_t s = begin; s < end; ++s) {
-    const int64_t row = s * Units::kPerUnit;  // and the next one, if a unit holds two
+    const int64_t row = s * Units::kPerUnit;  // and the next row, if a unit holds two
     const auto* even = in[row];
     const auto* odd = row + 1 < in.count ? even + in.stride : nullptr;
     for (int64_t i = 0; i < Units::kPerUnit; ++i) in.prefetch(row + kPrefetchRows + i, first, columns);
@@ -190,7 +190,7 @@ static void pack_rows(const Rows<typename Units::Element>& in, PanelRange panel,
   }
 }
 
-/// Calls body.template operator()<vectors>(), known when compiling.
+/// Calls body.template operator()<vectors>() with a compile-time constant.
 template <class Body>
 static inline void with_vectors(int64_t vectors, Body&& body) {
   if (vectors == 1) body.template operator()<1>();
@@ -201,16 +201,16 @@ static inline void with_vectors(int64_t vectors, Body&& body) {
   }
 }
 
-/// Rows of a tile so many vectors wide: narrow ones are higher, to have enough sums in flight.
+/// Rows of a tile that is `vectors` wide. Narrow tiles are higher, to keep enough sums in flight.
 constexpr int tile_rows(int vectors) { return 2 * vectors <= kPanel ? kRows : kRows / 2; }
 
-/// What becomes of a product: it replaces what was there, or is added to it, or to it times a factor per row.
+/// The destination of a product: it replaces the old value, or is added to it, or to it times a factor per row.
 enum class Into { kNew, kSum, kRescaledSum };
 
-/// out[Rows][Vectors] from a[Rows][steps] panel[steps][Vectors]. kTransposed: a is stored as [steps][Rows]. All known when
-/// compiling, or GCC keeps the sums in memory. kSum adds the finished product, so that adding the products of several
-/// blocks in order gives the same bits wherever each was computed. kPrefetch: every step also fetches a line of `next` into the
-/// second-level cache, `next_step` bytes after the last one.
+/// out[Rows][Vectors] from a[Rows][steps] panel[steps][Vectors]. kTransposed: a is stored as [steps][Rows]. All are compile-time constants,
+/// otherwise GCC keeps the sums in memory. kSum adds the finished product, so adding the products of several blocks in order gives the same
+/// bits wherever each was computed. kPrefetch: every step also fetches a line of `next` into the second-level cache; steps are `next_step`
+/// bytes apart.
 template <class Units, Into kInto, bool kTransposed, int Rows, int Vectors, bool kPrefetch = false>
 static inline void multiply_tile(const uint32_t* a, int64_t a_stride, const uint32_t* panel, int64_t steps,
                                  float* out, int64_t out_stride, const float* rescale, const char* next = nullptr,
@@ -236,7 +236,7 @@ static inline void multiply_tile(const uint32_t* a, int64_t a_stride, const uint
     }
 }
 
-/// Memory for packed matrices, kept by the calling thread from call to call.
+/// Memory for packed matrices, kept by the calling thread across calls.
 static uint32_t* scratch(int64_t units) {
   struct alignas(64) Line { uint32_t units[16]; };
   static thread_local std::vector<Line> memory;

@@ -1,7 +1,7 @@
-/// GELU (erf, tanh, quick) and SiLU with their derivatives, as native/cpu/activation.h has them.
+/// GELU (erf, tanh, quick) and SiLU with their derivatives, matching native/cpu/activation.h.
 ///
-/// sigmoid costs one exponential and one quotient of the special function units, good to some parts in 10^7 near zero and in 10^6 far out
-/// on the negative side, where it hardly counts. silu(-inf) is NaN, as in PyTorch.
+/// sigmoid costs one exponential and one quotient on the special function units. Its relative error is a few parts in 10^7 near zero and in
+/// 10^6 far on the negative side, where it hardly matters. silu(-inf) is NaN, as in PyTorch.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@
 
 namespace uniflow::cuda {
 
-/// Calls body(std::integral_constant<Activation, kind>{}): from a kind that is known at run time to a kernel made for it.
+/// Calls body(std::integral_constant<Activation, kind>{}), to turn a runtime kind into a template argument.
 template <class Body>
 void with_activation(Activation kind, Body&& body) {
   switch (kind) {
@@ -26,12 +26,12 @@ void with_activation(Activation kind, Body&& body) {
 #if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
 
 constexpr float kInverseSqrt2 = 0.70710678118654752f, kInverseSqrt2Pi = 0.39894228040143268f;
-constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // of tanh-GELU
+constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // for tanh-GELU
 constexpr float kQuick = 1.702f;
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-/// tanh of what tanh-GELU takes it of, as a sigmoid: near 0 its absolute error is what counts, for 1 is added to it.
+/// The tanh of tanh-GELU, computed as a sigmoid. Near 0 only its absolute error matters, because 1 is added to it.
 __device__ inline float gelu_tanh(float x) { return 2.0f * sigmoid(2.0f * kTanhScale * (x + kTanhCubic * x * x * x)) - 1.0f; }
 
 template <Activation K>
@@ -61,7 +61,7 @@ __device__ inline float activate_derivative(float x) {
   }
 }
 
-/// The activation of a kind that all threads share.
+/// The activation of a kind that is the same in all threads.
 __device__ inline float activate(Activation kind, float x) {
   switch (kind) {
     case Activation::Gelu: return activate<Activation::Gelu>(x);

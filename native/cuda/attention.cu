@@ -1,19 +1,18 @@
 /// Multi-head self-attention, softmax(q k^T * scale) v, with an online softmax: no S x S matrix in memory. Any S >= 1,
 /// 1 <= E <= 512, scale > 0. FLOPs 4*B*H*S*S*E; bytes: q, k, v read and out written once, 4*B*S*H*E elements.
 ///
-/// A block owns some query rows of one head and passes over the head's keys, 64 or 32 at a time:
+/// A block owns some query rows of one head and iterates over the head's keys, 64 or 32 at a time:
 ///   scores = q k^T; weights = 2^(scores * scale * log2 e - running maximum); sum += weights;
 ///   out = out * 2^(old maximum - new maximum) + weights v; and at the end out / sum.
-/// How a row is computed depends on nothing but S and E: not on the batch, nor on the block that it is in.
+/// The result of a row depends only on S and E, not on the batch or the block.
 ///
-/// bfloat16, E a multiple of 8 up to 128: tensor cores by mma.sync. Four warps have 32 query rows each, with scores, weights and out in
-/// registers from the first product to the last; keys and values come in by cp.async, the next tile while this one is worked on. A
-/// last tile that is not full is gone through 16 keys at a time, and warps without rows do nothing: a class token that makes 1025 tokens
-/// of 1024 costs little. mma.sync is what every GPU since sm_80 has. wgmma, of sm_90a alone, reads the right sides from shared memory
-/// without ldmatrix and runs while other warps take their exponentials: with it Hopper's tensor cores could be fed better, by a second
-/// kernel.
+/// bfloat16, E a multiple of 8 up to 128: tensor cores by mma.sync. Each of four warps has 32 query rows, with scores, weights and out in
+/// registers from the first product to the last. Keys and values are loaded by cp.async; the next tile is loaded while the current one is
+/// processed. A partial last tile is processed 16 keys at a time and warps without rows do nothing, so a class token that makes 1025 tokens
+/// of 1024 costs little. mma.sync exists on every GPU since sm_80. wgmma (sm_90a only) reads the right sides from shared memory without
+/// ldmatrix and overlaps with the exponentials of other warps; a second kernel that uses it could keep Hopper's tensor cores busier.
 ///
-/// Everything else: plain multiply-adds in float32, by tiles of 64 x 64 (attention_tile.cuh).
+/// Everything else: float32 multiply-adds in tiles of 64 x 64 (attention_tile.cuh).
 #include "native/cuda/attention_tile.cuh"
 #include "native/cuda/kernels.h"
 
@@ -22,29 +21,29 @@ namespace {
 
 // --- tensor cores -----------------------------------------------------------------------------------------------------------
 
-constexpr int kTiles = 2;                               // fragments of 16 query rows for each warp
-constexpr int kQueries = tensor::kWarps * kTiles * 16;  // of a block
+constexpr int kTiles = 2;                               // fragments of 16 query rows per warp
+constexpr int kQueries = tensor::kWarps * kTiles * 16;  // per block
 constexpr int kTailKeys = 16;
-/// Keys of a tile: as many as there are registers for their scores.
+/// Keys per tile, limited by the registers for their scores.
 template <int kWidth>
 constexpr int kTileKeys = kWidth <= 80 ? 64 : 32;
 
-/// Of this lane's query rows, lane / 4 + 8 * half of each fragment.
+/// State of this lane's query rows, lane / 4 + 8 * half of each fragment.
 template <int kWidth>
 struct Rows {
   float values[kTiles][kWidth / 8][4] = {};
-  float maximum[kTiles][2];   // of scores so far, as exponents of 2; the same in the four lanes of a row
-  float sum[kTiles][2] = {};  // of weights so far, of this lane's columns
+  float maximum[kTiles][2];   // of the scores so far, as exponents of 2; equal in the four lanes of a row
+  float sum[kTiles][2] = {};  // of the weights so far, in this lane's columns
 };
 
-/// Turns scores into weights, in place, and rescales what was summed before. Keys from `keys` on are missing.
+/// Turns scores into weights, in place, and rescales the previous sums. Keys from `keys` on are missing.
 template <int kWidth, int kKeys>
 __device__ inline void softmax(float (&score)[kTiles][kKeys / 8][4], int keys, float scale, Rows<kWidth>& rows) {
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float largest = -kInfinity;  // a NaN passes it by, and shows in the weights instead
+      float largest = -kInfinity;  // fmaxf drops a NaN, which still reaches the weights
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
@@ -69,7 +68,7 @@ __device__ inline void softmax(float (&score)[kTiles][kKeys / 8][4], int keys, f
     }
 }
 
-/// The tiles' first kKeys keys, of which `keys` are there.
+/// Processes the tiles' first kKeys keys, of which `keys` exist.
 template <int kKeys, int kWidth, bool kKept>
 __device__ inline void attend(const tensor::Left<kTiles, kWidth, kKept>& q, const bf16* k, const bf16* v, int keys, float scale,
                               Rows<kWidth>& rows) {
@@ -79,7 +78,7 @@ __device__ inline void attend(const tensor::Left<kTiles, kWidth, kKept>& q, cons
   tensor::multiply_columns<kTiles, kWidth, kKeys>(rows.values, tensor::Weights<kTiles, kKeys>(score), v);
 }
 
-/// Divides by the sums, and stores. `staging`: the warp's rows of a tile.
+/// Divides by the sums and stores the result. `staging`: the warp's rows of a tile.
 template <int kWidth>
 __device__ inline void finish(Rows<kWidth>& rows, bf16* staging, const HeadSizes& sizes, int head, int first, bf16* out,
                               float* log_sum_exp) {
@@ -103,7 +102,7 @@ __device__ inline void finish(Rows<kWidth>& rows, bf16* staging, const HeadSizes
                                      sizes.head_dim);
 }
 
-/// Elements of shared memory: the queries, and two stages of keys and values.
+/// Shared memory in elements: the queries, and two stages of keys and values.
 template <int kWidth>
 constexpr int kSharedElements = (kQueries + 4 * kTileKeys<kWidth>) * kWidth;
 
@@ -113,7 +112,7 @@ __global__ void __launch_bounds__(tensor::kThreads, 2) attention_tensor(const bf
   bf16 *const queries = dynamic_shared<bf16>(), *const stages = queries + kQueries * kWidth;  // keys, values; keys, values
   bf16* const mine = queries + tensor::warp() * kWarpRows * kWidth;
   const HeadBlock block(sizes, kQueries);
-  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of the warp
+  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of this warp
   const bf16* const key_rows = qkv + sizes.in_qkv(block.head, 0, 1);
   const auto load = [&](int tile, bf16* stage) {
     const bf16* const from = key_rows + int64_t{tile} * kKeys * sizes.qkv_stride;
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(tensor::kThreads, 2) attention_tensor(const bf
 
 // --- plain ------------------------------------------------------------------------------------------------------------------
 
-/// Turns scores into weights, in place; rescale: what the rows' old sums must be multiplied by.
+/// Turns scores into weights, in place; rescale: the factors for the rows' previous sums.
 __device__ inline void softmax(plain::Square& score, int keys, float scale, float (&maximum)[4], float (&sum)[4], float (&rescale)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(plain::kThreads, 2) attention_plain(const T* q
   using plain::kSide;
   float *const left = dynamic_shared<float>(), *const right = left + plain::kTileFloats, *const weights = right + plain::kTileFloats;
   const HeadBlock block(sizes, kSide);
-  const int head = block.head, head_dim = sizes.head_dim, column = static_cast<int>(blockIdx.y) * kSide;  // the first that this block makes
+  const int head = block.head, head_dim = sizes.head_dim, column = static_cast<int>(blockIdx.y) * kSide;  // first column of this block
   const auto load = [&](float* tile, int part, int token, int e) {
     plain::load_tile(tile, qkv + sizes.in_qkv(head, token, part) + e, sizes.qkv_stride, sizes.seq - token, head_dim - e);
   };
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(plain::kThreads, 2) attention_plain(const T* q
   for (int key = 0; key < sizes.seq; key += kSide) {
     plain::Square score = {};
     for (int e = 0; e < head_dim; e += kSide) {
-      __syncthreads();  // all are done with the tiles
+      __syncthreads();  // all threads have finished with the tiles
       if (key == 0 || head_dim > kSide) load(left, 0, block.first, e);
       load(right, 1, key, e);
       __syncthreads();

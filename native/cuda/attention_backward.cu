@@ -1,21 +1,22 @@
 /// The backward pass of multi-head self-attention, without an S x S matrix in memory. Any S >= 1, 1 <= E <= 512, scale > 0.
 ///
-/// With p = exp(scale * q k^T - log_sum_exp), recomputed, and delta = sum(d_out * out) of each query,
+/// p = exp(scale * q k^T - log_sum_exp) is recomputed; delta = sum(d_out * out) per query. Then
 ///   d_v = p^T d_out;  d_s = p * (d_out v^T - delta);  d_q = scale * d_s k;  d_k = scale * d_s^T q.
-/// Three kernels: delta; then d_k and d_v, where a block owns keys of one head and passes over its queries, with scores transposed, keys x
-/// queries; then d_q, where a block owns queries and passes over the keys. Every sum is made by one thread in one order: the result does
-/// not change from run to run, nor with the batch. That both compute p and d_s makes 7 products of the 5 that 10*B*H*S*S*E FLOPs stand for;
-/// with one kernel for all, either blocks add to d_q in the order in which they come, or they wait for each other.
+/// Three kernels compute: delta; then d_k and d_v, where a block owns keys of one head and iterates over its queries, with scores
+/// transposed, keys x queries; then d_q, where a block owns queries and iterates over the keys. Every sum is computed by one thread in one
+/// order, so the result does not change between runs or with the batch. Both of the latter compute p and d_s, which makes 7 products
+/// instead of the 5 counted in 10*B*H*S*S*E FLOPs. In a single kernel, blocks would either add to d_q in arbitrary order or wait for each
+/// other.
 ///
-/// bfloat16, E a multiple of 8 up to 128: tensor cores (attention_tile.cuh). Scores of 16 or 32 rows a warp by 32 columns become the left
-/// sides p and d_s without leaving their registers. Everything else: plain multiply-adds by tiles of 64 x 64.
+/// bfloat16, E a multiple of 8 up to 128: tensor cores (attention_tile.cuh). Scores of 16 or 32 rows per warp by 32 columns become the left
+/// sides p and d_s without leaving their registers. Everything else: float32 multiply-adds in tiles of 64 x 64.
 #include "native/cuda/attention_tile.cuh"
 #include "native/cuda/kernels.h"
 
 namespace uniflow::cuda {
 namespace {
 
-/// What is known of a query before its scores. One that is missing has weights of 2^-infinity.
+/// Per-query values known before the scores. A missing query has weights of 2^-infinity.
 struct alignas(8) Query {
   float log_sum = kInfinity, delta = 0;  // log_sum_exp to base 2
 };
@@ -24,7 +25,7 @@ struct alignas(8) Query {
 
 constexpr int kDeltaLanes = 8, kDeltaThreads = 256, kDeltaRows = kDeltaThreads / kDeltaLanes;
 
-/// queries [heads of the batch, padded], eight lanes for each, kN elements of out and d_out at a time.
+/// Computes queries [heads of the batch, padded] with eight lanes per query, kN elements of out and d_out at a time.
 template <class T, int kN>
 __global__ void __launch_bounds__(kDeltaThreads) query_deltas(const T* out, const T* d_out, const float* log_sum_exp, Query* queries,
                                                               int padded, HeadSizes sizes) {
@@ -50,26 +51,26 @@ __global__ void __launch_bounds__(kDeltaThreads) query_deltas(const T* out, cons
 
 // --- tensor cores -----------------------------------------------------------------------------------------------------------
 
-constexpr int kColumns = 32;  // of scores: rows of the tiles that are passed over
+constexpr int kColumns = 32;  // of the scores: rows of the tiles in the loop
 
-/// Fragments of 16 rows that a warp owns: as many as there are registers for their gradients.
+/// Fragments of 16 rows per warp, limited by the registers for their gradients.
 template <int kWidth>
 constexpr int kKeyTiles = kWidth <= 64 ? 2 : 1;
 template <int kWidth>
 constexpr int kQueryTiles = kWidth <= 96 ? 2 : 1;
-/// Whether there are more, for the rows of q and of d_out themselves.
+/// Whether registers remain for the rows of q and of d_out themselves.
 template <int kWidth>
 constexpr bool kKeepQ = kWidth <= 64 || kQueryTiles<kWidth> == 1;
 template <int kWidth>
 constexpr bool kKeepDOut = kQueryTiles<kWidth> == 1;
 
-/// Bytes of shared memory: two matrices of owned rows, two stages of two tiles, and two stages of queries.
+/// Shared memory in bytes: two matrices of owned rows, two stages of two tiles, and two stages of queries.
 template <int kWidth>
 constexpr size_t kSharedBytes(int tiles) {
   return static_cast<size_t>((2 * tensor::kWarps * tiles * 16 + 4 * kColumns) * kWidth) * sizeof(bf16) + 2 * kColumns * sizeof(Query);
 }
 
-/// kColumns queries: d_k += d_s^T q, d_v += p^T d_out.
+/// Processes kColumns queries: d_k += d_s^T q, d_v += p^T d_out.
 template <int kWidth, int kTiles = kKeyTiles<kWidth>>
 __device__ inline void add_to_keys(const tensor::Left<kTiles, kWidth, false>& k, const tensor::Left<kTiles, kWidth, false>& v,
                                    const bf16* q, const bf16* d_out, const Query* queries, float scale,
@@ -101,12 +102,12 @@ __global__ void __launch_bounds__(tensor::kThreads, 2) key_gradients_tensor(cons
   bf16 *const keys = dynamic_shared<bf16>(), *const values = keys + kRows * kWidth, *const stages = values + kRows * kWidth;
   Query* const query_stages = reinterpret_cast<Query*>(stages + 4 * kTileElements);
   const HeadBlock block(sizes, kRows);
-  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of the warp
+  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of this warp
   const unsigned mine = tensor::warp() * kWarpRows * kWidth;
   const int stride = sizes.qkv_stride;
   const bf16 *query_rows = qkv + sizes.in_qkv(block.head, 0, 0), *d_out_rows = d_out + sizes.in_out(block.head, 0);
   queries += int64_t{block.head} * padded + threadIdx.x * 2;
-  const auto load = [&](int tile, bf16* stage) {  // called for one tile after the other
+  const auto load = [&](int tile, bf16* stage) {  // called for the tiles in order
     const int rows = sizes.seq - tile * kColumns;
     tensor::load_tile<kWidth, kColumns>(stage, query_rows, stride, rows, sizes.head_dim);
     tensor::load_tile<kWidth, kColumns>(stage + kTileElements, d_out_rows, sizes.out_stride, rows, sizes.head_dim);
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(tensor::kThreads, 2) key_gradients_tensor(cons
   tensor::store_rows<kTiles, kWidth>(d_v, 1, values + at, to + sizes.out_stride, stride, rows, sizes.head_dim);
 }
 
-/// kColumns keys, of which `keys` are there: d_q += d_s k. own: of this lane's query rows.
+/// Processes kColumns keys, of which `keys` exist: d_q += d_s k. own: this lane's query rows.
 template <int kWidth, int kTiles = kQueryTiles<kWidth>>
 __device__ inline void add_to_queries(const tensor::Left<kTiles, kWidth, kKeepQ<kWidth>>& q,
                                       const tensor::Left<kTiles, kWidth, kKeepDOut<kWidth>>& d_out, const bf16* k, const bf16* v, int keys,
@@ -150,7 +151,7 @@ __device__ inline void add_to_queries(const tensor::Left<kTiles, kWidth, kKeepQ<
       for (int i = 0; i < 4; ++i) {
         const Query& query = own[m][i / 2];
         d_score[m][n][i] = exp2_approx(fmaf(weight[m][n][i], scale, -query.log_sum)) * (d_score[m][n][i] - query.delta);
-        // what meets the zero rows of missing keys must be finite
+        // the factors of the zero rows of missing keys must be finite
         if (keys < kColumns && static_cast<int>(n * 8 + tensor::lane() % 4 * 2 + i % 2) >= keys) d_score[m][n][i] = 0;
       }
   tensor::multiply_columns<kTiles, kWidth, kColumns>(d_q, tensor::Weights<kTiles, kColumns>(d_score), k);
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(tensor::kThreads, 2) query_gradients_tensor(co
   constexpr int kTileElements = kColumns * kWidth;
   bf16 *const own_q = dynamic_shared<bf16>(), *const own_d_out = own_q + kRows * kWidth, *const stages = own_d_out + kRows * kWidth;
   const HeadBlock block(sizes, kRows);
-  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of the warp
+  const int first = block.first + static_cast<int>(tensor::warp()) * kWarpRows;  // of this warp
   const unsigned mine = tensor::warp() * kWarpRows * kWidth;
   const int stride = sizes.qkv_stride, rows = sizes.seq - block.first;
   const bf16* const key_rows = qkv + sizes.in_qkv(block.head, 0, 1);
@@ -216,12 +217,12 @@ void run_tensor(const AttentionBackwardArgs& a, const Query* queries, int64_t pa
 using plain::kSide;
 using plain::Square;
 
-/// sum = a b^T over all columns of two heads' rows; `left` and `right`: tiles.
+/// sum = a b^T over all columns of two heads' rows; `left` and `right` are tiles in shared memory.
 template <class T>
 __device__ inline void product(Square& sum, const T* a, int a_stride, int a_rows, const T* b, int b_stride, int b_rows, int head_dim,
                                float* left, float* right) {
   for (int e = 0; e < head_dim; e += kSide) {
-    __syncthreads();  // all are done with the tiles
+    __syncthreads();  // all threads have finished with the tiles
     plain::load_tile(left, a + e, a_stride, a_rows, head_dim - e);
     plain::load_tile(right, b + e, b_stride, b_rows, head_dim - e);
     __syncthreads();
@@ -229,7 +230,7 @@ __device__ inline void product(Square& sum, const T* a, int a_stride, int a_rows
   }
 }
 
-/// sum += weights * rows, columns of the head from `rows` on.
+/// sum += weights * rows, for the head's columns that start at `rows`.
 template <class T>
 __device__ inline void add_product(Square& sum, const Square& weights, const T* rows, int stride, int count, int columns, float* left,
                                    float* right) {
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(plain::kThreads, 2) key_gradients_plain(const 
   float *const left = dynamic_shared<float>(), *const right = left + plain::kTileFloats;
   const HeadBlock block(sizes, kSide);
   const int head_dim = sizes.head_dim, stride = sizes.qkv_stride, keys = sizes.seq - block.first;
-  const int column = static_cast<int>(blockIdx.y) * kSide;  // the first that this block makes
+  const int column = static_cast<int>(blockIdx.y) * kSide;  // first column of this block
   const T* const k = qkv + sizes.in_qkv(block.head, block.first, 1);
   Square d_k = {}, d_v = {};
   for (int token = 0; token < sizes.seq; token += kSide) {
@@ -313,10 +314,10 @@ void run_plain(const AttentionBackwardArgs& a, const Query* queries, int64_t pad
 
 constexpr int kCenterColumns = 32, kCenterRows = 8;
 
-/// Adding one vector to all keys of a head shifts each row of scores and changes no probability: the gradients of the keys
-/// sum to zero. Rounding leaves a rest of 1e-7 of them, and Adam, whose steps are the size of the learning rate however small
-/// the gradient, would turn it into a drift of the key bias. So it is taken off, where float32 can tell it from zero.
-/// A block has kCenterColumns columns of a head, kCenterRows tokens at a time.
+/// Adding one vector to all keys of a head shifts each row of scores and changes no probability, so the gradients of the keys sum to zero.
+/// Rounding leaves a remainder of 1e-7 of them. Adam's steps do not shrink with the gradient, so it would turn the remainder into a drift
+/// of the key bias. This removes the remainder, as far as float32 can resolve it. A block has kCenterColumns columns of a head and
+/// processes kCenterRows tokens at a time.
 __global__ void __launch_bounds__(kCenterColumns* kCenterRows) center_keys(float* d_qkv, HeadSizes sizes) {
   __shared__ float sums[kCenterRows][kCenterColumns];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y), stride = sizes.qkv_stride;
@@ -343,7 +344,7 @@ void run_deltas(const AttentionBackwardArgs& a, Query* queries, int64_t padded) 
 
 void attention_backward(const AttentionBackwardArgs& a) {
   static_assert(kSide % kColumns == 0);
-  const int64_t padded = round_up(a.seq, kSide);  // whole tiles of either path
+  const int64_t padded = round_up(a.seq, kSide);  // whole tiles on either path
   const Tensor scratched = scratch(DType::Float32, {a.batch * a.heads, padded, 2});
   auto* const queries = scratched.data<Query>();
   if (a.dtype == DType::Float32) {

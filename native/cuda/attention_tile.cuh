@@ -1,9 +1,10 @@
-/// What attention and its backward pass share: where a head's rows lie, and products of tiles of them, on tensor cores and plain.
+/// Shared by attention and its backward pass: the memory layout of a head's rows, and products of tiles, on tensor cores or with plain
+/// multiply-adds.
 ///
-/// A tile is some rows of a head in shared memory, [rows][width]. Two products make everything:
+/// A tile is some rows of a head in shared memory, [rows][width]. Everything is built from two products:
 ///   multiply_rows      sum [m, n] += left [m, width] * tile [n, width]^T    scores, from queries and keys
 ///   multiply_columns   sum [m, width] += left [m, n] * tile [n, width]      values, from weights and values
-/// In both the tile is the right side. Each thread has its part of the sums in registers.
+/// In both, the tile is the right side. Each thread keeps its part of the sums in registers.
 #pragma once
 
 #include <cmath>
@@ -18,34 +19,35 @@ constexpr float kInfinity = INFINITY;
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-/// Sizes of a call. Heads are counted over the batch: image * heads + head.
+/// Sizes of a call. Head indices run over the batch: image * heads + head.
 struct HeadSizes {
   template <class Args>
   explicit HeadSizes(const Args& a)
       : seq(static_cast<int>(a.seq)), heads(static_cast<int>(a.heads)), head_dim(static_cast<int>(a.head_dim)),
         out_stride(heads * head_dim), qkv_stride(3 * out_stride), scale(a.scale), exponent_scale(a.scale * kLog2E) {}
 
-  /// Where the row of a head's token starts in out or d_out, [B, S, H*E].
+  /// Offset of a token's row of a head in out or d_out, [B, S, H*E].
   __device__ int64_t in_out(int head, int token) const {
     return (int64_t{head / heads} * seq + token) * out_stride + head % heads * head_dim;
   }
-  /// The same in part q (0), k (1) or v (2) of [B, S, 3*H*E].
+  /// The same, in part q (0), k (1) or v (2) of [B, S, 3*H*E].
   __device__ int64_t in_qkv(int head, int token, int part) const {
     return (int64_t{head / heads} * seq + token) * qkv_stride + part * out_stride + head % heads * head_dim;
   }
 
   int seq, heads, head_dim, out_stride, qkv_stride;  // strides: elements between tokens
-  float scale, exponent_scale;                       // of scores; of exponents of 2
+  float scale, exponent_scale;                       // scale of the scores; of the exponents of 2
 };
 
-/// Blocks of a grid: `rows` tokens of one head each, those of a head one after the other, so that its keys stay in the second-level cache.
+/// The blocks of a grid, each with `rows` tokens of one head. Blocks of one head are neighbours, so its keys stay in the second-level
+/// cache.
 struct HeadBlock {
   __device__ HeadBlock(const HeadSizes& sizes, int rows) {
     const int blocks = (sizes.seq + rows - 1) / rows;
     head = static_cast<int>(blockIdx.x) / blocks;
     first = static_cast<int>(blockIdx.x) % blocks * rows;
   }
-  int head, first;  // token
+  int head, first;  // first token
 };
 
 template <class Args>
@@ -53,7 +55,7 @@ unsigned head_blocks(const Args& a, int64_t rows) {
   return static_cast<unsigned>(a.batch * a.heads) * blocks_for(a.seq, rows);
 }
 
-/// launch() of a kernel that may need more dynamic shared memory than one gets without asking.
+/// launch() for a kernel that may need more dynamic shared memory than the default limit.
 template <class... Params, class... Args>
 void launch_with_shared(void (*kernel)(Params...), dim3 grid, int threads, size_t bytes, Args&&... args) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "cudaFuncSetAttribute");
@@ -62,14 +64,14 @@ void launch_with_shared(void (*kernel)(Params...), dim3 grid, int threads, size_
 
 // --- bfloat16 on tensor cores -----------------------------------------------------------------------------------------------
 //
-// Four warps, each with 16 * kTiles rows of the left side: kTiles fragments deep, because every fragment that is read from a tile serves
-// that many products, and shared memory is what limits mma.sync. Head widths are padded with zero columns to kWidth.
+// Four warps, each with 16 * kTiles rows of the left side. Every fragment read from a tile serves kTiles products, because mma.sync is
+// limited by shared memory. Head widths are padded with zero columns to kWidth.
 
 namespace tensor {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
 
-/// Whether a call may take this path: 16-byte copies of whole rows.
+/// Whether a call can use this path, which copies whole rows in pieces of 16 bytes.
 template <class Args>
 bool takes(const Args& a, std::initializer_list<const void*> pointers) {
   bool aligned = a.dtype == DType::BFloat16 && a.head_dim % 8 == 0 && a.head_dim <= 128;
@@ -77,7 +79,8 @@ bool takes(const Args& a, std::initializer_list<const void*> pointers) {
   return aligned;
 }
 
-/// body.operator()<kWidth>() with the head width padded: those of the published models (64, 72, 80, 88, 96, 128) lose little.
+/// Calls body.operator()<kWidth>() with the padded head width. The widths of the published models (64, 72, 80, 88, 96, 128) need little
+/// padding.
 template <class Body>
 void with_width(int64_t head_dim, Body&& body) {
   if (head_dim <= 32) body.template operator()<32>();
@@ -90,19 +93,19 @@ void with_width(int64_t head_dim, Body&& body) {
 __device__ inline unsigned lane() { return threadIdx.x % kWarp; }
 __device__ inline unsigned warp() { return threadIdx.x / kWarp; }
 
-/// Where `column`, a multiple of 8, of a row lies in a tile. The 16-byte pieces of a row are swapped by the row's number modulo 8, so that
-/// those of eight rows in one column, which one instruction reads, lie in different banks. Unsigned, so that the compiler takes what is
-/// the same in every lane out of the swap.
+/// Offset of `column`, a multiple of 8, in a row of a tile. The 16-byte pieces of a row are permuted by the row's number modulo 8, so the
+/// pieces of eight rows in one column, which one instruction reads, are in different banks. Unsigned, so the compiler can hoist the part
+/// that is the same in every lane.
 template <int kWidth>
 __device__ inline unsigned tile_offset(unsigned row, unsigned column) {
   constexpr unsigned kPieces = kWidth / 8, kPower = kPieces & (~kPieces + 1), kSwapped = kPower < 8 ? kPower : 8;
   return row * kWidth + (column / 8 ^ row / (8 / kSwapped) % kSwapped) * 8;
 }
 
-/// Starts to copy a head's rows, `stride` elements apart, into a tile of kRows. What there is not, of rows and columns, is zeros.
+/// Starts copying a head's rows, `stride` elements apart, into a tile of kRows. Missing rows and columns become zeros.
 template <int kWidth, int kRows>
 __device__ inline void load_tile(bf16* tile, const bf16* from, int stride, int rows, int head_dim) {
-  constexpr unsigned kLanes = kWidth % 64 == 0 ? 8 : 4, kStep = kThreads / kLanes;  // lanes for a row; rows at a time
+  constexpr unsigned kLanes = kWidth % 64 == 0 ? 8 : 4, kStep = kThreads / kLanes;  // lanes per row; rows at a time
   const unsigned lane_row = threadIdx.x / kLanes, lane_column = threadIdx.x % kLanes * 8;
   from += lane_row * stride + lane_column;
 #pragma unroll
@@ -115,21 +118,21 @@ __device__ inline void load_tile(bf16* tile, const bf16* from, int stride, int r
     }
 }
 
-/// load(tile, stage) and then work(tile, stage) for each tile, with the next one on its way meanwhile: two stages.
+/// Calls load(tile, stage), then work(tile, stage) for each tile, while the next one is being loaded: two stages.
 template <class Load, class Work>
 __device__ inline void for_tiles(int tiles, bf16* stages, int stage_elements, const Load& load, const Work& work) {
   load(0, stages);
-  cp_async_commit();  // with what was loaded before
+  cp_async_commit();  // together with everything loaded before
   for (int tile = 0; tile < tiles; ++tile) {
     cp_async_wait<0>();
-    __syncthreads();  // this tile is there for all, and all are done with the one before
+    __syncthreads();  // all threads see this tile and have finished with the previous one
     if (tile + 1 < tiles) load(tile + 1, stages + (tile + 1) % 2 * stage_elements);
     cp_async_commit();
     work(tile, stages + tile % 2 * stage_elements);
   }
 }
 
-/// The first 16 * kTiles rows of a tile as the left side of multiply_rows. kKept: they stay in registers, instead of being read again each
+/// The first 16 * kTiles rows of a tile as the left side of multiply_rows. kKept: they stay in registers instead of being read again each
 /// time.
 template <int kTiles, int kWidth, bool kKept>
 class Left {
@@ -166,7 +169,7 @@ class Left {
   uint32_t kept_[kKept ? kSteps : 1][kTiles][4];
 };
 
-/// The tile's first kColumns rows are the sums' columns.
+/// The tile's first kColumns rows give the columns of the sums.
 template <int kTiles, int kWidth, int kColumns, bool kKept>
 __device__ inline void multiply_rows(float (&sum)[kTiles][kColumns / 8][4], const Left<kTiles, kWidth, kKept>& left, const bf16* tile) {
 #pragma unroll
@@ -186,7 +189,7 @@ __device__ inline void multiply_rows(float (&sum)[kTiles][kColumns / 8][4], cons
   }
 }
 
-/// Sums rounded to bfloat16, as a left side.
+/// Rounds sums to bfloat16, as a left side.
 template <int kTiles, int kColumns>
 struct Weights {
   __device__ explicit Weights(const float (&sum)[kTiles][kColumns / 8][4]) {
@@ -201,7 +204,7 @@ struct Weights {
   uint32_t a[kTiles][kColumns / 16][4];
 };
 
-/// The tile's first kColumns rows, one for each column of the weights.
+/// The tile's first kColumns rows correspond to the columns of the weights.
 template <int kTiles, int kWidth, int kColumns>
 __device__ inline void multiply_columns(float (&sum)[kTiles][kWidth / 8][4], const Weights<kTiles, kColumns>& left, const bf16* tile) {
 #pragma unroll
@@ -218,13 +221,13 @@ __device__ inline void multiply_columns(float (&sum)[kTiles][kWidth / 8][4], con
     }
 }
 
-/// sum * factor as bfloat16 to `rows` rows of a head: by way of shared memory, in 16-byte pieces. `staging`: the warp's rows of a tile,
-/// [16 * kTiles], which no other warp reads.
+/// Writes sum * factor as bfloat16 to `rows` rows of a head, through shared memory, in 16-byte pieces. `staging`: the warp's rows of a
+/// tile, [16 * kTiles], which no other warp reads.
 template <int kTiles, int kWidth>
 __device__ inline void store_rows(const float (&sum)[kTiles][kWidth / 8][4], float factor, bf16* staging, bf16* to, int stride, int rows,
                                   int head_dim) {
   constexpr int kPieces = kWidth / 8;
-  __syncwarp();  // all lanes have read what was there
+  __syncwarp();  // all lanes have read the old content
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -246,14 +249,14 @@ __device__ inline void store_rows(const float (&sum)[kTiles][kWidth / 8][4], flo
 
 // --- plain multiply-adds: float32, and bfloat16 of other widths ----------------------------------------------------------------
 //
-// 256 threads as 16 x 16, thread (y, x) = (t / 16, t % 16). Tiles are [64][64] float32, of 64 columns of the head at a time. A thread has
-// 4 x 4 of a 64 x 64 product: rows 4y + i, and columns x + 16j of multiply_rows, 4x + j of multiply_columns. A block makes 64 columns of
-// the output; heads that are wider have their scores computed once for each 64.
+// 256 threads form a 16 x 16 grid, thread (y, x) = (t / 16, t % 16). Tiles are [64][64] float32 and hold 64 columns of the head at a time.
+// A thread has 4 x 4 elements of a 64 x 64 product: rows 4y + i, and columns x + 16j in multiply_rows, 4x + j in multiply_columns. A block
+// computes 64 columns of the output; the scores of wider heads are computed once per 64 columns.
 
 namespace plain {
 
 constexpr int kThreads = 256, kSide = 64;
-constexpr int kStride = kSide + 4;  // of rows in a tile: rows that are read together lie in different banks
+constexpr int kStride = kSide + 4;  // row stride of a tile: rows read together are in different banks
 constexpr int kTileFloats = kSide * kStride;
 
 using Square = float[4][4];
@@ -261,11 +264,11 @@ using Square = float[4][4];
 __device__ inline int x() { return static_cast<int>(threadIdx.x) % 16; }
 __device__ inline int y() { return static_cast<int>(threadIdx.x) / 16; }
 
-/// `rows` rows of `columns` elements; the rest of the tile is zeros.
+/// Loads `rows` rows of `columns` elements; the rest of the tile becomes zeros.
 template <class T>
 __device__ inline void load_tile(float* tile, const T* from, int stride, int rows, int columns) {
   const int column = static_cast<int>(threadIdx.x) % kSide, first = static_cast<int>(threadIdx.x) / kSide;
-#pragma unroll 4  // loads in flight
+#pragma unroll 4  // keeps 4 loads in flight
   for (int row = first; row < kSide; row += kThreads / kSide)
     tile[row * kStride + column] = row < rows && column < columns ? to_f32(from[row * stride + column]) : 0.0f;
 }
@@ -311,7 +314,7 @@ __device__ inline void multiply_columns(Square& sum, const float* a, const float
   }
 }
 
-/// What multiply_rows made, as a left side of multiply_columns.
+/// Stores the result of multiply_rows as a left side of multiply_columns.
 __device__ inline void store_tile(float* tile, const Square& sum) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -319,7 +322,7 @@ __device__ inline void store_tile(float* tile, const Square& sum) {
     for (int j = 0; j < 4; ++j) tile[(4 * y() + i) * kStride + x() + 16 * j] = sum[i][j];
 }
 
-/// What multiply_columns made, times a factor, to `rows` rows of `columns` elements.
+/// Writes the result of multiply_columns, times a factor, to `rows` rows of `columns` elements.
 template <class T>
 __device__ inline void store_rows(const Square& sum, float factor, T* to, int stride, int rows, int columns) {
 #pragma unroll

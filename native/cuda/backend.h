@@ -1,4 +1,4 @@
-/// One GPU: see runtime.cu.
+/// One GPU; see runtime.cu.
 #pragma once
 
 #include <condition_variable>
@@ -22,7 +22,7 @@ class DeviceMemory : public Memory {
   int index_;
 };
 
-/// Page-locked memory of the host, which the copy engines read and write on their own.
+/// Page-locked host memory, which the copy engines can access directly.
 class StagingMemory : public Memory {
  public:
   explicit StagingMemory(int index) : index_(index) {}
@@ -73,7 +73,7 @@ class CudaBackend : public Backend {
   std::vector<cudaEvent_t> spare_events_;  // guarded by mutex_
 };
 
-/// The functions of Library, see library.h.
+/// The functions of Library, see loader.h.
 int device_count(std::string& why);
 std::string describe(int index);
 std::unique_ptr<Backend> open(int index);

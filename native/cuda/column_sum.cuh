@@ -1,17 +1,18 @@
-/// Sums over rows that come out the same in every run: rows in groups that follow from the sizes (and from whether rows lie on 16 bytes), each
-/// summed by one block; then the groups, in a fixed order. The groups' sums take a few percent of what the rows take.
+/// Sums over rows, identical in every run. Rows are summed in groups, each by one block; then the groups are summed in a fixed order. The
+/// groups depend only on the sizes (and on whether rows are 16-byte aligned). Summing the groups takes a few percent of the time for the
+/// rows.
 #pragma once
 
 #include "native/cuda/vectors.cuh"
 
 namespace uniflow::cuda {
 
-/// `count` groups of `rows` rows (the last may have fewer); there is always one.
+/// `count` groups of `rows` rows (the last may have fewer); always at least one.
 struct RowGroups {
   int64_t rows, count;
 };
 
-/// At most `most` groups of a multiple of `multiple` rows.
+/// At most `most` groups, whose size is a multiple of `multiple` rows.
 inline RowGroups row_groups(int64_t rows, int64_t most, int64_t multiple) {
   const int64_t each = (rows + most - 1) / most, rounded = std::max<int64_t>((each + multiple - 1) / multiple, 1) * multiple;
   return {rounded, std::max<int64_t>((rows + rounded - 1) / rounded, 1)};
@@ -20,14 +21,14 @@ inline RowGroups row_groups(int64_t rows, int64_t most, int64_t multiple) {
 /// out [width] = sum over the groups of partial [groups, width].
 void add_groups(const float* partial, int64_t groups, int64_t width, float* out);  // residual.cu
 
-/// The groups' sums of one result [width]; out null: nothing is summed.
+/// Group sums of one result [width]; if out is null, nothing is summed.
 class ColumnSum {
  public:
   ColumnSum(float* out, int64_t groups, int64_t width) : out_(out), groups_(groups), width_(width) {
     if (out && groups > 1) partial_ = scratch(DType::Float32, {groups, width});
   }
 
-  /// [groups, width], where each group writes its sum; or null.
+  /// Group sums [groups, width], written by the groups; or null.
   float* partial() const { return partial_ ? partial_.data<float>() : out_; }
 
   /// Queues the sum over the groups.
@@ -94,8 +95,9 @@ void sum_columns_by(const Body& body, float* out, int64_t rows, int64_t width) {
   sum.finish();
 }
 
-/// out [width] = the sum over the rows of what body.at<N>(row, column, values) says of columns [column, column + N); it is called once
-/// for each, also where out is null. N at a time where `vectors` says that N divides a row and all is aligned.
+/// out [width] = the sum over the rows of the values that body.at<N>(row, column, values) returns for columns [column, column + N). The
+/// body is called once for each of them, even if out is null. It handles N at a time if `vectors` says that N divides a row and everything
+/// is aligned.
 template <int N, class Body>
 void sum_columns(const Body& body, float* out, int64_t rows, int64_t width, bool vectors) {
   if (vectors) sum_columns_by<N>(body, out, rows, width);

@@ -1,8 +1,8 @@
-/// Cross-entropy of one label a row: loss, gradient and hits.
+/// Cross-entropy with one label per row: loss, gradient and hits.
 ///
-/// A warp has a row and keeps its packs in registers through the sweeps for the maximum, the sum and the gradient, so memory sees it once;
-/// rows longer than 16 packs a lane, and those that do not lie on 16 bytes, are read again in each sweep. Blocks write what their rows
-/// add up to, and one block adds these up, in double and in a fixed order. Roofline bound: logits read, gradient written.
+/// A warp has a row and keeps its packs in registers through the sweeps for the maximum, the sum and the gradient, so memory is read once.
+/// Rows longer than 16 packs per lane, and rows that are not 16-byte aligned, are read again in each sweep. Blocks write the totals of
+/// their rows; one block adds these up, in double and in a fixed order. Roofline bound: logits read, gradient written.
 #include <cmath>
 
 #include "native/cuda/kernels.h"
@@ -11,18 +11,18 @@
 namespace uniflow::cuda {
 namespace {
 
-constexpr int kRows = 4;  // of a block, a warp each
+constexpr int kRows = 4;  // per block, one warp each
 constexpr int kThreads = kRows * kWarp;
 constexpr int kFinishThreads = 1024;
 
-/// What the rows of a block, or all of them, add up to.
+/// Totals of the rows of a block, or of all rows.
 struct Totals {
   double loss;
   int64_t hits, wrong_labels;
 };
 
-/// A lane's part of a row: packs lane, lane + 32, ... of N values; at most Held of them in registers, or with Held 0 any number, read in
-/// each sweep.
+/// A lane's part of a row: packs lane, lane + 32, ... of N values. At most Held of them are in registers; with Held 0, any number is read
+/// in each sweep.
 template <class T, int N, int Held>
 class Share {
  public:
@@ -35,7 +35,7 @@ class Share {
     }
   }
 
-  /// body(which pack, its values)
+  /// body(pack index, its values)
   template <class Body>
   __device__ void each(Body&& body) const {
     if constexpr (Held > 0) {
@@ -60,20 +60,20 @@ struct Row {
   bool hit;
 };
 
-/// -log softmax(x)[label], and whether the label is the first of the largest; grad = scale * (softmax(x) - one at the label).
+/// Returns -log softmax(x)[label] and whether the label is the first maximum; grad = scale * (softmax(x) - onehot(label)).
 template <class T, int N, int Held>
 __device__ inline Row row_of(const T* x, T* grad, int64_t classes, int64_t label, float scale) {
   using P = Pack<T, N>;
   const Share<T, N, Held> share(x, classes);
   const float at_label = to_f32(x[label]);
-  float top = -INFINITY;  // a NaN is passed over here, and shows in the sum
+  float top = -INFINITY;  // the maximum drops a NaN, which still reaches the sum
   share.each([&](int64_t, const P& p) {
 #pragma unroll
     for (int i = 0; i < N; ++i) top = fmaxf(top, to_f32(p.v[i]));
   });
   top = warp_max(top);
   float total = 0;
-  bool earlier = false;  // one as large before the label
+  bool earlier = false;  // an equal value before the label
   share.each([&](int64_t at, const P& p) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = {loss, hits, wrong_labels};
 }
 
-/// One block.
+/// Runs as a single block.
 __global__ void __launch_bounds__(kFinishThreads)
     finish(const Totals* partial, int64_t blocks, int64_t rows, float* loss, float* correct, int64_t* wrong_labels) {
   Totals t = {};
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 template <class T>
 using Score = void (*)(const T*, const int32_t*, T*, int64_t, int64_t, float, Totals*);
 
-/// The kernel that holds the fewest packs a lane among `Held` that suffice.
+/// The kernel with the smallest sufficient number of packs per lane among `Held`.
 template <class T, int... Held>
 Score<T> smallest(int64_t packs) {
   Score<T> kernel = score<T, kVector<T>, 0>;

@@ -1,4 +1,4 @@
-/// Finds cuBLASLt and its functions. Nothing runs on the device here.
+/// Locates cuBLASLt and its functions. Nothing here runs on the device.
 #include "native/cuda/cublaslt.h"
 
 #include <dlfcn.h>
@@ -16,10 +16,10 @@ namespace {
 
 struct Opened {
   lt::Library library{};
-  std::string why;  // it cannot be used
+  std::string why;  // why it cannot be used
 };
 
-/// Fills in the functions; returns the name of one that is missing, or "".
+/// Fills in the functions; returns the name of a missing one, or "".
 template <class Find>
 std::string bind(lt::Library& library, Find&& find) {
   std::string missing;
@@ -55,7 +55,7 @@ Opened open_now() {
 
 constexpr size_t kOldest = 120000;  // cublasLtGetVersion() of CUDA 12.0
 
-/// Files that match a pattern of the shell, newer versions (12.10) before older ones (12.9).
+/// Files that match a shell pattern, newer versions (12.10) before older ones (12.9).
 std::vector<std::string> matches(const std::string& pattern) {
   std::vector<std::string> found;
   glob_t g{};
@@ -65,12 +65,12 @@ std::vector<std::string> matches(const std::string& pattern) {
   return found;
 }
 
-/// Where Python's installers put NVIDIA's wheels below a prefix.
+/// The location of NVIDIA's wheels below a prefix, as used by Python's installers.
 std::string wheels_below(const std::string& prefix) {
   return prefix + "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/libcublasLt.so.1[23]";
 }
 
-/// Names, paths and patterns in the order in which they are tried.
+/// Names, paths and patterns, in the order of the attempts.
 std::vector<std::string> places() {
   std::vector<std::string> all;
   if (const char* path = std::getenv("UNIFLOW_CUBLASLT"); path && *path) all.emplace_back(path);
@@ -83,7 +83,7 @@ std::vector<std::string> places() {
   return all;
 }
 
-/// Why this file cannot be used, or "". A library that is not wanted stays loaded: unloading one that has threads is not safe.
+/// Returns why this file cannot be used, or "". A rejected library stays loaded, because unloading a library that has threads is not safe.
 std::string try_one(const std::string& place, lt::Library& library) {
   void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) return dlerror();
@@ -117,7 +117,7 @@ Opened open_now() {
 #endif
 
 const Opened& opened() {
-  static const auto* o = new Opened(open_now());  // for ever: kernels may still be queued while the process ends
+  static const auto* o = new Opened(open_now());  // never freed: kernels may still be queued while the process ends
   return *o;
 }
 

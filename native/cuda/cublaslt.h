@@ -1,9 +1,9 @@
-/// The part of cuBLASLt that is used here, declared by hand and opened when the backend starts, so that neither building nor loading
-/// needs the CUDA toolkit's math libraries.
+/// The part of cuBLASLt used here. It is declared by hand and opened when the backend starts, so neither building nor loading needs the
+/// CUDA toolkit's math libraries.
 ///
-/// Names, values and layouts are those of cublasLt.h of CUDA 12 and 13: its stable binary interface, where values are only ever added.
-/// The scale modes came with 12.8, the vectors among them with 12.9; an older library refuses their attributes, which callers take for
-/// "not supported".
+/// Names, values and layouts are those of cublasLt.h in CUDA 12 and 13, a stable binary interface to which values are only ever added. The
+/// scale modes exist since 12.8, the vector modes since 12.9. An older library refuses their attributes, which callers treat as "not
+/// supported".
 #pragma once
 
 #include <cstddef>
@@ -12,11 +12,12 @@
 
 namespace uniflow::cuda {
 
-/// Opens the library, once in a process. Empty, or why it cannot be used: one line for each file that was tried. The environment's
-/// UNIFLOW_CUBLASLT (a path) is tried first, then what the linker finds, then where toolkits and Python wheels put it.
+/// Opens the library, once per process. Returns "", or why it cannot be used, with one line for each file tried. The path in the
+/// environment variable UNIFLOW_CUBLASLT is tried first, then the linker's search path, then the install locations of toolkits and Python
+/// wheels.
 std::string open_cublaslt();
 
-/// "13.0.2", or "" where it is not open.
+/// "13.0.2", or "" if it is not open.
 std::string cublaslt_version();
 
 namespace lt {
@@ -42,18 +43,18 @@ enum class Status : int {
 /// cudaDataType_t
 enum class DataType : int32_t { Float32 = 0, BFloat16 = 14, Float8E4M3 = 28 };
 
-/// cublasComputeType_t: products and sums in float32, inputs of float32 without rounding them to TF32.
+/// cublasComputeType_t: products and sums in float32; float32 inputs are not rounded to TF32.
 enum class Compute : int { Float32 = 68 };
 
 /// cublasOperation_t
 enum class Transpose : int32_t { No = 0, Yes = 1 };
 
-/// cublasLtMatmulDescAttributes_t, with what is set by each.
+/// cublasLtMatmulDescAttributes_t, with the type of each value.
 enum class OperationAttribute : int {
   TransposeA = 3,      // Transpose
   TransposeB = 4,      // Transpose
   Epilogue = 7,        // uint32_t of kEpilogue...
-  BiasPointer = 8,     // const void*, one number for each row of D
+  BiasPointer = 8,     // const void*, one number per row of D
   ScalePointerA = 17,  // const float*
   ScalePointerB = 18,  // const float*
   BiasType = 26,       // DataType
@@ -61,23 +62,23 @@ enum class OperationAttribute : int {
   ScaleModeB = 32,     // ScaleMode
 };
 
-/// cublasLtEpilogue_t: Default alone, or the sum of the others. GELU is the one with tanh.
+/// cublasLtEpilogue_t: Default alone, or the sum of the others. GELU is the tanh variant.
 constexpr uint32_t kEpilogueDefault = 1, kEpilogueBias = 4, kEpilogueGelu = 32;
 
-/// cublasLtMatmulMatrixScale_t: one number for the matrix, or one for each row of op(A) and each column of op(B).
+/// cublasLtMatmulMatrixScale_t: one number for the matrix, or one per row of op(A) and per column of op(B).
 enum class ScaleMode : int32_t { Scalar = 0, OuterVector = 3 };
 
 /// cublasLtMatmulPreferenceAttributes_t
 enum class PreferenceAttribute : int {
-  WorkspaceBytes = 1,    // uint64_t, the most
+  WorkspaceBytes = 1,    // uint64_t, the limit
   ReductionSchemes = 3,  // uint32_t of kReduce...
-  AlignmentA = 5,        // uint32_t, bytes; so for the others
+  AlignmentA = 5,        // uint32_t, bytes; the others follow
   AlignmentB = 6,
   AlignmentC = 7,
   AlignmentD = 8,
 };
 
-/// cublasLtReductionScheme_t: parts of a long sum are kept in float32 and added in order.
+/// cublasLtReductionScheme_t: partial sums are kept in float32 and added in order.
 constexpr uint32_t kReduceInComputeType = 2;
 
 /// cublasLtMatmulAlgo_t
@@ -95,7 +96,7 @@ struct Candidate {
 };
 static_assert(sizeof(Candidate) == 96 && offsetof(Candidate, status) == 72);
 
-/// The functions, as they are named in the library after "cublasLt". D = epilogue(alpha op(A) op(B) + beta C), in column-major order.
+/// The functions; their names in the library have the prefix "cublasLt". D = epilogue(alpha op(A) op(B) + beta C), in column-major order.
 struct Library {
   Status (*create)(Handle*);
   size_t (*get_version)();
@@ -112,10 +113,10 @@ struct Library {
                    Layout, void* d, Layout, const Algorithm*, void* workspace, size_t workspace_bytes, void* stream);
 };
 
-/// Throws Error(Unsupported) where it cannot be opened.
+/// Throws Error(Unsupported) if the library cannot be opened.
 const Library& library();
 
-/// Throws Error(OutOfMemory) or Error(Internal) naming the call, where it failed.
+/// If the call failed, throws Error(OutOfMemory) or Error(Internal) with its name.
 void check(Status status, const char* call);
 
 }  // namespace lt

@@ -1,7 +1,7 @@
-/// What every kernel is written with: launching, bfloat16, 16-byte vectors, sums over warps and blocks.
+/// Basics of all kernels: launching, bfloat16, 16-byte vectors, sums over warps and blocks.
 ///
-/// With UNIFLOW_EMULATED the same sources are compiled by the host's compiler and run on the CPU, thread by thread
-/// (native/test/emulator): that is how they are tested where there is no GPU. So CUDA is used through this file only.
+/// With UNIFLOW_EMULATED, the host's compiler compiles the same sources, which then run on the CPU, thread by thread
+/// (native/test/emulator). That tests them without a GPU. For this reason, kernels use CUDA only through this file.
 #pragma once
 
 #ifdef UNIFLOW_EMULATED
@@ -21,7 +21,7 @@ namespace uniflow::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-/// Queues kernel(args...) on this thread's stream. Throws what CUDA says of the launch.
+/// Queues kernel(args...) on this thread's stream. Throws the launch error reported by CUDA.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -33,7 +33,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   check(cudaGetLastError(), "kernel launch");
 }
 
-/// Blocks of `per_block` that cover n.
+/// Number of blocks of `per_block` that cover n.
 inline unsigned blocks_for(int64_t n, int64_t per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); }
 
 #if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
@@ -54,7 +54,7 @@ __device__ inline T* dynamic_shared() {
 __device__ inline float to_f32(float v) { return v; }
 __device__ inline float to_f32(bf16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
 
-/// Rounded to nearest, ties to even.
+/// Rounds to nearest, ties to even.
 template <class T>
 __device__ inline T from_f32(float v) {
   if constexpr (sizeof(T) == 4) {
@@ -78,17 +78,17 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-/// N values in one access: loads and stores of them are as wide as they are, up to 16 bytes.
+/// N values that are loaded and stored in one access, up to 16 bytes wide.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
-/// Values of T in 16 bytes.
+/// Number of values of T in 16 bytes.
 template <class T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-/// N consecutive values as float; p is aligned to N of them.
+/// Loads N consecutive values as float; p is aligned to N of them.
 template <int N, class T>
 __device__ inline void load(const T* p, float (&out)[N]) {
   const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
@@ -104,9 +104,9 @@ __device__ inline void store(T* p, const float (&in)[N]) {
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
 
-// --- sums over threads: always in the same order, so results do not change from run to run --------------------------
+// --- sums over threads, in a fixed order, so results are identical in every run --------------------------------------
 
-/// Sum (or maximum) over the 32 lanes, in all of them.
+/// Sum (or maximum) over the 32 lanes, returned in all of them.
 template <class T>
 __device__ inline T warp_sum(T v) {
 #pragma unroll
@@ -120,13 +120,13 @@ __device__ inline float warp_max(float v) {
   return v;
 }
 
-/// Sum over all threads of a one-dimensional block (a multiple of 32 of them), in all of them.
+/// Sum over all threads of a one-dimensional block (a multiple of 32), returned in all of them.
 template <class T>
 __device__ inline T block_sum(T v) {
   __shared__ T partial[kWarp];
   const int warps = static_cast<int>(blockDim.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   v = warp_sum(v);
-  __syncthreads();  // the sums of an earlier call have been read
+  __syncthreads();  // all threads have read the sums of an earlier call
   if (lane == 0) partial[threadIdx.x / kWarp] = v;
   __syncthreads();
   return warp_sum(lane < warps ? partial[lane] : T{});

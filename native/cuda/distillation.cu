@@ -1,10 +1,10 @@
-/// Layer-wise cosine distillation: loss, weights of the layers, and the gradient in one pass over student and teacher.
+/// Layer-wise cosine distillation: loss, layer weights, and the gradient in one pass over student and teacher.
 ///
-/// Per token: dot = s.t, |s|, |t|, then d(1 - cos)/ds = -(t/|t| - cos * s/|s|) / |s|. A warp has one token of one layer and keeps its
-/// packs of both rows in registers from the sums to the gradient, so memory sees each row once and all its loads are in flight together;
-/// rows of more than 2048 values, and those that do not lie on 16 bytes, are read a second time. The grid is (tokens, layers): one launch
-/// for up to 64 layers. Blocks write the sum of their tokens' 1 - cosine, and one block makes alpha, weights and loss of them.
-/// Roofline bound: bytes of both stacks read + the gradient written.
+/// Per token: dot = s.t, |s|, |t|, then d(1 - cos)/ds = -(t/|t| - cos * s/|s|) / |s|. A warp has one token of one layer and keeps its packs
+/// of both rows in registers from the sums to the gradient. So memory is read once and all loads are in flight together. Rows of more than
+/// 2048 values, and rows that are not 16-byte aligned, are read twice. The grid is (tokens, layers): one launch for up to 64 layers. Blocks
+/// write the sum of their tokens' 1 - cosine; one block computes alpha, weights and loss from these sums. Roofline bound: bytes of both
+/// stacks read + the gradient written.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -16,16 +16,16 @@ namespace uniflow::cuda {
 namespace {
 
 constexpr float kLive = 1e-8f;  // a token with a norm up to this has cosine 0 and no gradient
-constexpr int kTokens = 4;      // of a block, a warp each: small blocks, for long rows take many registers
+constexpr int kTokens = 4;      // per block, one warp each; small blocks, because long rows take many registers
 constexpr int kThreads = kTokens * kWarp;
-constexpr int kLayers = 64;  // of a launch: their pointers travel as parameters of the kernel, which hold 4 KiB
+constexpr int kLayers = 64;  // per launch: their pointers are kernel parameters, which are limited to 4 KiB
 constexpr int kFinishThreads = 1024;
 
 template <class T>
 struct Layers {
   const T* student[kLayers];
   const T* teacher[kLayers];
-  T* grad[kLayers];  // null: not asked for
+  T* grad[kLayers];  // null: not requested
 };
 
 struct Sums {
@@ -43,12 +43,12 @@ __device__ inline void accumulate(Sums& sums, const Pack<T, N>& s, const Pack<T,
   }
 }
 
-/// 1 - cosine of a token, and the factors of its rows in the gradient.
+/// 1 - cosine of a token, and the factors of its two rows in the gradient.
 struct Cosine {
   float missing, along_s, along_t;
 };
 
-/// Of the lanes' sums over their parts of a row; the same in all lanes.
+/// Combines the lanes' sums over their parts of a row; equal in all lanes.
 __device__ inline Cosine cosine_of(const Sums& lane, float scale) {
   const float dot = warp_sum(lane.dot), student = sqrtf(warp_sum(lane.student)), teacher = sqrtf(warp_sum(lane.teacher));
   if (!(student > kLive && teacher > kLive)) return {1.0f, 0.0f, 0.0f};
@@ -102,7 +102,7 @@ __device__ inline float long_token(const P* s, const P* t, P* grad, int64_t pack
   return c.missing;
 }
 
-/// Tokens of layer blockIdx.y; partial [layers, blocks of tokens]. Packs of N values; Held 0: rows of any length.
+/// The tokens of layer blockIdx.y; partial [layers, blocks of tokens]. Packs of N values; Held 0: rows of any length.
 template <class T, int N, int Held>
 __global__ void __launch_bounds__(kThreads)
     compare(Layers<T> layers, int64_t rows, int64_t tokens, int64_t skip, int64_t width, float scale, float* partial) {
@@ -125,14 +125,14 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = missing;
 }
 
-/// w_l before it is normalised; in double, for exp(beta alpha) spans orders of magnitude.
+/// w_l before normalisation, in double because exp(beta alpha) spans orders of magnitude.
 __device__ inline double layer_weight(LayerWeights kind, float beta, const float* alpha, int64_t l, int64_t layers) {
   if (kind == LayerWeights::Uniform) return 1;
   if (kind == LayerWeights::Last) return l + 1 == layers ? 1 : 0;
   return static_cast<double>(l + 1) / static_cast<double>(layers) * exp(static_cast<double>(beta) * static_cast<double>(alpha[l]));
 }
 
-/// One block: alpha by one warp a layer, then weights and loss by one thread a layer. partial [layers, blocks].
+/// Runs as a single block: alpha with one warp per layer, then weights and loss with one thread per layer. partial [layers, blocks].
 __global__ void __launch_bounds__(kFinishThreads) finish(const float* partial, int64_t blocks, int64_t layers, float scale, float beta,
                                                          LayerWeights kind, float* loss, float* alpha, float* weight) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish(const float* partial, i
 template <class T>
 using Compare = void (*)(Layers<T>, int64_t, int64_t, int64_t, int64_t, float, float*);
 
-/// The kernel that holds the fewest packs a lane among `Held` that suffice.
+/// The kernel with the smallest sufficient number of packs per lane among `Held`.
 template <class T, int... Held>
 Compare<T> smallest(int64_t packs) {
   Compare<T> kernel = compare<T, kVector<T>, 0>;

@@ -1,7 +1,7 @@
-/// Element by element: casts, gated activations, rotary positions, the Euler step, copies of rows.
+/// Elementwise operations: casts, gated activations, rotary positions, the Euler step, copies of rows.
 ///
-/// A thread has 16 bytes of the widest operand, or single elements where rows or addresses are odd. Bound by memory: every operand is
-/// read once and every result written once; the rotary tables are read from memory once for each token and from the caches for its heads.
+/// A thread has 16 bytes of the widest operand, or single elements if rows or addresses are not aligned. Memory-bound: every operand is
+/// read once and every result written once; the rotary tables are read from memory once per token, and from the caches for its heads.
 #include <numbers>
 #include <vector>
 
@@ -25,7 +25,7 @@ struct Cast {
   }
 };
 
-/// i counts the elements of out [rows, n]; x is [rows, 2n].
+/// i indexes the elements of out [rows, n]; x is [rows, 2n].
 template <class T>
 struct Swiglu {
   const T* x;
@@ -34,7 +34,7 @@ struct Swiglu {
 
   template <int N>
   __device__ void at(int64_t i) const {
-    const int64_t gate = i + place_of(i, n).row * n;  // of the row's first half
+    const int64_t gate = i + place_of(i, n).row * n;  // in the row's first half
     float g[N], v[N];
     load<N>(x + gate, g);
     load<N>(x + gate + n, v);
@@ -98,7 +98,7 @@ struct Fill {
   }
 };
 
-/// i counts units of a row's copy; from null: zeros.
+/// i indexes units of a row's copy; from null: zeros.
 template <class Unit>
 struct CopyUnits {
   Unit* to;
@@ -112,7 +112,7 @@ struct CopyUnits {
   }
 };
 
-/// N cosines or sines of each half turn N pairs of one head.
+/// Rotates N pairs of one head by N cosines and sines per half.
 template <int N, class T>
 __device__ void rotate(const T* in, T* out, const float* cosine, const float* sine, float sign, int half) {
   float a[N], b[N], c[N], s[N], turned[N];
@@ -132,7 +132,7 @@ __device__ void rotate(const T* in, T* out, const float* cosine, const float* si
 
 constexpr int kRopeBlock = 256;
 
-/// Block: one token; thread: N of the first half of a head and their partners in the second half, of q, k and v in turn.
+/// Block: one token; thread: N elements of the first half of a head and their partners in the second half, for q, k and v in turn.
 template <int N, class T>
 __global__ void __launch_bounds__(kRopeBlock) rope_kernel(RopeArgs a) {
   const int64_t token = blockIdx.x, width = a.heads * a.head_dim, patch = token % a.seq - a.prefix;
@@ -165,7 +165,7 @@ void rope_as(const RopeArgs& a) {
   else rope_by<1, T>(a);
 }
 
-/// Angles in double, as on the CPU: a table is made once for each grid.
+/// Angles in double, as on the CPU; a table is computed only once per grid.
 __global__ void rope_table_kernel(int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit, float* out) {
   const int64_t half = rows * cols * head_dim, at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= half) return;
@@ -181,7 +181,7 @@ __global__ void rope_table_kernel(int64_t rows, int64_t cols, int64_t head_dim, 
 
 constexpr int kCountBlock = 256;
 
-/// found[block] = how many of the elements that the block's threads go through are NaN or infinite.
+/// found[block] = number of NaN or infinite elements among those of the block's threads.
 __global__ void __launch_bounds__(kCountBlock) count_non_finite_kernel(const float* x, int64_t n, int32_t* found) {
   int32_t bad = 0;
 #pragma unroll 4
@@ -206,7 +206,7 @@ void copy(void* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream()), "cudaMemcpyAsync");
 }
 
-/// A point of the stream's time.
+/// A point in time on the stream.
 class Event {
  public:
   Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
@@ -215,7 +215,7 @@ class Event {
   Event& operator=(const Event&) = delete;
 
   void record() const { check(cudaEventRecord(event_, stream()), "cudaEventRecord"); }
-  /// Seconds from `begin` to here; waits until the stream has come here.
+  /// Seconds from `begin` to this event; waits until the stream has reached it.
   double since(const Event& begin) const {
     float milliseconds = 0;
     check(cudaEventSynchronize(event_), "cudaEventSynchronize");
@@ -272,8 +272,8 @@ int64_t count_non_finite(const float* x, int64_t n) {
   return total;
 }
 
-/// Rows that lie one behind the other are one copy. Others go by a kernel, in the largest unit that divides everything: the API's own copy
-/// of rows knows no stride of 0, none below the bytes of a row and none above its maximal pitch.
+/// Contiguous rows are a single copy. Others are copied by a kernel, in the largest unit that divides everything: CUDA's own 2D copy does
+/// not support a stride of 0, below the bytes of a row, or above its maximal pitch.
 void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows) {
   if (bytes <= 0 || rows <= 0) return;
   if (!from) from_stride = bytes;

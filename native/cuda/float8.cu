@@ -1,6 +1,6 @@
-/// Matrices to e4m3 and back.
+/// Conversion of matrices to e4m3 and back.
 ///
-/// To: a warp has a row; the row stays in its registers between looking for the largest value and writing (a longer one is read again,
+/// To e4m3: a warp has a row, which stays in its registers between the search for the maximum and the writing (a longer one is read again,
 /// from the cache). Back: a thread has a vector. Roofline bound: bytes, x read once and a quarter or half of it written.
 #include "native/cuda/float8.cuh"
 #include "native/cuda/kernels.h"
@@ -9,13 +9,13 @@
 namespace uniflow::cuda {
 namespace {
 
-constexpr int kRowsEach = 4;  // of a block: warps
-constexpr int kHeld = 16;     // vectors of a row that a lane keeps: 4096 bfloat16 a warp
+constexpr int kRowsEach = 4;  // per block: warps
+constexpr int kHeld = 16;     // vectors of a row that a lane keeps: 4096 bfloat16 per warp
 
 template <int N>
 __device__ float largest_of(const float (&v)[N], float so_far) {
 #pragma unroll
-  for (int k = 0; k < N; ++k) so_far = fmaxf(so_far, fabsf(v[k]));  // NaN is not taken
+  for (int k = 0; k < N; ++k) so_far = fmaxf(so_far, fabsf(v[k]));  // fmaxf ignores NaN
   return so_far;
 }
 

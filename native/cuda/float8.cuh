@@ -1,5 +1,5 @@
-/// Eight-bit floats e4m3: sign, four bits of exponent (bias 7), three of mantissa; +-448 is the largest, all ones are NaN, there is no
-/// infinity. And matrices of them with a factor for each row.
+/// Eight-bit floats e4m3: sign, four exponent bits (bias 7), three mantissa bits; the largest is +-448, all ones are NaN, and there is no
+/// infinity. Matrices of them have a factor per row.
 #pragma once
 
 #include "native/cuda/device.cuh"
@@ -12,18 +12,18 @@ namespace uniflow::cuda {
 
 constexpr float kFloat8Largest = 448;
 
-/// x [rows, width] of Float32 or BFloat16 -> to [rows, width] of e4m3 and scale [rows], with x = to * scale: the largest of a row becomes
-/// 448. width is a multiple of 16, to is aligned to 16 bytes.
+/// x [rows, width] in Float32 or BFloat16 -> to [rows, width] in e4m3 and scale [rows], with x = to * scale. The largest value of a row
+/// becomes 448. width is a multiple of 16, to is 16-byte aligned.
 void quantise_rows(const void* x, DType dtype, uint8_t* to, float* scale, int64_t rows, int64_t width);
 
-/// out [rows, width] of Float32 or BFloat16 = x * scale.
+/// out [rows, width] in Float32 or BFloat16 = x * scale.
 void dequantise_rows(const uint8_t* x, const float* scale, void* out, DType dtype, int64_t rows, int64_t width);
 
 #if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
 
 #ifdef UNIFLOW_EMULATED
 
-/// To nearest, ties to even; what is larger becomes +-448; NaN stays NaN.
+/// Rounds to nearest, ties to even; larger values become +-448; NaN stays NaN.
 inline uint8_t to_e4m3(float v) {
   const uint32_t bits = __float_as_uint(v), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7f;
@@ -44,7 +44,7 @@ inline float from_e4m3(uint8_t v) {
 
 #else
 
-/// Two, `low` in the lower half: one instruction makes both.
+/// Packs two, `low` in the lower half, with one instruction.
 __device__ inline uint16_t pack_e4m3(float low, float high) {
   return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
 }

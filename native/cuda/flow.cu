@@ -1,12 +1,12 @@
-/// The flow head: what native/cpu/flow.cpp does, made of the same kernels.
+/// The flow head: the algorithm of native/cpu/flow.cpp on a GPU, from the same layers (native/ops/velocity.h).
 ///
-/// Patches are taken in equal groups of up to 8192 rows, and each group goes through all steps and blocks before the next. So many rows give
-/// a product enough tiles to keep every multiprocessor busy (256 of 128 x 256 at a width of 1024); with more, what one kernel writes for the
-/// next (16 MiB in bfloat16) would no longer be in the second-level cache. Roofline bound: FLOPs.
+/// Patches are processed in equal groups of up to 8192 rows; each group passes through all steps and blocks before the next one. That many
+/// rows give a product enough tiles to keep every multiprocessor busy (256 of 128 x 256 at a width of 1024). With more rows, the data
+/// passed from one kernel to the next (16 MiB in bfloat16) would no longer fit in the second-level cache. Roofline bound: FLOPs.
 ///
-/// A group's kernels are the same whenever the weights, the rows and the schedule are: they are recorded as a Graph and launched as one, for
-/// with the few rows of a single image each takes less time than launching it. A key's first group is not recorded: it lets linear() time
-/// its algorithms, and many keys are seen once.
+/// A group's kernels are the same whenever the weights, the rows and the schedule are the same. They are recorded as a Graph and launched
+/// together, because with the few rows of a single image each kernel takes less time than its launch. The first group of a key is not
+/// recorded: it lets linear() time its algorithms, and many keys occur only once.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kGroupRows = 8192;
 constexpr int64_t kRecordedBlocks = 1024;  // steps x blocks of a graph: some thousand kernels
-constexpr size_t kGraphs = 4;              // kept, each with the memory of its group
+constexpr size_t kGraphs = 4;              // number of graphs kept, each with the memory of its group
 
 FlowDevice here() { return {kernels(), scratch}; }
 
@@ -30,7 +30,7 @@ void copy(void* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream()), "cudaMemcpyAsync");
 }
 
-/// A group of rows, and where their condition and noise are put and their pixels are found.
+/// A group of rows, with the tensors for their condition, noise and pixels.
 struct Group {
   Group(const FlowHead& head, const ops::FlowOptions& o, int64_t count, DType dtype)
       : rows{count, is_guided(o) ? count : 0}, w(here(), head, rows, dtype), x(scratch(DType::Float32, {count, w.pixels})) {
@@ -38,7 +38,7 @@ struct Group {
     const Tensor t = to_device(o.schedule.time.data(), steps * size_of(DType::Float32));
     times = time_input(w.device, t.data<float>(), steps, dtype);
   }
-  /// [rows, D], until the integration begins.
+  /// [rows, D], valid until the integration begins.
   const Tensor& condition() const { return w.u; }
 
   FlowRows rows;
@@ -47,7 +47,7 @@ struct Group {
   Tensor times;  // [steps, 256]
 };
 
-/// All steps of a group.
+/// Runs all steps of a group.
 void integrate(const FlowHead& head, Group& g, const ops::FlowOptions& o, const CancelToken& token) {
   const Tensor times = time_embedding(g.w.device, head, g.times);
   embed_condition(head, g.w, g.condition(), g.rows);
@@ -57,7 +57,7 @@ void integrate(const FlowHead& head, Group& g, const ops::FlowOptions& o, const 
   }
 }
 
-/// Whatever a recorded group's kernels and their arguments follow from.
+/// Everything that determines a recorded group's kernels and their arguments.
 class Key {
  public:
   Key(const FlowHead& head, const ops::FlowOptions& o, int64_t rows, DType dtype) {
@@ -82,16 +82,16 @@ class Key {
   }
 
   std::vector<int64_t> values_;
-  std::vector<std::shared_ptr<const Packing>> packings_;  // kept, so that no other comes to the same address
+  std::vector<std::shared_ptr<const Packing>> packings_;  // kept alive, so no other packing can get the same address
 };
 
-/// A group that is launched as one, once its key has come a second time.
+/// A group that is recorded and launched as one graph, once its key occurs a second time.
 class FlowGraph {
  public:
   explicit FlowGraph(Key key) : key_(std::move(key)) {}
   const Key& key() const { return key_; }
 
-  /// Runs a group: load(group) queues its condition and noise, store(group) takes its pixels.
+  /// Runs a group: load(group) queues its condition and noise, store(group) reads its pixels.
   template <class Load, class Store>
   void run(const FlowHead& head, const ops::FlowOptions& o, int64_t rows, DType dtype, const CancelToken& token, Load&& load, Store&& store) {
     if (seen_ && !graph_ && recordable_ && static_cast<int64_t>(o.schedule.time.size() * (head.blocks.size() + 1)) <= kRecordedBlocks) {
@@ -110,7 +110,7 @@ class FlowGraph {
   }
 
  private:
-  /// Where there is no room for a graph and its memory, the group goes on without one.
+  /// If there is no memory for a graph, the group runs without one.
   void record(const FlowHead& head, const ops::FlowOptions& o, int64_t rows, DType dtype, const CancelToken& token) {
     try {
       auto group = std::make_unique<Group>(head, o, rows, dtype);
@@ -128,8 +128,8 @@ class FlowGraph {
   std::unique_ptr<Graph> graph_;
 };
 
-/// The graph of a key, the most recent of the head's few. They belong to the head: they go when its weights go. One thread feeds a device,
-/// so none is in use elsewhere.
+/// The graph of a key, from the head's few most recent ones. Graphs belong to the head and are freed with its weights. Only one thread
+/// feeds a device, so no graph is in use elsewhere.
 FlowGraph& graph_of(const FlowHead& head, Key key) {
   std::shared_ptr<void>& attached = head.input.weight.buffer()->attachment;
   if (!attached) attached = std::make_shared<std::list<FlowGraph>>();
@@ -153,7 +153,7 @@ void load_group(Group& g, const Tensor& condition, const ops::FlowOptions& o, in
   }
 }
 
-/// A thread makes a cosine and its sine, in double: the angle reaches 1000, where float32 has only 4 digits left.
+/// A thread computes a cosine and its sine, in double: the angle reaches 1000, where float32 has only 4 digits left.
 __global__ void timestep_embedding_kernel(const float* t, int64_t count, float* out) {
   constexpr int64_t half = kTimeChannels / 2;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, m = at / half, i = at % half;
@@ -172,7 +172,8 @@ void timestep_embedding(const float* t, int64_t count, float* out) {
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& o, const Tensor& pixels, const CancelToken& token) {
   const int64_t total = condition.dim(0) * condition.dim(1), most = is_guided(o) ? kGroupRows / 2 : kGroupRows;
   if (total == 0) return;
-  // Of equal size, so that they share a graph. The last may lack a few rows; what is left in their place from the group before does no harm.
+  // Equal sizes, so that groups share a graph. The last may have a few rows less; stale data of the previous group in their place is
+  // harmless.
   const int64_t groups = (total + most - 1) / most, size = (total + groups - 1) / groups;
   FlowGraph& graph = graph_of(head, Key(head, o, size, condition.dtype()));
   for (int64_t first = 0; first < total; first += size) {

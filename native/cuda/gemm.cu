@@ -1,7 +1,8 @@
-/// Products through cuBLASLt: descriptions of the operands, and a cache of the algorithms that have been chosen.
+/// Products through cuBLASLt: descriptions of the operands, and a cache of the chosen algorithms.
 ///
-/// cuBLASLt thinks in column-major order, where a matrix in C order is its own transpose: out = a b is computed as out^T = b^T a^T. What it
-/// calls A is our b, its B our a, its m the columns of out and its n the rows. Roofline bound: FLOPs over the rate of the tensor cores.
+/// cuBLASLt uses column-major order, in which a C-order matrix is its own transpose. So out = a b is computed as out^T = b^T a^T:
+/// cuBLASLt's A is our b, its B our a, its m the columns of out and its n the rows. Roofline bound: FLOPs over the rate of the tensor
+/// cores.
 #include "native/cuda/gemm.h"
 
 #include <array>
@@ -16,7 +17,7 @@
 namespace uniflow::cuda {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what cuBLAS itself takes on Hopper
+constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // the size that cuBLAS itself uses on Hopper
 constexpr int kCandidates = 8;
 
 lt::DataType type_of(DType dtype) {
@@ -33,9 +34,9 @@ uint32_t alignment_of(const void* p) {
   return address & (~address + 1);
 }
 
-// --- what cuBLASLt is told of a product --------------------------------------------------------------------------------
+// --- the description of a product for cuBLASLt -------------------------------------------------------------------------
 
-/// A handle of cuBLASLt's that is destroyed at the end of the block.
+/// A cuBLASLt handle that is destroyed at the end of the block.
 template <class T>
 class Owned {
  public:
@@ -64,7 +65,7 @@ class Call {
     describe(out_, p.out_dtype, p.columns, p.rows);
   }
 
-  /// Algorithms that can do it, the most promising first; none where there is none.
+  /// Finds algorithms for it, the most promising first; returns how many.
   int candidates(lt::Handle handle, lt::Candidate (&found)[kCandidates], int wanted) {
     if (!known_) return 0;
     Owned<lt::Preference> preference(l_.preference_destroy);
@@ -129,12 +130,12 @@ class Call {
   const Product& p_;
   Owned<lt::Operation> operation_{l_.operation_destroy};
   Owned<lt::Layout> a_{l_.layout_destroy}, b_{l_.layout_destroy}, out_{l_.layout_destroy};
-  bool known_ = true;  // the library knows all attributes that are wanted
+  bool known_ = true;  // the library supports all attributes set so far
 };
 
 // --- which algorithm ---------------------------------------------------------------------------------------------------
 
-/// All that the choice depends on.
+/// Everything that the choice depends on.
 struct Key {
   explicit Key(const Product& p)
       : sizes{p.rows, p.inner, p.columns},
@@ -150,14 +151,14 @@ struct Key {
 
 struct Choice {
   bool found = false;
-  bool final = false;  // was timed, or had no rival
+  bool final = false;  // it was timed, or had no rival
   lt::Algorithm algorithm{};
   size_t workspace_bytes = 0;
 };
 
-/// What a device keeps.
+/// State kept per device.
 struct DeviceProducts {
-  std::mutex mutex;  // of the rest; a device is fed by one thread, nobody waits for it
+  std::mutex mutex;  // guards the rest; one thread feeds a device, so it is never contended
   lt::Handle handle = nullptr;
   Tensor memory;  // the workspace: products run one after the other on a device's stream, also those in graphs
   std::map<Key, Choice> choices;
@@ -171,19 +172,19 @@ struct DeviceProducts {
 
 DeviceProducts& device_products() {
   static auto* mutex = new std::mutex;
-  static auto* all = new std::map<const Properties*, DeviceProducts>;  // for ever, as devices are
+  static auto* all = new std::map<const Properties*, DeviceProducts>;  // never freed, like the devices
   std::lock_guard lock(*mutex);
   DeviceProducts& d = (*all)[&properties()];
   if (!d.handle) lt::check(lt::library().create(&d.handle), "cublasLtCreate");
   return d;
 }
 
-/// Milliseconds of three runs after one to warm up; infinite where the library finds that it cannot do it.
+/// Milliseconds of three runs after one to warm up; infinite if the library cannot run it after all.
 float time_candidate(DeviceProducts& d, const Call& call, const lt::Candidate& c) {
   auto run = [&] { return call.run(d.handle, c.algorithm, d.workspace(c.workspace_bytes), c.workspace_bytes); };
   const lt::Status status = run();
   if (status == lt::Status::NotSupported || status == lt::Status::InvalidValue) return std::numeric_limits<float>::infinity();
-  lt::check(status, "cublasLtMatmul");  // full memory, say: not to be remembered as "cannot"
+  lt::check(status, "cublasLtMatmul");  // not remembered as unsupported: the memory may just be full
   return milliseconds_of([&] {
     for (int i = 0; i < 3; ++i) lt::check(run(), "cublasLtMatmul");
   });
@@ -196,7 +197,7 @@ Choice choose(DeviceProducts& d, Call& call) {
   if (count == 0) return {.final = true};
   auto take = [](const lt::Candidate& c, bool final) { return Choice{true, final, c.algorithm, c.workspace_bytes}; };
   if (count == 1) return take(found[0], may_wait);
-  constexpr float kClearly = 0.97f;  // what is as good as another is not chosen by the clock's noise
+  constexpr float kClearly = 0.97f;  // a candidate must be clearly faster, so timer noise does not decide between equals
   int best = -1;
   float best_ms = std::numeric_limits<float>::infinity();
   for (int i = 0; i < count; ++i)

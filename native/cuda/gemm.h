@@ -1,4 +1,4 @@
-/// Matrix products through cuBLASLt, each by the algorithm that was fastest on this device.
+/// Matrix products through cuBLASLt, each with the fastest algorithm on this device.
 #pragma once
 
 #include <functional>
@@ -13,25 +13,25 @@ struct Product {
   const void* b;  // [inner, columns], or stored as [columns, inner]
   void* out;      // [rows, columns]
   int64_t rows, inner, columns;
-  DType dtype, out_dtype;  // of a and b: Float32, BFloat16 or Float8; of out: Float32 or BFloat16, no narrower than float32 from float32
+  DType dtype, out_dtype;  // of a and b: Float32, BFloat16 or Float8; of out: Float32 or BFloat16, but Float32 if a and b are
   bool a_transposed = false, b_transposed = false;
   // The epilogue, in this order:
   const float* a_scale = nullptr;  // [rows] and
-  const float* b_scale = nullptr;  // [columns], of Float8 only, both or neither: the product's rows and columns are multiplied by them
-  const void* add = nullptr;       // [rows, columns] of out_dtype; not out itself
+  const float* b_scale = nullptr;  // [columns], for Float8 only, both or neither: factors of the product's rows and columns
+  const void* add = nullptr;       // [rows, columns] in out_dtype; must not alias out
   const void* bias = nullptr;      // [columns], 16-byte aligned
   DType bias_dtype = DType::Float32;
   bool gelu_tanh = false;
 };
 
-/// Queues it. False, with nothing queued, where cuBLASLt has no algorithm for just this.
+/// Queues the product. Returns false, with nothing queued, if cuBLASLt has no algorithm for it.
 ///
-/// The first time that a product of these sizes, types and alignments comes, its algorithms are timed, for which the host waits; not while
-/// a Graph is recorded, when the library's guess is taken. Results are the same bits in every run of one algorithm; which one is the
-/// fastest can change from process to process.
+/// The first product with given sizes, types and alignments times its algorithms, and the host waits for that. While a Graph is recorded,
+/// the library's guess is used instead. An algorithm gives the same bits in every run, but the fastest one can change from process to
+/// process.
 bool multiply(const Product& p);
 
-/// How long the device takes for what `work` queues. Waits.
+/// Time that the device takes for the work queued by `work`. Waits.
 float milliseconds_of(const std::function<void()>& work);
 
 }  // namespace uniflow::cuda

@@ -1,11 +1,11 @@
-/// The GPU's kernels, under the names of native/ops/kernels.h; the files have the stems of native/cpu.
+/// The GPU's kernels, with the names of native/ops/kernels.h; the files have the stems of native/cpu.
 #pragma once
 
 #include "native/ops/kernels.h"
 
 namespace uniflow::cuda {
 
-/// All of these.
+/// The table of all kernels.
 const Kernels& kernels();
 
 UNIFLOW_KERNELS(UNIFLOW_DECLARATION)

@@ -1,11 +1,11 @@
-/// Linear layers: the product by cuBLASLt, and what it cannot do by itself in one pass over the result.
+/// Linear layers: the product by cuBLASLt, and everything it cannot do itself in one pass over the result.
 ///
-/// cuBLASLt adds a bias and a residual, and has the GELU with tanh; a layer with no more than that is one product. Otherwise
-/// epilogue_kernel goes over the product once, in place: a thread has 16 bytes of kRowsEach rows, with bias and scale of its columns in
-/// registers. Roofline bound of the product: FLOPs; of the epilogue: the result read and written, the residual read.
+/// cuBLASLt can add a bias and a residual and apply the tanh GELU; a layer that needs no more is a single product. Otherwise
+/// epilogue_kernel passes over the product once, in place: a thread has 16 bytes of kRowsEach rows, with the bias and scale of its columns
+/// in registers. Roofline bound of the product: FLOPs; of the epilogue: the result read and written, the residual read.
 ///
-/// In bfloat16 the product is rounded once before the epilogue (but not where the library does all), and the bias that the library adds
-/// is rounded to bfloat16 where it takes no other.
+/// In bfloat16 the product is rounded once before the epilogue (except if the library does everything). The bias added by the library is
+/// rounded to bfloat16 if the library accepts no other type.
 #include <bit>
 
 #include "native/cuda/activation.cuh"
@@ -19,7 +19,7 @@ namespace {
 
 // --- weights -----------------------------------------------------------------------------------------------------------
 
-/// [out, in] in C order; of Float8 followed, from the next multiple of 16 bytes on, by a factor for each of the `out` rows.
+/// [out, in] in C order; for Float8, followed at the next multiple of 16 bytes by a factor for each of the `out` rows.
 struct LinearPacking : Packing {
   LinearPacking(int64_t out, int64_t in, DType dtype) : out(out), in(in), dtype(dtype) {}
   int64_t out, in;
@@ -31,7 +31,7 @@ struct LinearPacking : Packing {
 
 const LinearPacking& of(const Packing& p) { return static_cast<const LinearPacking&>(p); }
 
-/// Not when the packing is made, which has no device yet.
+/// Checked late, because a packing is created without a device.
 void require_float8() {
   if (const int capability = properties().capability; capability < 89)
     throw Error(ErrorCode::Unsupported, "dtype", "float32 or bfloat16 on this GPU (float8 needs compute capability 8.9)",
@@ -42,23 +42,23 @@ void require_float8() {
 
 constexpr int kRowsEach = 4;
 
-/// out = residual + scale * act(product * row_scale * column_scale + bias); null pointers are left out.
+/// out = residual + scale * act(product * row_scale * column_scale + bias); null pointers are skipped.
 template <class In, class Out>
 struct Epilogue {
-  const In* product;  // may be out
+  const In* product;  // may alias out
   Out* out;
   int64_t rows, width;
   const float *bias, *scale, *row_scale, *column_scale;
   const Out* residual;
 };
 
-/// Block (rows, columns): threadIdx.x counts vectors of N columns, threadIdx.y rows.
+/// Block (rows, columns): threadIdx.x indexes vectors of N columns, threadIdx.y rows.
 template <Activation K, int N, class In, class Out>
 __global__ void __launch_bounds__(kEachBlock) epilogue_kernel(Epilogue<In, Out> e) {
   const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
   const int64_t first = int64_t{blockIdx.x} * blockDim.y * kRowsEach + threadIdx.y;
   if (column >= e.width) return;
-  Pack<In, N> product[kRowsEach];  // as they are stored: half the registers
+  Pack<In, N> product[kRowsEach];  // in the stored type: half the registers
   Pack<Out, N> residual[kRowsEach];
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
@@ -119,7 +119,7 @@ void multiply_or_throw(const Product& p) {
   if (!multiply(p)) no_algorithm(p);
 }
 
-/// Whether all of the layer was done by the library. `p` is the product alone, written to a.out.
+/// Returns whether the library did the whole layer. `p` is the product alone, written to a.out.
 bool multiply_with_epilogue(Product p, const LinearArgs& a) {
   const bool activates = a.activation != Activation::None, tanh = a.activation == Activation::GeluTanh && !a.residual;
   if (a.scale || (activates && !tanh) || !aligned({a.bias})) return false;
@@ -135,7 +135,7 @@ bool multiply_with_epilogue(Product p, const LinearArgs& a) {
   return multiply(p);
 }
 
-/// x as the product takes it.
+/// x in the form that the product requires.
 struct Input {
   Input(const LinearArgs& a, DType dtype) : data(a.x) {
     if (dtype == a.x_dtype) return;
@@ -192,7 +192,7 @@ void linear(const LinearArgs& a) {
     p.a_scale = x.scale.data<float>();
     p.b_scale = column_scale;
   }
-  Tensor wide;  // a product of float32 has no result of bfloat16
+  Tensor wide;  // float32 products cannot have a bfloat16 result
   if (dtype == DType::Float32 && a.out_dtype == DType::BFloat16) {
     wide = scratch(DType::Float32, {a.rows, a.width});
     p.out = wide.data();
@@ -204,7 +204,7 @@ void linear(const LinearArgs& a) {
     multiply_or_throw(p);
   } else if (multiply(p)) {
     column_scale = nullptr;
-  } else {  // scaled rows and columns are for Hopper and newer libraries: left to the epilogue elsewhere
+  } else {  // row and column scales need Hopper and a newer library; otherwise the epilogue applies them
     row_scale = std::exchange(p.a_scale, nullptr);
     p.b_scale = nullptr;
     multiply_or_throw(p);
@@ -228,7 +228,7 @@ void linear_backward(const LinearBackwardArgs& a) {
 
 namespace {
 
-/// Normal numbers: how fast tensor cores run depends on what they multiply, and zeros take the least power.
+/// Normal numbers: the speed of tensor cores depends on the operands, and zeros take the least power.
 Tensor random_matrix(int64_t n, DType dtype, uint64_t seed) {
   const uint32_t image = 0;
   Tensor values = scratch(DType::Float32, {n, n});

@@ -9,7 +9,7 @@ namespace {
 
 struct Opened {
   const Library* library = nullptr;
-  std::string why;  // there is none
+  std::string why;  // why there is none
 };
 
 const Library* entry_of(void* handle) {
@@ -17,7 +17,7 @@ const Library* entry_of(void* handle) {
   return entry ? entry() : nullptr;
 }
 
-/// Beside the addon, or where the environment says.
+/// Beside the addon, or the path in the environment.
 std::string default_path() {
   if (const char* path = std::getenv("UNIFLOW_CUDA_LIBRARY"); path && *path) return path;
   Dl_info here;
@@ -27,7 +27,7 @@ std::string default_path() {
 }
 
 Opened open_library() {
-  if (const Library* linked = entry_of(RTLD_DEFAULT)) return {linked, ""};  // uniflow_gpu_check has it inside
+  if (const Library* linked = entry_of(RTLD_DEFAULT)) return {linked, ""};  // uniflow_gpu_check is linked with it
   const std::string path = default_path();
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!handle) {

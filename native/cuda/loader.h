@@ -1,4 +1,5 @@
-/// The CUDA backend as a shared library of its own, opened when a GPU is first asked for: the addon needs no driver and no CUDA to load.
+/// The CUDA backend is a separate shared library, opened when a GPU is first requested, so the addon loads without a driver and without
+/// CUDA.
 #pragma once
 
 #include <memory>
@@ -9,13 +10,13 @@
 
 namespace uniflow::cuda {
 
-/// "cuda:0". Throws Error(Unsupported) that says why it cannot be had.
+/// Opens "cuda:0". Throws Error(Unsupported) with the reason if it is unavailable.
 std::unique_ptr<Backend> open_device(const std::string& name);
 
-/// Every GPU, usable or not; one entry named "cuda" with the reason where there is none.
+/// Every GPU, usable or not; if there is none, one entry named "cuda" with the reason.
 std::vector<Device::Status> list_devices();
 
-/// What the library answers. `find` is looked up by this name; the version is that of the structures that cross the border.
+/// The library's interface, looked up by kLibrarySymbol. The version covers the structures shared by both sides.
 struct Library {
   int version;
   /// Number of devices, or -1 with the reason.

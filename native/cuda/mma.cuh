@@ -1,17 +1,17 @@
-/// Tensor cores and asynchronous copies: PTX instructions that CUDA C++ has no words for, one thin function each. sm_80 and newer.
+/// Tensor cores and asynchronous copies: PTX instructions without an equivalent in CUDA C++, one thin function each. sm_80 and newer.
 ///
-/// Layouts, as the PTX ISA gives them, with group = lane / 4 and thread = lane % 4; every register holds two bfloat16, the lower column
-/// (or row, in B) in the lower half. One mma of a warp multiplies A [16, 16] by B [16, 8] into C [16, 8]:
+/// Layouts, from the PTX ISA, with group = lane / 4 and thread = lane % 4. Every register holds two bfloat16, the lower column (or row, in
+/// B) in the lower half. One mma of a warp multiplies A [16, 16] by B [16, 8] into C [16, 8]:
 ///   A, four registers:   row group + 8 * (r % 2), columns 2 * thread + {0, 1} + 8 * (r / 2)   of register r
 ///   B, two registers:    rows 2 * thread + {0, 1} + 8 * r, column group
 ///   C, four floats:      row group + 8 * (i / 2), column 2 * thread + i % 2                   of float i
-/// So two neighbouring C, rounded, are one A: the result of a product is the left side of the next without leaving its registers.
+/// Two neighbouring C, rounded, form one A: the result of a product is the left side of the next without leaving its registers.
 ///
-/// ldmatrix reads four 8 x 8 matrices of bfloat16 from shared memory; lane l gives the address of row l % 8 of matrix l / 8. Register r
-/// then has of matrix r: row group, columns 2 * thread + {0, 1}; or, transposed, rows 2 * thread + {0, 1} of column group.
+/// ldmatrix reads four 8 x 8 matrices of bfloat16 from shared memory; lane l provides the address of row l % 8 of matrix l / 8. Register r
+/// then holds from matrix r: row group, columns 2 * thread + {0, 1}; or, transposed, rows 2 * thread + {0, 1} of column group.
 ///
-/// Emulated, each is that definition written out. Of the asynchronous copies every other one arrives at once, which a kernel sees that
-/// overwrites what is still read, and the rest not before they are waited for, which one sees that reads too early.
+/// The emulated functions implement these definitions directly. Every other asynchronous copy arrives at once, which exposes kernels that
+/// overwrite data still being read. The others arrive only when they are waited for, which exposes kernels that read too early.
 #pragma once
 
 #ifdef UNIFLOW_EMULATED
@@ -49,8 +49,8 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row) {
                : "memory");
 }
 
-/// 16 bytes from global to shared memory, both aligned, past the registers and the first-level cache; zeros where not `valid`, and then
-/// `from` is not read.
+/// Copies 16 aligned bytes from global to shared memory, bypassing the registers and the first-level cache. If not `valid`, it writes zeros
+/// and does not read `from`.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
@@ -58,13 +58,13 @@ __device__ inline void cp_async_16(void* to, const void* from, bool valid = true
 /// Ends a group of this thread's copies.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-/// Until all groups of this thread but the last kPending have arrived. Other threads see them after a barrier.
+/// Waits until all groups of this thread except the last kPending have arrived. Other threads see them after a barrier.
 template <int kPending>
 __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// 2^x to about 2 units in the last place; what would be denormal is zero.
+/// 2^x to about 2 units in the last place; denormal results become zero.
 __device__ inline float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -91,7 +91,7 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
   }
 }
 
-/// Element (row, column) of a matrix of 8 x 8, whose rows' addresses the lanes of `addresses` gave.
+/// Element (row, column) of an 8 x 8 matrix, whose row addresses come from the lanes in `addresses`.
 inline uint32_t bf16_at(const void* const* addresses, int matrix, int row, int column) {
   return static_cast<const uint16_t*>(addresses[matrix * 8 + row])[column];
 }
@@ -125,7 +125,7 @@ inline void cp_async_16(void* to, const void* from, bool valid = true) {
   else emulator::deferred().push_back(copy);
 }
 
-/// An empty entry ends a group.
+/// An empty entry marks the end of a group.
 inline void cp_async_commit() { emulator::deferred().push_back(nullptr); }
 
 template <int kPending>

@@ -1,9 +1,9 @@
 /// LayerNorm and RMSNorm, with AdaLN modulation and the gated residual before it, and their backward pass.
 ///
-/// A row belongs to a team of threads, from 8 lanes to a whole block by its width, and stays in their registers: it is read once, its
-/// mean and then the variance of the differences are taken there, and it is written once. The vectors of a row go round the team, so
-/// that neighbouring threads access neighbouring memory. Backward, a block takes a group of rows one after the other and keeps its
-/// columns' sums of d_weight and d_bias in registers until the end (column_sum.cuh).
+/// A row belongs to a team of threads, from 8 lanes to a whole block depending on its width, and stays in their registers: it is read once,
+/// its mean and then the variance of the differences are computed there, and it is written once. The vectors of a row are distributed
+/// round-robin over the team, so neighbouring threads access neighbouring memory. In the backward pass, a block processes a group of rows
+/// in sequence and keeps its columns' sums of d_weight and d_bias in registers until the end (column_sum.cuh).
 /// Roofline bound: bytes of x (+ branch, gate, shift, scale) + out; backward x + d_out + d_x (+ scale, d_scale, d_shift).
 #include <string>
 #include <type_traits>
@@ -14,7 +14,7 @@
 namespace uniflow::cuda {
 namespace {
 
-/// A row in the registers of Team threads: Packs vectors of N columns in each.
+/// A row in the registers of Team threads; each has Packs vectors of N columns.
 template <int Team, int Packs, int N>
 struct Layout {
   static constexpr int kTeam = Team, kN = N;
@@ -23,7 +23,7 @@ struct Layout {
 
   using Row = float[Packs][N];
 
-  /// body(pack, column) for this thread's vectors that are in the row.
+  /// Calls body(pack, column) for this thread's vectors inside the row.
   template <class Body>
   __device__ static void for_packs(int width, Body&& body) {
     const int first = static_cast<int>(threadIdx.x) % Team * N;
@@ -35,7 +35,7 @@ struct Layout {
   }
 };
 
-/// Adds each of v over the threads of a team; all of them get the same sums.
+/// Adds each element of v over the threads of a team; all of them get the same sums.
 template <int Team, int K>
 __device__ void team_sum(float (&v)[K]) {
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ void team_sum(float (&v)[K]) {
   }
   if constexpr (Team > kWarp) {
     __shared__ float partial[Team / kWarp][K];
-    __syncthreads();  // the sums of an earlier call have been read
+    __syncthreads();  // all threads have read the sums of an earlier call
     if (threadIdx.x % kWarp == 0) {
 #pragma unroll
       for (int k = 0; k < K; ++k) partial[threadIdx.x / kWarp][k] = v[k];
@@ -60,15 +60,15 @@ __device__ void team_sum(float (&v)[K]) {
   }
 }
 
-/// x_hat = ((x - near) - rest) * inverse_std. A mean summed in float32 is off by some parts in 10^7, which is much where the mean
-/// is large beside the deviation; but x - near is nearly exact, and so is its own mean.
+/// x_hat = ((x - near) - rest) * inverse_std. A mean summed in float32 is off by some parts in 10^7, which matters if the mean is large
+/// compared to the deviation. But x - near is nearly exact, and so is its own mean.
 struct Moments {
   float near, rest, inverse_std;
 
   __device__ float normalise(float x) const { return ((x - near) - rest) * inverse_std; }
 };
 
-/// Of a row of `count` columns; width: the same, or 0 for a team that has no row and only takes part in the sums.
+/// Moments of a row of `count` columns. width: the same, or 0 for a team that has no row and only takes part in the sums.
 template <class L>
 __device__ Moments moments(const typename L::Row& row, int width, float count, bool rms, float eps) {
   float total[1] = {};
@@ -94,7 +94,7 @@ __device__ Moments moments(const typename L::Row& row, int width, float count, b
   return {near, rest, 1.0f / sqrtf((variance > 0 ? variance : 0.0f) + eps)};
 }
 
-/// Row r of x; with the gated residual, x is the residual and takes the sum.
+/// Row r of x; with the gated residual, x is the residual and receives the sum.
 template <class L, class X, class Y>
 __device__ void load_row(const NormArgs& a, int64_t r, int width, typename L::Row& row) {
   const X* x = static_cast<const X*>(a.x) + r * a.x_stride;
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(L::kBlock) norm_kernel(NormArgs a) {
   store_row<L, Y>(a, r, width, row, m);
 }
 
-/// One row backwards. With y = x_hat * weight + bias and out = y * (1 + scale) + shift:
-/// d_x = (d_x_hat - mean(d_x_hat) - x_hat * mean(d_x_hat * x_hat)) / std, without the first mean for RMSNorm.
+/// Backward pass of one row. With y = x_hat * weight + bias and out = y * (1 + scale) + shift: d_x = (d_x_hat - mean(d_x_hat) - x_hat *
+/// mean(d_x_hat * x_hat)) / std, without the first mean for RMSNorm.
 template <class L, class T>
 __device__ void norm_row_backward(const NormBackwardArgs& a, int64_t r, int width, typename L::Row& d_weight, typename L::Row& d_bias) {
   constexpr int N = L::kN;
@@ -191,7 +191,7 @@ __device__ void norm_row_backward(const NormBackwardArgs& a, int64_t r, int widt
   });
 }
 
-/// to [width] = the sum of the teams' sums.
+/// to [width] = the sum over the teams.
 template <class L>
 __device__ void store_sum(const typename L::Row& sum, int width, float* to) {
   if (!to) return;
@@ -202,7 +202,7 @@ __device__ void store_sum(const typename L::Row& sum, int width, float* to) {
     });
   } else {
     __shared__ float parts[L::kTeams * L::kWidest];
-    __syncthreads();  // the parts of an earlier call have been read
+    __syncthreads();  // all threads have read the parts of an earlier call
     float* part = parts + threadIdx.x / L::kTeam * L::kWidest;
     L::for_packs(width, [&](int j, int column) {
 #pragma unroll
@@ -212,7 +212,7 @@ __device__ void store_sum(const typename L::Row& sum, int width, float* to) {
   }
 }
 
-/// Block: rows_each rows, as many at a time as it has teams. d_weight, d_bias: [blocks, width] or null.
+/// Block: rows_each rows, processed as many at a time as it has teams. d_weight, d_bias: [blocks, width] or null.
 template <class L, class T>
 __global__ void __launch_bounds__(L::kBlock) norm_backward_kernel(NormBackwardArgs a, int64_t rows_each, float* d_weight, float* d_bias) {
   const int64_t begin = int64_t{blockIdx.x} * rows_each, end = begin + rows_each < a.rows ? begin + rows_each : a.rows;
@@ -226,9 +226,9 @@ __global__ void __launch_bounds__(L::kBlock) norm_backward_kernel(NormBackwardAr
   store_sum<L>(bias_sum, width, d_bias ? d_bias + blockIdx.x * a.width : nullptr);
 }
 
-// --- the host's side -------------------------------------------------------------------------------------------------
+// --- host side -------------------------------------------------------------------------------------------------------
 
-/// Calls body(L{}) with the narrowest of the layouts that a row of `width` columns fits in.
+/// Calls body(L{}) with the narrowest layout that fits a row of `width` columns.
 template <class L, class... Wider, class Body>
 void with_layout(int64_t width, Body&& body) {
   if (width <= L::kWidest) return body(L{});
@@ -252,12 +252,12 @@ void norm_as(const NormArgs& a) {
   else norm_by<1, X, Y>(a);
 }
 
-/// 8 columns a thread, 16 in the widest rows: the row, its gradient and two sums take four registers for each.
+/// 8 columns per thread, 16 in the widest rows: the row, its gradient and two sums take four registers per column.
 template <int N, class T>
 void norm_backward_by(const NormBackwardArgs& a) {
   const auto run = [&](auto layout) {
     using L = decltype(layout);
-    // As many blocks as run at a time on 132 multiprocessors by their registers, so that there is no second, nearly empty wave.
+    // As many blocks as the registers allow at a time on 132 multiprocessors, which avoids a second, nearly empty wave.
     constexpr int64_t kBlocks = L::kTeam >= 512 ? 1024 : L::kTeam == 256 ? 384 : 768, kFewestRows = 4;
     const RowGroups groups = row_groups(a.rows, kBlocks, std::max<int64_t>(L::kTeams, kFewestRows));
     const ColumnSum weight(a.d_weight, groups.count, a.width), bias(a.d_bias, groups.count, a.width);

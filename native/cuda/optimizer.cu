@@ -1,11 +1,11 @@
 /// AdamW over all tensors in one launch, with moving average and bfloat16 copy, and the reductions around it.
 ///
-/// adamw, global_norm: a block has one chunk of one tensor. The list of tensors and the running count of their chunks go to the device
-/// with each call: 76 bytes a tensor for adamw, 20 for global_norm, made on the host in one pass over the list. A block finds its tensor
-/// by counting, with all its threads, the tensors that end before it. Roofline bound of adamw: parameter, m, v read and written, gradient read: 28
-/// bytes a parameter (+ 8 for the average, + 2 for the copy); of global_norm: gradients read.
-/// mean_squared_error, interpolate: a block has a stretch of the elements. Roofline bound: both inputs read, the outputs written.
-/// Sums are float32 in a thread, float64 from there on, in an order that depends on the sizes alone.
+/// adamw, global_norm: a block has one chunk of one tensor. Each call uploads the list of tensors and the running count of their chunks: 76
+/// bytes per tensor for adamw, 20 for global_norm, built on the host in one pass over the list. All threads of a block find its tensor
+/// together, by counting the tensors that end before it. Roofline bound of adamw: parameter, m, v read and written, gradient read: 28 bytes
+/// per parameter (+ 8 for the average, + 2 for the copy); of global_norm: gradients read.
+/// mean_squared_error, interpolate: a block has a range of the elements. Roofline bound: both inputs read, the outputs written.
+/// Sums are float32 within a thread and float64 from there on, in an order that depends only on the sizes.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,15 +20,15 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kFinishThreads = 1024;
-constexpr int64_t kChunk = 1 << 14;       // of a tensor in a list: several waves of blocks over the parameters of a small model
-constexpr int64_t kErrorChunk = 1 << 12;  // of mean_squared_error, whose arrays are smaller
+constexpr int64_t kChunk = 1 << 14;       // elements per chunk in a list: several waves of blocks over the parameters of a small model
+constexpr int64_t kErrorChunk = 1 << 12;  // for mean_squared_error, whose arrays are smaller
 constexpr int kLanes = kVector<float>;
 
 __device__ inline bool on_16_bytes(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // --- lists of tensors ------------------------------------------------------------------------------------------
 
-/// Items with a size `n` on the device, and ends[i]: the chunks of items 0 to i.
+/// Items with a size `n` on the device, and ends[i], the number of chunks in items 0 to i.
 template <class Item>
 struct List {
   Tensor memory;  // items, then ends
@@ -56,7 +56,7 @@ struct Chunk {
   int64_t item, begin, end;
 };
 
-/// This block's chunk. All threads call it.
+/// Finds this block's chunk. All threads call it.
 template <class Item>
 __device__ inline Chunk chunk_of_block(const Item* items, const uint32_t* ends, int64_t count) {
   int64_t item = 0;
@@ -68,7 +68,7 @@ __device__ inline Chunk chunk_of_block(const Item* items, const uint32_t* ends, 
   return {item, begin, begin + kChunk < n ? begin + kChunk : n};
 }
 
-/// body(i, width) for all of [begin, end): 4 at a time where `vectors`, then one at a time. `begin` is a multiple of 4. Unroll: bodies
+/// Calls body(i, width) for all of [begin, end): 4 at a time if `vectors`, then one at a time. `begin` is a multiple of 4. Unroll: bodies
 /// that only read have that many reads in flight.
 template <int Unroll, class Body>
 __device__ inline void for_elements(int64_t begin, int64_t end, bool vectors, Body&& body) {
@@ -80,7 +80,7 @@ __device__ inline void for_elements(int64_t begin, int64_t end, bool vectors, Bo
 
 // --- sums ------------------------------------------------------------------------------------------------------
 
-/// The sum of `count` numbers, in all threads of the one block.
+/// The sum of `count` numbers, returned in all threads of the single block.
 __device__ inline double sum_of(const double* partial, int64_t count) {
   double total = 0;
 #pragma unroll 4
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kFinishThreads) mean_of_sum(const double* part
   if (threadIdx.x == 0) *out = static_cast<float>(total / static_cast<double>(n));
 }
 
-/// A thread's sum of squares: one accumulator for each place of a vector.
+/// A thread's sum of squares, with one accumulator per element of a vector.
 struct Squares {
   float lane[kLanes] = {};
 
@@ -156,7 +156,7 @@ struct Factors {
   float grad_scale, step, root, decay;
 };
 
-/// N values from i on.
+/// Updates N values from i on.
 template <int N>
 __device__ inline void update(const AdamWArgs& a, const AdamWParameter& p, const Factors& f, int64_t i) {
   float g[N], m[N], v[N], value[N], average[N];

@@ -1,10 +1,10 @@
-/// Between pixels, patch vectors and tokens: unfold, fold, assemble, and the resizing of position tables. All are bound by memory: the
-/// roofline bound is the bytes of what is read plus what is written.
+/// Conversions between pixels, patch vectors and tokens: unfold, fold, assemble, and resizing of position tables. All are memory-bound: the
+/// roofline bound is the bytes read plus the bytes written.
 ///
-/// unfold and fold: a block turns a tile, neighbouring patches of one row of patches, from one order to the other. The patch vectors of a
-/// tile are one run of memory, its pixels p runs (3p where channels are planes); the pixels go through shared memory, so that both
-/// sides are read and written as runs. assemble: a warp moves a token. Resizing: a block makes one position of the table; what it is
-/// mixed from, and with which weights, comes from the host, for the gradient as well: its lists are the transposed ones.
+/// unfold and fold: a block reorders a tile, which is some neighbouring patches of one row of patches. The patch vectors of a tile are one
+/// contiguous run of memory, its pixels p runs (3p if channels are planes). The pixels go through shared memory, so both sides are accessed
+/// as runs. assemble: a warp moves a token. Resizing: a block computes one position of the table. The host provides the source positions
+/// and weights, and for the gradient the transposed lists.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -19,18 +19,18 @@ namespace {
 // --- pixels -------------------------------------------------------------------------------------------------------
 
 constexpr int kThreads = 256;
-constexpr int64_t kTileBytes = 16 << 10;    // several blocks fit into a multiprocessor
-constexpr int64_t kSharedBytes = 48 << 10;  // what a block has without asking
+constexpr int64_t kTileBytes = 16 << 10;    // small enough for several blocks per multiprocessor
+constexpr int64_t kSharedBytes = 48 << 10;  // the default limit of a block
 
-/// How pictures are cut into tiles.
+/// Cuts images into tiles.
 struct Tiling {
   int64_t height, width;
-  int patch, columns;       // columns of patches
-  int per_tile, tiles;      // columns of a tile; tiles beside each other
-  int64_t stride, shared;   // bytes of a line in shared memory, and of all; shared = 0: too large a patch, pixels are accessed where they are
+  int patch, columns;       // number of patches in a row
+  int per_tile, tiles;      // patches per tile; tiles per row
+  int64_t stride, shared;   // bytes per line in shared memory, and in total; shared = 0: the patch is too large, pixels are accessed directly
 };
 
-/// Packed pixels are bytes, channels inside; planes are float.
+/// Packed pixels are bytes, channels last; planes are float.
 template <class P>
 constexpr bool kPacked = sizeof(P) == 1;
 
@@ -40,14 +40,14 @@ Tiling tiling_of(int64_t height, int64_t width, int64_t patch) {
   int64_t per_tile = std::clamp<int64_t>(kTileBytes / patch_bytes, 1, columns);
   for (const int64_t even : {16, 4})  // tiles that begin at multiples of 16 bytes
     if (per_tile < columns && per_tile > even) per_tile -= per_tile % even;
-  // lines end 16 bytes behind a multiple of 128, so that pixels below each other lie in different banks
+  // lines end 16 bytes after a multiple of 128, so vertically adjacent pixels are in different banks
   const int64_t line = patch_bytes / patch / (kPacked<P> ? 1 : 3) * per_tile, stride = (line + 127) / 128 * 128 + 16;
   const int64_t shared = stride * patch * (kPacked<P> ? 1 : 3);
   return {height, width, static_cast<int>(patch), static_cast<int>(columns), static_cast<int>(per_tile),
           static_cast<int>((columns + per_tile - 1) / per_tile), stride, shared <= kSharedBytes ? shared : 0};
 }
 
-/// The pixels of a tile: from its upper left corner, elements to the next channel, line and column.
+/// The pixels of a tile: a pointer to its upper left corner, and the distance in elements to the next channel, line and column.
 template <class P>
 struct Pixels {
   P* at;
@@ -68,7 +68,7 @@ __device__ Pixels<P> pixels_in_shared(const Tiling& t) {
   return {dynamic_shared<P>(), kPacked<P> ? 1 : line * t.patch, line, kPacked<P> ? 3 : 1};
 }
 
-/// All lines of `count` patches, one after the other, as T.
+/// Copies all lines of `count` patches, one after the other, as T.
 template <class T, class P, class Q>
 __device__ void copy_as(const Tiling& t, const Pixels<P>& from, const Pixels<Q>& to, int count) {
   constexpr bool packed = kPacked<Q>;
@@ -81,8 +81,8 @@ __device__ void copy_as(const Tiling& t, const Pixels<P>& from, const Pixels<Q>&
   }
 }
 
-/// Copies the pixels of `count` patches between shared memory and `picture`, one of the two given, 16 bytes at a time where all runs
-/// begin and end at multiples of them.
+/// Copies the pixels of `count` patches between shared memory and `picture`, one of which is `from` and the other `to`; 16 bytes at a time
+/// if all runs begin and end at multiples of 16.
 template <class P, class Q, class R>
 __device__ void copy_pixels(const Tiling& t, const Pixels<P>& from, const Pixels<Q>& to, const Pixels<R>& picture, int count) {
   const int64_t run = int64_t{count} * t.patch * picture.step, channel = kPacked<R> ? 0 : picture.channel;
@@ -91,19 +91,19 @@ __device__ void copy_pixels(const Tiling& t, const Pixels<P>& from, const Pixels
   else copy_as<Q>(t, from, to, count);
 }
 
-/// A place in the patch vectors of a tile, and its pixel.
+/// A position in the patch vectors of a tile, and its pixel.
 template <class P>
 struct Cursor {
   int channel, y, x;
   P* pixel;
 
-  /// Of value i, counted from the first patch.
+  /// Starts at value i, counted from the first patch.
   __device__ Cursor(const Pixels<P>& pixels, int p, int i) {
     const int patch = i / (3 * p * p), line = i % (3 * p * p) / p;
     channel = line / p, y = line % p, x = i % p;
     pixel = pixels.at + channel * pixels.channel + y * pixels.line + (patch * p + x) * pixels.step;
   }
-  /// To the next value of the same patch.
+  /// Moves to the next value of the same patch.
   __device__ void next(const Pixels<P>& pixels, int p) {
     ++x, pixel += pixels.step;
     if (x < p) return;
@@ -113,7 +113,7 @@ struct Cursor {
   }
 };
 
-/// value * scale + offset, one of each per channel.
+/// value * scale + offset, with one of each per channel.
 struct Affine {
   float scale[3], offset[3];
 };
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) unfold_kernel(const P* pictures, T* 
   }
 }
 
-/// Of the patches [begin, end), counted over the batch, whose vectors begin at `in`.
+/// Patches [begin, end) of the batch, whose vectors begin at `in`.
 template <class P, int V>
 __global__ void __launch_bounds__(kThreads) fold_kernel(const float* in, P* pictures, int64_t begin, int64_t end, Tiling t, Affine f) {
   const int64_t row = begin / t.columns + blockIdx.x / t.tiles, left = row * t.columns + blockIdx.x % t.tiles * t.per_tile;
@@ -185,7 +185,7 @@ void unfold_as(const UnfoldArgs& a, const Affine& f) {
   const Tiling t = tiling_of<P>(a.height, a.width, a.patch);
   const int64_t blocks = a.batch * (a.height / a.patch) * t.tiles, size = 3 * a.patch * a.patch;
   auto fits = [&](int64_t v) { return size % v == 0 && aligned({a.out}); };
-  // bfloat16 patches of 14 x 14 are no multiple of 8 values
+  // the size of a 14 x 14 bfloat16 patch is not a multiple of 8 values
   const auto kernel = fits(kVector<T>) ? unfold_kernel<P, T, kVector<T>> : fits(4) ? unfold_kernel<P, T, 4> : unfold_kernel<P, T, 1>;
   launch(kernel, static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(t.shared), static_cast<const P*>(a.pixels), static_cast<T*>(a.out), t, f);
 }
@@ -201,7 +201,7 @@ void fold_as(const FoldArgs& a, const Affine& f) {
 
 // --- tokens -------------------------------------------------------------------------------------------------------
 
-constexpr int kTokens = 8;  // of a block: warps
+constexpr int kTokens = 8;  // per block: warps
 
 template <class T, int V>
 __global__ void __launch_bounds__(kWarp* kTokens) assemble_kernel(AssembleArgs a) {
@@ -234,7 +234,7 @@ void assemble_as(const AssembleArgs& a) {
 
 // --- position tables ------------------------------------------------------------------------------------------------
 
-/// The taps of all positions of one dimension on the device: those of position i are taps[begin[i]] to taps[begin[i + 1]].
+/// The taps of all positions of one dimension, on the device: those of position i are taps[begin[i]] to taps[begin[i + 1]].
 struct Axis {
   Axis(int64_t in, int64_t out, bool antialias, bool transposed) {
     std::vector<std::vector<Tap>> lists(static_cast<size_t>(transposed ? in : out));
@@ -255,7 +255,7 @@ struct Axis {
   Tensor begin, taps;
 };
 
-/// out [*, out_cols, width] from in [*, in_cols, width]; a block makes one position.
+/// out [*, out_cols, width] from in [*, in_cols, width]; a block computes one position.
 __global__ void resize_kernel(const float* in, float* out, int in_cols, int out_cols, int64_t width, const int32_t* row_begin, const Tap* row_taps,
                               const int32_t* col_begin, const Tap* col_taps) {
   const int64_t position = blockIdx.x;

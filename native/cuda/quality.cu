@@ -1,9 +1,9 @@
-/// PSNR and SSIM of pairs of pictures, as native/cpu/quality.cpp: squares summed exactly, windows in float64, for variances are small
-/// differences of large numbers.
+/// PSNR and SSIM of pairs of images, as in native/cpu/quality.cpp. Squares are summed exactly and windows in float64, because variances are
+/// small differences of large numbers.
 ///
-/// SSIM: a block takes 32 x 16 windows of a picture, all channels: the pixels go to shared memory, are averaged along the rows into
-/// moments there, then along the columns. PSNR: a block takes 64 KiB of a picture. Sums of blocks are added up by one more block per
-/// picture. Roofline bound: the arithmetic in float64, some 300 FLOPs a value.
+/// SSIM: a block has 32 x 16 windows of an image, all channels. The pixels go to shared memory, are averaged there along the rows into
+/// moments, then along the columns. PSNR: a block has 64 KiB of an image. One more block per image adds up the blocks' sums. Roofline
+/// bound: float64 arithmetic, about 300 FLOPs per value.
 #include <limits>
 
 #include "native/cuda/kernels.h"
@@ -14,14 +14,14 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMoments = 5;                // of a, b, a*a, b*b, a*b
-constexpr int kColumns = 32, kRows = 16;   // windows of a block
+constexpr int kColumns = 32, kRows = 16;   // windows per block
 template <int kSize>
-constexpr int kLines = kRows + kSize - 1;  // and its pixels, for windows of kSize x kSize
+constexpr int kLines = kRows + kSize - 1;  // pixels per block, for windows of kSize x kSize
 template <int kSize>
 constexpr int kLine = 3 * (kColumns + kSize - 1);
 constexpr int64_t kChunk = 64 << 10;
 
-/// Windows of a picture, and tiles of them.
+/// The windows of an image, and the tiles that cover them.
 struct Windows {
   int64_t rows, columns;
   int down, across;
@@ -40,7 +40,7 @@ __device__ inline double window_ssim(const double (&m)[kMoments], const SsimWind
   return ((2 * m[0] * m[1] + w.c1) * (2 * cov + w.c2)) / ((m[0] * m[0] + m[1] * m[1] + w.c1) * (va + vb + w.c2));
 }
 
-/// Lines of a tile from its upper left corner on; what lies outside the picture is not used, and zero.
+/// Loads lines of a tile, starting at its upper left corner; pixels outside the image are zero and not used.
 template <int kHeight, int kWidth>
 __device__ inline void load_lines(const uint8_t* picture, int64_t height, int64_t width, int64_t top, int64_t left, uint8_t (&to)[kHeight][kWidth]) {
   for (int i = static_cast<int>(threadIdx.x); i < kHeight * kWidth; i += kThreads) {
@@ -49,7 +49,7 @@ __device__ inline void load_lines(const uint8_t* picture, int64_t height, int64_
   }
 }
 
-/// The moments of the pixels at p and q, and of those to the right of them in the window.
+/// Adds the moments of the pixels at p and q, and of those to the right of them in the window.
 template <int kSize>
 __device__ inline void average_pixels(const uint8_t* p, const uint8_t* q, const SsimWindow<kSize>& w, double (&m)[kMoments]) {
 #pragma unroll
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) ssim_kernel(const uint8_t* a, const 
   if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
-/// sums [images, chunks] of squared differences.
+/// sums [images, chunks] of the squared differences.
 template <int V>
 __global__ void __launch_bounds__(kThreads) squares_kernel(const uint8_t* a, const uint8_t* b, int64_t bytes, int64_t chunks, int64_t* sums) {
   const int64_t image = blockIdx.x / chunks, begin = blockIdx.x % chunks * kChunk, end = min(begin + kChunk, bytes);
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const uint8_t* a, con
   if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
-/// out [images, 2] from the sums; a block takes an image.
+/// out [images, 2] from the sums; one block per image.
 __global__ void __launch_bounds__(kThreads) finish_kernel(const int64_t* squares, int64_t chunks, int64_t values, const double* ssim, int64_t tiles,
                                                           int64_t windows, float* out) {
   const int64_t image = blockIdx.x;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const int64_t* squares
   if (threadIdx.x != 0) return;
   const double psnr = 10 * log10(255.0 * 255.0 * static_cast<double>(values) / static_cast<double>(error));
   out[image * 2] = error == 0 ? INFINITY : static_cast<float>(psnr);
-  out[image * 2 + 1] = static_cast<float>(similarity / (3 * static_cast<double>(windows)));  // NaN where there is no window
+  out[image * 2 + 1] = static_cast<float>(similarity / (3 * static_cast<double>(windows)));  // NaN if there is no window
 }
 
 template <int kSize>

@@ -1,7 +1,8 @@
-/// Noise for the flow and draws of times, keyed by (seed, image, patch); the words are those of native/core/philox.h.
+/// Noise for the flow and random times, keyed by (seed, image, patch); the words are those of native/core/philox.h.
 ///
-/// noise: a warp makes a row, each lane one Philox block (four numbers, 16 bytes) at a time. Roofline bound: the bytes written, but the
-/// some 100 integer instructions of a block and its logarithms, sines and cosines take about as long. draw: a thread makes a number.
+/// noise: a warp computes a row; each lane computes one Philox block (four numbers, 16 bytes) at a time. Roofline bound: the bytes written,
+/// although the roughly 100 integer instructions of a block and its logarithms, sines and cosines take about as long. draw: a thread
+/// computes a number.
 #include "native/core/philox.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/vectors.cuh"
@@ -9,7 +10,7 @@
 namespace uniflow::cuda {
 namespace {
 
-constexpr int kRows = 8;  // of a block: warps
+constexpr int kRows = 8;  // per block: warps
 
 /// V numbers of a Philox block are written at once.
 template <int V>

@@ -1,7 +1,7 @@
-/// Activations, and the ways that a branch joins its residual, each with its backward pass.
+/// Activations and residual connections, each with its backward pass.
 ///
-/// A thread has 16 bytes of one or two rows' elements; where a column sum rides along, a block has a tile of columns and a group of
-/// rows (column_sum.cuh). Bound by memory: every operand is read once and every result written once.
+/// A thread has 16 bytes of the elements of one or two rows. If a column sum is computed in the same pass, a block has a tile of columns
+/// and a group of rows (column_sum.cuh). Memory-bound: every operand is read once and every result written once.
 #include "native/cuda/activation.cuh"
 #include "native/cuda/column_sum.cuh"
 #include "native/cuda/kernels.h"
@@ -60,7 +60,7 @@ struct ScaleAdd {
   }
 };
 
-/// What the column sum d_scale is of: d_out * branch. The other gradients are written on the way.
+/// The summands of the column sum d_scale: d_out * branch. The other gradients are written in the same pass.
 template <class T>
 struct ScaleAddBackward {
   const T *d_out, *branch, *gate;
@@ -86,7 +86,7 @@ struct ScaleAddBackward {
   }
 };
 
-/// i counts the elements of d_out [rows, n]; x and d_x are [rows, 2n].
+/// i indexes the elements of d_out [rows, n]; x and d_x are [rows, 2n].
 template <class T>
 struct SwigluBackward {
   const T *x, *d_out;
@@ -95,7 +95,7 @@ struct SwigluBackward {
 
   template <int N>
   __device__ void at(int64_t i) const {
-    const int64_t gate = i + place_of(i, n).row * n;  // of the row's first half
+    const int64_t gate = i + place_of(i, n).row * n;  // in the row's first half
     float g[N], v[N], d[N];
     load<N>(x + gate, g);
     load<N>(x + gate + n, v);

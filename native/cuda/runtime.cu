@@ -1,6 +1,6 @@
-/// One GPU as a device. Four CUDA streams: `compute` runs all kernels in order; `uploads` and `downloads` copy beside it, held in order by
-/// events; `recording` is where graphs are captured. The thread that feeds the device never waits for it: a second thread waits for
-/// events and calls what is to be called after them.
+/// One GPU as a device, with four CUDA streams. `compute` runs all kernels in order; `uploads` and `downloads` copy concurrently, ordered
+/// by events; `recording` captures graphs. The thread that feeds the device never waits for it: a second thread waits for events and runs
+/// the callbacks.
 #include "native/cuda/runtime.h"
 
 #include <algorithm>
@@ -19,10 +19,10 @@
 namespace uniflow::cuda {
 namespace {
 
-thread_local CudaBackend* fed = nullptr;                    // the device that this thread feeds
+thread_local CudaBackend* fed = nullptr;                    // the device fed by this thread
 thread_local Device* fed_device = nullptr;                  // the same
-thread_local cudaStream_t current = nullptr;                // where its kernels go: compute, or recording
-thread_local std::vector<Tensor>* graph_scratch = nullptr;  // of the graph that is being recorded
+thread_local cudaStream_t current = nullptr;                // the stream of its kernels: compute, or recording
+thread_local std::vector<Tensor>* graph_scratch = nullptr;  // scratch memory of the graph being recorded
 
 std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
@@ -46,7 +46,7 @@ cudaStream_t make_stream() {
 
 void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or it would be reported by the next call too
+  cudaGetLastError();  // clear it, or the next call would report it again
   const std::string what = std::string(call) + ": " + cudaGetErrorString(status);
   throw Error(status == cudaErrorMemoryAllocation ? ErrorCode::OutOfMemory : ErrorCode::Internal, "the GPU failed in " + what);
 }
@@ -56,7 +56,7 @@ const Properties& properties() { return fed->properties(); }
 bool recording() { return graph_scratch != nullptr; }
 
 Tensor scratch(DType dtype, Shape shape) {
-  // A graph's memory is its own for good, so what it no longer uses itself is used again: its work runs in order.
+  // A graph owns its memory for good, so memory that it has finished with is reused within the graph, whose work runs in order.
   if (graph_scratch)
     for (const Tensor& kept : *graph_scratch)
       if (kept.buffer().use_count() == 1 && kept.dtype() == dtype && kept.size() == count(shape)) return kept.reshape(std::move(shape));
@@ -88,7 +88,7 @@ void to_host(void* to, const void* from, int64_t bytes) {
 Graph::Graph(const std::function<void()>& work) {
   const cudaStream_t compute = current;
   cudaGraph_t graph = nullptr;
-  // Relaxed: other threads go on allocating and freeing.
+  // Relaxed: other threads continue to allocate and free.
   check(cudaStreamBeginCapture(fed->recording_stream(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
   current = fed->recording_stream();
   graph_scratch = &kept_;
@@ -121,7 +121,7 @@ void Graph::launch() const { check(cudaGraphLaunch(executable_, stream()), "cuda
 
 namespace {
 
-/// Whether memory has run out; throws what else may have gone wrong, such as a kernel before.
+/// Whether memory has run out. Throws any other error, for example of an earlier kernel.
 bool is_full(cudaError_t status, const char* call) {
   if (status != cudaErrorMemoryAllocation) check(status, call);
   cudaGetLastError();
@@ -132,7 +132,7 @@ bool is_full(cudaError_t status, const char* call) {
 
 void* DeviceMemory::allocate(int64_t bytes) {
   check(cudaSetDevice(index_), "cudaSetDevice");
-  // The driver needs room of its own, for code that it loads when it is first used: it is not all for us to keep.
+  // Leave room for the driver, which allocates memory for code when it is first used.
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
   if (free < static_cast<size_t>(bytes) + std::min<size_t>(size_t{512} << 20, total / 16)) return nullptr;
@@ -142,10 +142,10 @@ void* DeviceMemory::allocate(int64_t bytes) {
 
 void DeviceMemory::release(void* data, int64_t) noexcept {
   cudaSetDevice(index_);
-  cudaFree(data);  // waits for the device, so that nothing uses it any more
+  cudaFree(data);  // waits for the device, so nothing uses it any more
 }
 
-int64_t DeviceMemory::pool_limit() const { return int64_t{1} << 46; }  // all of it: the allocator empties its pool when the device is full
+int64_t DeviceMemory::pool_limit() const { return int64_t{1} << 46; }  // no limit: the allocator empties its pool when the device is full
 
 void* StagingMemory::allocate(int64_t bytes) {
   void* p = nullptr;
@@ -166,7 +166,7 @@ CudaBackend::CudaBackend(int index) : index_(index), memory_(index), staging_(in
   check(cudaSetDevice(index), "cudaSetDevice");
   properties_ = query_properties(index);
   for (cudaStream_t* s : {&compute_, &uploads_, &downloads_, &recording_}) *s = make_stream();
-  std::thread([this] { wait_for_events(); }).detach();  // as the stream's own thread, it outlives every user
+  std::thread([this] { wait_for_events(); }).detach();  // like the stream's own thread, it outlives every user
 }
 
 std::string CudaBackend::description() const { return describe(index_); }
@@ -199,7 +199,7 @@ void CudaBackend::when(cudaEvent_t event, std::function<void(std::shared_ptr<con
 }
 
 void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
-  const cudaEvent_t copied = event();  // first: once the copy is queued, nothing may fail before it is waited for
+  const cudaEvent_t copied = event();  // created first: once the copy is queued, nothing may fail before it is waited for
   check(cudaMemcpyAsync(to.data(), staged.data(), static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice, uploads_), "cudaMemcpyAsync");
   check(cudaEventRecord(copied, uploads_), "cudaEventRecord");
   check(cudaStreamWaitEvent(compute_, copied, 0), "cudaStreamWaitEvent");
@@ -208,7 +208,7 @@ void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
 
 namespace {
 
-/// The values in C order as `dtype`: x itself where they are so already.
+/// The values in C order as `dtype`; x itself if it already has this form.
 Tensor converted(const Tensor& x, DType dtype) {
   if (!x.packing() && x.dtype() == dtype) return x;
   const Tensor out = scratch(dtype, x.shape());
@@ -230,10 +230,10 @@ void CudaBackend::download(void* to, DType dtype, const Tensor& x) {
   check(cudaStreamWaitEvent(downloads_, computed, 0), "cudaStreamWaitEvent");
   check(cudaMemcpyAsync(staged.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, downloads_), "cudaMemcpyAsync");
   check(cudaEventRecord(copied, downloads_), "cudaEventRecord");
-  if (from.buffer()->placement == Placement::Persistent)  // what comes next may change it in place, as AdamW does
+  if (from.buffer()->placement == Placement::Persistent)  // later work may change it in place, as AdamW does
     check(cudaStreamWaitEvent(compute_, copied, 0), "cudaStreamWaitEvent");
   when(computed, [](auto) {});
-  // `from` is kept: its memory must not be used again while it is being copied
+  // keeps `from` alive: its memory must not be reused during the copy
   when(copied, [=](std::shared_ptr<const Error> failure) {
     if (!failure && from) std::memcpy(to, staged.data(), static_cast<size_t>(bytes));
   });
@@ -272,13 +272,13 @@ void CudaBackend::wait_for_events() {
       failure = std::make_shared<const Error>(ErrorCode::Internal, std::string("the GPU failed: ") + cudaGetErrorString(status) +
                                                                        "; start the process again to use it");
     next.then(failure);
-    next.then = nullptr;  // what it kept is dropped before the next wait
+    next.then = nullptr;  // release its captures before the next wait
     lock.lock();
     if (next.event) spare_events_.push_back(next.event);
   }
 }
 
-// --- what there is --------------------------------------------------------------------------------------------------------
+// --- available devices ------------------------------------------------------------------------------------------------------
 
 int device_count(std::string& why) {
   int driver = 0, runtime = 0, devices = 0;

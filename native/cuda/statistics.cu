@@ -1,12 +1,12 @@
-/// The largest of each row, and the covariance of columns.
+/// The k largest of each row, and the covariance of columns.
 ///
-/// top_k: a block takes a row. A score and its index make one 64-bit key, larger for a larger score and among equal ones for a lower index, so
-/// that no two keys are equal. The k-th largest key is found byte by byte from the top, by counting in how many keys the next byte has
-/// which value; then the keys that are not smaller are gathered and sorted. Roofline bound: the scores read once; they are read some five times,
-/// mostly from the second-level cache.
+/// top_k: a block has a row. A score and its index form a 64-bit key, larger for a larger score and, among equal scores, for a lower index,
+/// so all keys are distinct. The k-th largest key is found byte by byte, from the highest, by a histogram of the next byte. Then the keys
+/// that are not smaller are collected and sorted. Roofline bound: the scores read once; they are actually read about five times, mostly
+/// from the second-level cache.
 ///
-/// covariance: a product of the centred matrix with itself in float64: FID subtracts matrices that are nearly equal. A block sums a tile of
-/// 64 x 64 of the upper triangle over all rows, in their order; a thread has 4 x 4 of it in registers. FLOPs: N*D*(D+1) in float64.
+/// covariance: a product of the centred matrix with itself, in float64 because FID subtracts nearly equal matrices. A block sums a 64 x 64
+/// tile of the upper triangle over all rows, in order; a thread has 4 x 4 of it in registers. FLOPs: N*D*(D+1) in float64.
 #include <algorithm>
 #include <bit>
 
@@ -22,15 +22,15 @@ constexpr int kThreads = 1024;
 constexpr int kBuckets = 256;
 constexpr int64_t kSharedKeys = 2048;
 
-/// Falls from key to key in the order that is asked for. NaN counts as minus infinity, and both zeros as one.
+/// Decreases in the requested order. NaN counts as minus infinity, and both zeros are equal.
 __device__ inline uint64_t key_of(float score, int64_t index) {
   const unsigned bits = __float_as_uint(score != score ? -INFINITY : score + 0.0f);
   const unsigned rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return uint64_t{rising} << 32 | static_cast<uint32_t>(~static_cast<uint32_t>(index));
 }
 
-/// Adds one to the counts of the buckets of all lanes that are `in`. Scores share their top bytes, so most lanes of a warp want the
-/// same bucket: they are counted with one addition.
+/// Adds one to the buckets of all lanes that are `in`. Scores share their top bytes, so most lanes of a warp have the same bucket, and one
+/// addition counts all of these.
 __device__ inline void count_buckets(unsigned* counts, bool in, int bucket) {
   const unsigned active = __ballot_sync(kAllLanes, in);
   if (active == 0) return;
@@ -40,14 +40,14 @@ __device__ inline void count_buckets(unsigned* counts, bool in, int bucket) {
   else if (in && bucket != common) atomicAdd(&counts[bucket], 1u);
 }
 
-/// What the search for the k-th largest key knows after some bytes.
+/// The state of the search for the k-th largest key after some bytes.
 struct Search {
-  uint64_t prefix;     // its bytes so far, zeros below
-  unsigned remaining;  // how many of the keys with this prefix are among the k
-  bool exact;          // all of them are
+  uint64_t prefix;     // the known bytes, zeros below
+  unsigned remaining;  // number of keys with this prefix among the k largest
+  bool exact;          // all keys with this prefix are among them
 };
 
-/// The next byte, at `shift`, from the counts of its values. Called by the first warp: the first lane has the 8 highest values.
+/// Finds the next byte, at `shift`, from the counts of its values. Called by the first warp: the first lane has the 8 highest values.
 __device__ inline void narrow(Search& search, const unsigned* counts, int shift) {
   constexpr int kEach = kBuckets / kWarp;
   const int lane = static_cast<int>(threadIdx.x), high = kBuckets - 1 - lane * kEach;
@@ -67,7 +67,7 @@ __device__ inline void narrow(Search& search, const unsigned* counts, int shift)
   search = {search.prefix | static_cast<uint64_t>(value) << shift, remaining - above, counts[value] == remaining - above};
 }
 
-/// Into `search`: the k-th largest key of a row, or a smaller number that no key lies between.
+/// Writes to `search` the k-th largest key of a row, or a smaller number with no key in between.
 __device__ inline void find_threshold(const float* scores, int64_t n, int64_t k, Search& search, unsigned* counts) {
   const int tid = static_cast<int>(threadIdx.x);
   if (tid == 0) search = {0, static_cast<unsigned>(k), false};
@@ -87,7 +87,7 @@ __device__ inline void find_threshold(const float* scores, int64_t n, int64_t k,
   }
 }
 
-/// Bitonic sort of a power of two of keys, descending.
+/// Bitonic sort of a power-of-two number of keys, descending.
 __device__ inline void sort_keys(uint64_t* keys, int64_t count) {
   for (int64_t size = 2; size <= count; size *= 2)
     for (int64_t stride = size / 2; stride > 0; stride /= 2) {
@@ -101,7 +101,7 @@ __device__ inline void sort_keys(uint64_t* keys, int64_t count) {
   __syncthreads();
 }
 
-/// `spill` is memory for `padded` keys of each block where shared memory is too small, or null.
+/// `spill`: memory for `padded` keys per block if shared memory is too small, or null.
 __global__ void __launch_bounds__(kThreads) top_k_kernel(const float* scores, int64_t rows, int64_t n, int64_t k, int64_t padded, uint64_t* spill,
                                                          float* values, int32_t* indices) {
   __shared__ unsigned counts[kBuckets], gathered;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const float* scores, in
   uint64_t* keys = spill ? spill + blockIdx.x * padded : dynamic_shared<uint64_t>();
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const float* s = scores + row * n;
-    find_threshold(s, n, k, search, counts);  // its barriers part the keys of one row from those of the next
+    find_threshold(s, n, k, search, counts);  // its barriers separate the keys of one row from those of the next
     if (threadIdx.x == 0) gathered = 0;
     for (int64_t i = k + threadIdx.x; i < padded; i += kThreads) keys[i] = 0;  // smaller than any key
     __syncthreads();
@@ -126,10 +126,10 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const float* scores, in
 
 // --- covariance ---------------------------------------------------------------------------------------------------
 
-constexpr int kTile = 64, kSide = 16, kEach = kTile / kSide;  // a tile is kSide x kSide threads with kEach x kEach sums
+constexpr int kTile = 64, kSide = 16, kEach = kTile / kSide;  // a tile has kSide x kSide threads with kEach x kEach sums each
 constexpr int kStep = 16;                                     // rows in shared memory
-constexpr int kSumRows = 8;                                   // threads below each other that sum columns
-constexpr int64_t kChunk = 1024;                              // rows that a block sums
+constexpr int kSumRows = 8;                                   // vertically adjacent threads that sum columns
+constexpr int64_t kChunk = 1024;                              // rows summed by a block
 
 /// sums [chunks, width] of the columns.
 __global__ void __launch_bounds__(kWarp* kSumRows) column_sum_kernel(const float* x, int64_t rows, int64_t width, double* sums) {
@@ -155,7 +155,7 @@ __global__ void mean_kernel(const double* sums, int64_t chunks, int64_t rows, in
   mean[column] = static_cast<float>(centre[column]);
 }
 
-/// This thread's share of kStep rows of a tile's columns: always the same column, so its mean is kept.
+/// This thread's share of kStep rows of a tile's columns. Its column never changes, so its mean is kept.
 struct Panel {
   const float* x;
   int64_t width, column;
@@ -166,7 +166,7 @@ struct Panel {
   __device__ Panel(const float* x, int64_t width, int64_t tile, const double* centres)
       : x(x), width(width), column(tile * kTile + threadIdx.x % kTile), inside(column < width), centre(inside ? centres[column] : 0) {}
   __device__ int row(int i) const { return static_cast<int>(threadIdx.x) / kTile + i * (kSide * kSide / kTile); }
-  /// Reads ahead, the rows from `first` on.
+  /// Prefetches the rows from `first` on.
   __device__ void fetch(int64_t first, int64_t rows) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) next[i] = inside && first + row(i) < rows ? x[(first + row(i)) * width + column] : 0;
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kSide* kSide) covariance_kernel(const float* x
   double total[kEach][kEach] = {};
   a.fetch(0, rows), b.fetch(0, rows);
   for (int64_t first = 0; first < rows; first += kStep) {
-    __syncthreads();  // the rows before have been used
+    __syncthreads();  // all threads have used the previous rows
     a.put(first, rows, left), b.put(first, rows, right);
     __syncthreads();
     a.fetch(first + kStep, rows), b.fetch(first + kStep, rows);
@@ -218,7 +218,7 @@ void top_k(const float* scores, int64_t rows, int64_t n, int64_t k, float* value
            indices);
     return;
   }
-  const int64_t blocks = std::min<int64_t>(rows, 2 * properties().multiprocessors);  // as many as run at a time: their keys take memory
+  const int64_t blocks = std::min<int64_t>(rows, 2 * properties().multiprocessors);  // as many as run at a time, because their keys take memory
   const Tensor spill = doubles(blocks * padded);
   launch(top_k_kernel, static_cast<unsigned>(blocks), kThreads, 0, scores, rows, n, k, padded, spill.data<uint64_t>(), values, indices);
 }

@@ -1,4 +1,4 @@
-/// The GPU's table of kernels, and the library's door.
+/// The GPU's kernel table, and the entry point of the library.
 #include "native/cuda/backend.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/loader.h"
@@ -19,7 +19,7 @@ const Kernels& CudaBackend::kernels() const { return cuda::kernels(); }
 
 }  // namespace uniflow::cuda
 
-/// What loader.cpp looks up.
+/// Looked up by loader.cpp.
 extern "C" [[gnu::visibility("default")]] const uniflow::cuda::Library* uniflow_cuda_library() {
   static const uniflow::cuda::Library library = {uniflow::cuda::kLibraryVersion, uniflow::cuda::device_count, uniflow::cuda::describe, uniflow::cuda::open};
   return &library;

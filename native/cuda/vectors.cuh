@@ -1,4 +1,4 @@
-/// Kernels that go over elements or rows by vectors: 16 bytes in one access where all that they touch allows it, single elements elsewhere.
+/// Kernels over elements or rows in vectors: 16 bytes per access if all operands allow it, single elements otherwise.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace uniflow::cuda {
 
-/// Whether all of them can be read by 16 bytes; null pointers can.
+/// Whether all pointers are 16-byte aligned; null counts as aligned.
 inline bool aligned(std::initializer_list<const void*> pointers) {
   return std::ranges::all_of(pointers, [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
 }
@@ -23,13 +23,13 @@ T* as(void* p) {
   return static_cast<T*>(p);
 }
 
-/// Elements in a vector of kernels that touch these types: neighbouring threads access neighbouring memory in the widest of them.
+/// Elements per vector in kernels that touch these types. Neighbouring threads access neighbouring memory in the widest of them.
 template <class... T>
 constexpr int kVectorOf = std::min({kVector<T>...});
 
 #if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
 
-/// load() for any number of values: by accesses of 16 bytes where N values take more.
+/// load() for any number of values, in accesses of 16 bytes if N values take more.
 template <int N, class T>
 __device__ inline void load_values(const T* p, float (&out)[N]) {
   constexpr int kPiece = N < kVector<T> ? N : kVector<T>;
@@ -42,7 +42,7 @@ __device__ inline void load_values(const T* p, float (&out)[N]) {
   }
 }
 
-/// A vector of a parameter [width] that may be null, which stands for `missing` everywhere.
+/// A vector of a parameter [width]. If the parameter is null, all values are `missing`.
 template <int N, class T>
 __device__ inline void load_or(const T* p, int64_t at, float missing, float (&out)[N]) {
   if (p) {
@@ -53,7 +53,7 @@ __device__ inline void load_or(const T* p, int64_t at, float missing, float (&ou
   }
 }
 
-/// Row and column of element i: division of 64 bits costs several times that of 32.
+/// Row and column of element i. 64-bit division costs several times as much as 32-bit.
 struct Place {
   int64_t row, column;
 };
@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kEachBlock) each_kernel(Body body, int64_t n) 
   }
 }
 
-/// body.at<N>(i) for elements [i, i + N) of [0, n), each by a thread of its own: N at a time where `vectors` says that they are aligned,
-/// which with rows also means that N divides a row, and one at a time elsewhere.
+/// Calls body.at<N>(i) for elements [i, i + N) of [0, n), each in its own thread. It handles N at a time if `vectors` says that they are
+/// aligned (with rows, this also means that N divides a row), otherwise one at a time.
 template <int N, class Body>
 void each(const Body& body, int64_t n, bool vectors) {
   if (vectors) launch(each_kernel<N, Body>, blocks_for(n, int64_t{kEachBlock} * N), kEachBlock, 0, body, n);

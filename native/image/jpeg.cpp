@@ -1,6 +1,6 @@
 #include "native/image/jpeg.h"
 
-#include <cstdio>  // jpeglib.h needs it
+#include <cstdio>  // required by jpeglib.h
 
 #include <jpeglib.h>
 
@@ -20,12 +20,12 @@ namespace {
 
 constexpr int kChannels = 3;
 constexpr uint8_t kStart[] = {0xFF, 0xD8};
-constexpr size_t kMostBytes = (size_t{1} << 31) - 1;  // of a file
-/// A small file can ask for thousands of passes over a large picture; true ones have about ten.
+constexpr size_t kMostBytes = (size_t{1} << 31) - 1;  // largest file
+/// A small file can demand thousands of passes over a large image; real ones have about ten.
 constexpr int kMostScans = 100;
 
 // ---------------------------------------------------------------------------------------------------
-// libjpeg's errors: all of them, warnings included, leave by longjmp
+// libjpeg's errors: all of them, including warnings, exit by longjmp
 // ---------------------------------------------------------------------------------------------------
 
 struct Escape : jpeg_error_mgr {
@@ -42,14 +42,15 @@ struct Progress : jpeg_progress_mgr {
   const CancelToken* token;
 };
 
-/// Called every few rows.
+/// Called every few rows: stops on cancellation and on too many scans.
 void look_around(j_common_ptr jpeg) {
   const CancelToken* token = static_cast<Progress*>(jpeg->progress)->token;
   if (token && token->cancelled()) leave(jpeg);
   if (reinterpret_cast<j_decompress_ptr>(jpeg)->input_scan_number > kMostScans) leave(jpeg);
 }
 
-/// Calls `work(decompressor)` with the file's header read; false where libjpeg found fault. `work` must own nothing: longjmp destroys nothing.
+/// Calls `work(decompressor)` after reading the file's header; returns false if libjpeg found a fault. `work` must own nothing, because
+/// longjmp runs no destructors.
 template <class Work>
 bool with_header(std::span<const uint8_t> file, const CancelToken* token, Work work) {
   Escape escape;
@@ -85,7 +86,7 @@ bool is_plain(const jpeg_decompress_struct& jpeg) {
 // Orientation: EXIF 2.32, 4.6.4 and 4.6.5
 // ---------------------------------------------------------------------------------------------------
 
-/// A TIFF structure, of either byte order.
+/// A TIFF structure in either byte order.
 class Tiff {
  public:
   explicit Tiff(std::span<const uint8_t> bytes) : bytes_(bytes) {}
@@ -102,7 +103,7 @@ class Tiff {
   std::span<const uint8_t> bytes_;
 };
 
-/// 1 to 8; 1 where nothing is said, 0 where it is not clear what.
+/// 1 to 8; 1 if unspecified, 0 if ambiguous.
 int orientation_in(Tiff tiff) {
   constexpr uint32_t kOrientation = 0x0112, kShort = 3;
   constexpr size_t kEntry = 12;
@@ -125,10 +126,10 @@ int orientation_in(Tiff tiff) {
   return orientation;
 }
 
-/// Of the segments before the first scan. libjpeg could keep them for us, in a time that grows with the square of their number.
+/// The orientation in the segments before the first scan. libjpeg could collect these segments, but in time quadratic in their number.
 int orientation_of(std::span<const uint8_t> file) {
   constexpr uint8_t kFill = 0xFF, kApp1 = 0xE1, kScan = 0xDA, kExif[] = {'E', 'x', 'i', 'f', 0, 0};
-  constexpr size_t kName = 4;  // of the six bytes
+  constexpr size_t kName = 4;  // compared bytes of the six
   const auto stands_alone = [](uint8_t marker) { return marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD9); };
   int orientation = 1;
   bool found = false;
@@ -155,13 +156,13 @@ int orientation_of(std::span<const uint8_t> file) {
 
 bool is_sideways(int orientation) { return orientation >= 5; }
 
-/// Where the pixels of a picture come to lie in the upright one, in pixels.
+/// Maps pixels of the stored image to the upright one, as offsets in pixels.
 struct Turn {
-  int64_t first, right, down;  // the first pixel; one further to the right, one further down in the file
+  int64_t first, right, down;  // offset of the first pixel; steps for one pixel to the right, and one down, in the file
 
   Turn(int orientation, int64_t w, int64_t h) {
     const bool sideways = is_sideways(orientation);
-    const int64_t row = sideways ? h : w;  // of the upright picture
+    const int64_t row = sideways ? h : w;  // row length of the upright image
     const bool from_right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
     const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
     const int64_t across = from_right ? -1 : 1, along = from_bottom ? -row : row;
@@ -178,7 +179,7 @@ struct Turn {
 void read_upright(jpeg_decompress_struct& jpeg, uint8_t* out) {
   const size_t row = size_t{kChannels} * jpeg.output_width;
   while (jpeg.output_scanline < jpeg.output_height) {
-    JSAMPROW rows[4];  // as many as libjpeg has at hand at once
+    JSAMPROW rows[4];  // as many as libjpeg delivers at once
     for (size_t i = 0; i < std::size(rows); ++i)
       rows[i] = out + row * std::min(jpeg.output_scanline + i, size_t{jpeg.output_height} - 1);
     jpeg_read_scanlines(&jpeg, rows, std::min<JDIMENSION>(std::size(rows), jpeg.output_height - jpeg.output_scanline));
@@ -196,7 +197,7 @@ void read_turned(jpeg_decompress_struct& jpeg, const Turn& turn, uint8_t* out) {
   }
 }
 
-/// Of a progressive file: whether its scans give all coefficients. What else is made of them is smoothed, by each version in its own way.
+/// Whether a progressive file's scans contain all coefficients. Otherwise libjpeg smooths the image, and each version does so differently.
 bool is_complete(const jpeg_decompress_struct& jpeg) {
   if (!jpeg.coef_bits) return true;
   const auto* bits = &jpeg.coef_bits[0][0];
@@ -227,7 +228,7 @@ bool decode_jpeg(const Jpeg& expected, uint8_t* out, const CancelToken& token) {
   const auto [width, height] = is_sideways(orientation) ? std::pair(expected.height, expected.width) : std::pair(expected.width, expected.height);
   const bool whole = with_header(expected.file, &token, [=](jpeg_decompress_struct& jpeg) {
     const bool same = static_cast<int>(jpeg.image_width) == width && static_cast<int>(jpeg.image_height) == height;
-    if (!same || !is_plain(jpeg)) return false;  // somebody has written into it since
+    if (!same || !is_plain(jpeg)) return false;  // the bytes were changed after the header was read
     jpeg.out_color_space = JCS_RGB;
     jpeg_start_decompress(&jpeg);
     if (!is_complete(jpeg)) return false;

@@ -1,7 +1,7 @@
-/// JPEG files to packed RGB by libjpeg-turbo, with the bytes that sharp gives.
+/// Decodes JPEG files to packed RGB with libjpeg-turbo; the bytes equal sharp's.
 ///
-/// This is the quick way for what nearly all JPEG files are: 8-bit grey, YCbCr or RGB, whole and without a flaw. Everything else (CMYK, damage of
-/// any kind, even where it could be decoded around) is declined, and left to a decoder that can say more about it.
+/// This is the fast path for nearly all JPEG files: 8-bit grey, YCbCr or RGB, complete and undamaged. It declines everything else (CMYK,
+/// and any damage, even if decodable), and leaves it to a decoder that reports more details.
 #pragma once
 
 #include <cstddef>
@@ -16,20 +16,21 @@
 
 namespace uniflow {
 
-/// A file whose header was read.
+/// A JPEG file with its header parsed.
 struct Jpeg {
   std::span<const uint8_t> file;
-  int width, height;  // upright, in pixels
-  int orientation;    // 1 to 8, as EXIF says
+  int width, height;  // of the upright image, in pixels
+  int orientation;    // EXIF orientation, 1 to 8
 };
 
-/// The file at `path`, if it begins as a JPEG.
+/// Reads the file at `path` if it begins like a JPEG.
 std::optional<Bytes> read_jpeg_file(const std::string& path);
 
-/// Reads as far as the first scan. Null: not a JPEG of the plain kinds.
+/// Parses the file up to the first scan. Null if it is not a supported kind of JPEG.
 std::optional<Jpeg> read_jpeg_header(std::span<const uint8_t> file);
 
-/// Decodes to `out`, [height, width, 3], upright. False, with arbitrary content of `out`: the file is damaged. Throws Error (Aborted).
+/// Decodes to `out`, [height, width, 3], upright. Returns false, with undefined content in `out`, if the file is damaged. Throws Error
+/// (Aborted).
 bool decode_jpeg(const Jpeg& jpeg, uint8_t* out, const CancelToken& token);
 
 /// The same, resized to `out`, [to.height, to.width, 3].

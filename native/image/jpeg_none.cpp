@@ -1,4 +1,4 @@
-/// In place of jpeg.cpp where there is no libjpeg-turbo: every file is declined, and sharp decodes it.
+/// Replaces jpeg.cpp if libjpeg-turbo is not available: declines every file, so sharp decodes it.
 #include "native/image/jpeg.h"
 
 namespace uniflow {

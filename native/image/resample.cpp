@@ -23,16 +23,15 @@ constexpr int kFractionBits = 22;  // Pillow's PRECISION_BITS: 32 - 8 bits of pi
 constexpr int32_t kOne = 1 << kFractionBits;
 constexpr int32_t kHalf = kOne / 2;
 
-/// Row kernels read and write whole vectors; every scratch row has this many spare bytes at its end.
+/// Row kernels read and write whole vectors, so every scratch row ends with this many spare bytes.
 constexpr int kRowPadding = 64;
 
 // ---------------------------------------------------------------------------------------------------
 // Row kernels. Integer arithmetic only, so every instruction set gives the same bytes.
 // ---------------------------------------------------------------------------------------------------
 
-/// The weights of four neighbouring pixels, in the order in which the AVX2 kernel multiplies: two 16-bit
-/// factors per weight (23 bits do not fit into one), weights 0 and 1 side by side for R, G, B and nothing,
-/// then weights 2 and 3.
+/// The weights of four neighbouring pixels, in the order in which the AVX2 kernel multiplies. Each weight has 23 bits and is split into two
+/// 16-bit factors. Weights 0 and 1 are interleaved for R, G, B and padding, then weights 2 and 3.
 struct alignas(32) Quad {
   static constexpr int kLowBits = 11;
   int16_t high[16];
@@ -51,12 +50,12 @@ struct alignas(32) Quad {
   }
 };
 
-/// Neighbouring outputs of a row, each a weighted sum of neighbouring pixels.
+/// Neighbouring outputs of a row, each a weighted sum of neighbouring input pixels.
 struct PixelSums {
-  int32_t count;         // of outputs
-  const int32_t* start;  // per output, the first input pixel
-  const int32_t* quads;  // per output, how many quads of taps it has
-  const Quad* weights;   // per output, `stride` quads
+  int32_t count;         // number of outputs
+  const int32_t* start;  // first input pixel of each output
+  const int32_t* quads;  // number of quads of taps of each output
+  const Quad* weights;   // `stride` quads per output
   int64_t stride;
 };
 
@@ -88,7 +87,7 @@ void weigh_rows(const uint8_t* const* rows, const int32_t* weights, int32_t coun
   }
 }
 
-/// The two taps of a halving: the fixed-point sum comes to (a + b + 1) / 2.
+/// The two taps of a halving: the fixed-point sum equals (a + b + 1) / 2.
 [[gnu::always_inline]] inline void average(const uint8_t* a, const uint8_t* b, int64_t bytes, uint8_t* out) {
   for (int64_t x = 0; x < bytes; ++x) out[x] = static_cast<uint8_t>((a[x] + b[x] + 1) >> 1);
 }
@@ -98,12 +97,12 @@ void average_rows(const uint8_t* a, const uint8_t* b, int64_t bytes, uint8_t* ou
 /// out[i] = average of the pixels 2i and 2i + 1.
 [[gnu::always_inline]] inline void average_pairs(const uint8_t* in, int32_t count, uint8_t* out) {
   constexpr int32_t kBlock = 64;
-  uint8_t averages[2 * kChannels * kBlock];  // of each pixel and the next: every other one is wanted
+  uint8_t averages[2 * kChannels * kBlock];  // averages of each pixel with the next; every other one is used
   for (int32_t first = 0; first < count; first += kBlock) {
     const int32_t n = std::min(kBlock, count - first);
     const uint8_t* pixel = in + int64_t{2 * kChannels} * first;
     average(pixel, pixel + kChannels, int64_t{2 * kChannels} * n, averages);
-    // Four bytes are one move; the fourth is overwritten by the next pixel, or is padding.
+    // Copying four bytes is a single move; the next pixel overwrites the fourth, or it is padding.
     for (int32_t i = 0; i < n; ++i, out += kChannels) std::memcpy(out, averages + 2 * kChannels * i, 4);
   }
 }
@@ -143,7 +142,7 @@ UNIFLOW_AVX2 void weigh_pixels_avx2(const uint8_t* in, const PixelSums& sums, ui
     rgb = _mm_srai_epi32(_mm_add_epi32(rgb, half), kFractionBits);
     rgb = _mm_packus_epi16(_mm_packs_epi32(rgb, rgb), rgb);
     const int32_t bytes = _mm_cvtsi128_si32(rgb);
-    std::memcpy(out, &bytes, sizeof bytes);  // the fourth byte is overwritten by the next pixel, or is padding
+    std::memcpy(out, &bytes, sizeof bytes);  // the next pixel overwrites the fourth byte, or it is padding
   }
 }
 
@@ -162,7 +161,7 @@ UNIFLOW_AVX2 void weigh_rows_avx2(const uint8_t* const* rows, const int32_t* wei
       }
     }
     for (__m256i& sum : sums) sum = _mm256_srai_epi32(sum, kFractionBits);
-    // Packing works on each half of a vector by itself, so groups of four bytes come out in the order 0 2 4 6 1 3 5 7.
+    // Packing works on each half of a vector separately, so groups of four bytes come out in the order 0 2 4 6 1 3 5 7.
     const __m256i first = _mm256_packs_epi32(sums[0], sums[1]), second = _mm256_packs_epi32(sums[2], sums[3]);
     const __m256i packed = _mm256_packus_epi16(first, second);
     const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -179,7 +178,7 @@ UNIFLOW_AVX2 void average_pixels_avx2(const uint8_t* in, int32_t count, uint8_t*
 constexpr RowKernels kAvx2 = {weigh_pixels_avx2, weigh_rows_avx2, average_rows_avx2, average_pixels_avx2};
 #endif
 
-/// AVX2 where the machine has it; UNIFLOW_ISA=portable holds it back, as it does for the other kernels.
+/// AVX2 if the machine supports it; UNIFLOW_ISA=portable disables it, as for the other kernels.
 const RowKernels& row_kernels() {
 #if defined(__x86_64__)
   static const bool avx2 = [] {
@@ -211,7 +210,7 @@ double sinc(double x) {
   return std::sin(x) / x;
 }
 
-/// The filter at x. The order of the operations is Pillow's: the last bit of a weight depends on it.
+/// The filter at x, with Pillow's order of operations: the last bit of a weight depends on it.
 double value_of(Filter filter, double x) {
   if (filter == Filter::Box) return x > -0.5 && x <= 0.5 ? 1 : 0;
   if (filter == Filter::Lanczos) return -3 <= x && x < 3 ? sinc(x) * sinc(x / 3) : 0;
@@ -223,31 +222,31 @@ double value_of(Filter filter, double x) {
   return 0;
 }
 
-/// A run of pixels of one dimension.
+/// A range of pixels along one dimension.
 struct Range {
   int64_t first;
   int64_t count;
 };
 
-/// The smallest range that holds both.
+/// The smallest range that contains both.
 Range join(Range a, Range b) {
   const int64_t first = std::min(a.first, b.first);
   return {first, std::max(a.first + a.count, b.first + b.count) - first};
 }
 
-/// Scratch of weigh() and what it found.
+/// Scratch memory and results of weigh().
 struct Weights {
   std::vector<double> exact;
   std::vector<int32_t> fixed;
 };
 
-/// A bound on how many inputs an output weighs.
+/// Upper bound of the number of inputs per output.
 int64_t most_weights(int64_t in_size, int64_t out_size, Filter filter) {
   const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
   return static_cast<int64_t>(2 * support_of(filter) * std::max(scale, 1.0)) + 2;
 }
 
-/// Computes the weights of output i, without the zeros at both ends, and says which inputs they weigh.
+/// Computes the weights of output i without leading and trailing zeros; returns the range of inputs they apply to.
 Range weigh(int64_t i, int64_t in_size, int64_t out_size, Filter filter, Weights& weights) {
   const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
   const double filter_scale = std::max(scale, 1.0);
@@ -266,7 +265,7 @@ Range weigh(int64_t i, int64_t in_size, int64_t out_size, Filter filter, Weights
   fixed.clear();
   int64_t zeros = 0;
   for (const double w : weights.exact) {
-    const double scaled = total == 0 ? 0 : w / total * kOne;  // a box can just miss every pixel; it comes out black
+    const double scaled = total == 0 ? 0 : w / total * kOne;  // a box may miss every pixel; the output is then black
     fixed.push_back(static_cast<int32_t>(scaled + (scaled < 0 ? -0.5 : 0.5)));
     if (fixed.size() == 1 && fixed.back() == 0) {
       fixed.clear();
@@ -286,15 +285,15 @@ bool is_average(const int32_t* weights, int64_t count) {
 // Stages: one resize each, chained by rows
 // ---------------------------------------------------------------------------------------------------
 
-/// Where a stage gets its rows from: the picture, or the stage before.
+/// Source of a stage's rows: the input image, or the previous stage.
 class Rows {
  public:
   virtual ~Rows() = default;
-  /// Row y, from the first of the columns that were asked for; valid until the next call. Calls come with rising y.
+  /// Row y, starting at the first requested column; valid until the next call. y must not decrease between calls.
   virtual const uint8_t* row(int64_t y) = 0;
 };
 
-/// The rows of the input picture.
+/// The rows of the input image.
 class PictureRows : public Rows {
  public:
   void open(const ImageView& picture, Range columns) {
@@ -308,7 +307,7 @@ class PictureRows : public Rows {
   const uint8_t* row(int64_t y) override {
     const uint8_t* pixels = picture_.data + static_cast<size_t>(y) * picture_.stride + offset_;
     if (end_ - pixels >= bytes_ + kRowPadding) return pixels;
-    std::memcpy(copy_.data(), pixels, static_cast<size_t>(bytes_));  // the end of the picture has no padding
+    std::memcpy(copy_.data(), pixels, static_cast<size_t>(bytes_));  // the end of the image has no padding
     return copy_.data();
   }
 
@@ -328,11 +327,11 @@ struct Rect {
   Range columns, rows;
 };
 
-/// The horizontal pass of a stage, on one row at a time.
+/// The horizontal pass of a stage, one row at a time.
 class HorizontalPass {
  public:
   void plan(int64_t in_size, int64_t out_size, Filter filter, Range outputs);
-  /// The input columns that it reads; row pointers given to run() point at the first of them.
+  /// The input columns that it reads; row pointers passed to run() point to the first of them.
   Range inputs() const { return inputs_; }
   void run(const uint8_t* in, uint8_t* out) const;
 
@@ -340,7 +339,7 @@ class HorizontalPass {
   void plan_weights(int64_t in_size, int64_t out_size, Filter filter, Range outputs);
   void plan_spans(bool halving);
 
-  /// Neighbouring outputs that the same kernel computes.
+  /// Neighbouring outputs computed by the same kernel.
   struct Span {
     int32_t first, count;
     bool average;
@@ -349,7 +348,7 @@ class HorizontalPass {
   Range inputs_{};
   bool copies_ = false;
   std::vector<Span> spans_;
-  std::vector<int32_t> start_, quads_;  // see PixelSums, as for the next two
+  std::vector<int32_t> start_, quads_;  // as in PixelSums, like the next two
   std::vector<Quad> weights_;
   int64_t stride_ = 0;
   Weights scratch_;
@@ -383,7 +382,7 @@ void HorizontalPass::plan_weights(int64_t in_size, int64_t out_size, Filter filt
   for (int32_t& start : start_) start -= static_cast<int32_t>(inputs_.first);
 }
 
-/// An odd size halves to averages of two pixels as well, but for one output in the middle that takes three.
+/// Halving an odd size also averages pairs of pixels, except for one output in the middle, which takes three.
 void HorizontalPass::plan_spans(bool halving) {
   spans_.clear();
   for (size_t i = 0; i < start_.size(); ++i) {
@@ -415,12 +414,12 @@ void HorizontalPass::run(const uint8_t* in, uint8_t* out) const {
   }
 }
 
-/// One resize. Each row of its input goes through the horizontal pass once, into a ring of rows that is as
-/// deep as the vertical filter is high; an output row is a weighted sum of rows in the ring.
+/// One resize. Each input row passes through the horizontal pass once, into a ring of rows as deep as the vertical filter is high. An
+/// output row is a weighted sum of rows in the ring.
 class Stage : public Rows {
  public:
   void plan(Size in, Size out, Filter filter, Rect wanted);
-  /// The part of the input that the wanted part of the output needs.
+  /// The part of the input needed for the requested part of the output.
   Rect inputs() const { return {horizontal_.inputs(), inputs_}; }
   void read_from(Rows& source) { source_ = &source; }
   const uint8_t* row(int64_t y) override;
@@ -434,7 +433,7 @@ class Stage : public Rows {
   int64_t first_output_ = 0, bytes_ = 0, stride_ = 0;
   int64_t ring_rows_ = 0, next_input_ = 0;
   std::vector<Range> windows_;    // per output row
-  std::vector<int32_t> weights_;  // per output row ring_rows_ numbers
+  std::vector<int32_t> weights_;  // ring_rows_ weights per output row
   std::vector<uint8_t> ring_, out_;
   std::vector<const uint8_t*> taps_;
   Weights scratch_;
@@ -484,7 +483,7 @@ const uint8_t* Stage::row(int64_t y) {
 // Pipelines
 // ---------------------------------------------------------------------------------------------------
 
-/// Several resizes in sequence, then a crop. Kept per thread, because planning reuses its memory.
+/// Several resizes in sequence, then a crop. Each thread keeps one, so planning reuses its memory.
 class Pipeline {
  public:
   void open(const ImageView& picture) {
@@ -493,7 +492,7 @@ class Pipeline {
   }
   Size size() const { return steps_.empty() ? Size{picture_.width, picture_.height} : steps_.back().out; }
   void resize(Size size, Filter filter);
-  /// Writes `size` from the middle of what the last resize gives; an odd remainder goes to the right and the bottom.
+  /// Writes the central `size` of the last resize; an odd remainder is cut from the right and the bottom.
   void crop(Size size, uint8_t* out);
 
  private:
@@ -510,7 +509,7 @@ class Pipeline {
 
 void Pipeline::resize(Size out, Filter filter) {
   Size in = size();
-  // Pillow resizes very tall pictures in the other order, the vertical pass first.
+  // Like Pillow, resize very tall images in the other order, vertical pass first.
   if (in.height > in.width * 100 && out.height < in.height) {
     steps_.push_back({in, {in.width, out.height}, filter});
     in = size();
@@ -524,7 +523,7 @@ void Pipeline::crop(Size target, uint8_t* out) {
                      {(whole.height - target.height) / 2, target.height}};
   if (stages_.size() < steps_.size()) stages_.resize(steps_.size());
 
-  // Each stage tells the one before which part of its output is worth computing.
+  // Each stage tells the previous one which part of its output is needed.
   Rect wanted = rect;
   for (size_t i = steps_.size(); i-- > 0;) {
     stages_[i].plan(steps_[i].in, steps_[i].out, steps_[i].filter, wanted);
@@ -543,7 +542,7 @@ void Pipeline::crop(Size target, uint8_t* out) {
 
 std::string to_string(Size size) { return std::to_string(size.width) + "x" + std::to_string(size.height); }
 
-/// This thread's pipeline, ready for a picture.
+/// This thread's pipeline, prepared for an image.
 Pipeline& open_pipeline(const ImageView& in, Size target) {
   const auto check = [](const char* what, Size size) {
     if (size.width > 0 && size.height > 0) return;
@@ -575,7 +574,7 @@ void center_crop(const ImageView& in, uint8_t* out, int width, int height) {
   }
   const auto ratio = [](int64_t a, int64_t b) { return static_cast<double>(a) / static_cast<double>(b); };
   const double scale = std::max(ratio(target.width, size.width), ratio(target.height, size.height));
-  // nearbyint rounds halves to even, as Python's round() does.
+  // Like Python's round(), nearbyint rounds halves to even.
   const auto scaled = [=](int64_t x) { return static_cast<int64_t>(std::nearbyint(static_cast<double>(x) * scale)); };
   pipeline.resize({scaled(size.width), scaled(size.height)}, Filter::Bicubic);
   pipeline.crop(target, out);

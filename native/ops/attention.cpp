@@ -18,7 +18,7 @@ int64_t check_qkv(const Tensor& qkv, int64_t heads) {
   return qkv.dim(2) / 3;
 }
 
-constexpr int64_t kMaxHeadDim = 512;  // the kernels keep a row of a head on the stack
+constexpr int64_t kMaxHeadDim = 512;  // a kernel keeps one row of a head on the stack
 
 void check_head_dim(const Tensor& qkv, int64_t heads) {
   const int64_t head_dim = qkv.dim(2) / 3 / heads;

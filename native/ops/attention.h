@@ -1,4 +1,4 @@
-/// Multi-head self-attention over tokens, and what is done to q and k before it.
+/// Multi-head self-attention over tokens, and the operations on q and k before it.
 /// qkv [B, S, 3*D], columns q | k | v, D = heads * E. FLOPs 4*B*S*S*D, bytes 8*B*S*D in bfloat16.
 #pragma once
 
@@ -10,7 +10,7 @@ namespace uniflow::ops {
 /// softmax(q k^T / sqrt(E)) v per head: [B, S, 3*D] -> [B, S, D].
 Tensor attention(const SessionRef& session, const Tensor& qkv, int64_t heads);
 
-/// The same with what the backward pass needs: log_sum_exp [B, heads, S] float32.
+/// The same, with the log_sum_exp [B, heads, S] float32 that the backward pass needs.
 struct AttentionForward {
   Tensor out, log_sum_exp;
 };
@@ -30,12 +30,12 @@ struct QkNormGradients {
 QkNormGradients qk_norm_backward(const SessionRef& session, const Tensor& qkv, const Tensor& d_out, const Tensor& q_weight,
                                  const Tensor& k_weight, float eps);
 
-/// Rotary positions on q and k of the tokens from `prefix` on (DINOv3). table [2, S - prefix, E]: cosines, sines.
-/// `inverse` turns the other way, which is the gradient.
+/// Applies rotary positions to q and k of the tokens from `prefix` on (DINOv3). table [2, S - prefix, E]: cosines, sines. `inverse` rotates
+/// backwards, which is the gradient.
 Tensor rope(const SessionRef& session, const Tensor& qkv, int64_t heads, int64_t prefix, const Tensor& table, bool inverse = false);
 
-/// Rotary table [2, rows*cols, E] float32, cosines and sines of angles (row, column) * theta^-(4i/E) in `unit`: first the row's
-/// E/4, then the column's, all twice.
+/// Rotary table [2, rows*cols, E] float32: cosines and sines of the angles (row, column) * theta^-(4i/E) in `unit`. The row's E/4 angles
+/// come first, then the column's; both are repeated once.
 Tensor rope_table(const SessionRef& session, int64_t rows, int64_t cols, int64_t head_dim, float theta, RopeUnit unit);
 
 }  // namespace uniflow::ops

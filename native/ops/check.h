@@ -1,4 +1,4 @@
-/// What every op checks on the caller's thread, before anything is queued.
+/// Argument checks of every op, on the caller's thread, before anything is queued.
 #pragma once
 
 #include <initializer_list>
@@ -18,7 +18,7 @@ inline std::string describe(const Tensor& t) {
   return std::string(name_of(t.dtype())) + " " + to_string(t.shape()) + (t.packing() ? " (packed)" : "");
 }
 
-/// Shape with -1 for "any"; a plain (not packed) tensor.
+/// A plain (not packed) tensor of this shape; -1 matches any size.
 inline void check_shape(const Tensor& t, const char* name, const Shape& shape) {
   bool ok = t && !t.packing() && t.shape().size() == shape.size();
   for (size_t i = 0; ok && i < shape.size(); ++i) ok = shape[i] < 0 || shape[i] == t.shape()[i];
@@ -48,7 +48,7 @@ inline void check_positive(int64_t n, const char* name) {
   if (n <= 0) reject(name, "a positive integer", std::to_string(n));
 }
 
-/// Rows and columns of a patch grid: few enough that no product of sizes overflows.
+/// Size of a patch grid, limited so that no product of sizes overflows.
 inline void check_grid(int64_t rows, int64_t cols) {
   constexpr int64_t kMost = int64_t{1} << 20;
   for (int64_t n : {rows, cols})

@@ -1,4 +1,4 @@
-/// Element by element. Bytes: input once, output once.
+/// Elementwise operations. Bytes: input once, output once.
 #pragma once
 
 #include "native/ops/linear.h"
@@ -11,10 +11,10 @@ Tensor cast(const SessionRef& session, const Tensor& x, DType dtype);
 /// silu(x[..., :n]) * x[..., n:], [..., 2n] -> [..., n].
 Tensor swiglu(const SessionRef& session, const Tensor& x);
 
-/// Fails x, and so whatever depends on it, if any of its float32 values is NaN or infinite.
+/// Fails x, and everything that depends on it, if any of its float32 values is NaN or infinite.
 void check_finite(const SessionRef& session, const Tensor& x, const std::string& name);
 
-/// The reverse of slice_tokens: [B, n, D] as tokens [begin, begin + n) of [B, total, D], zero elsewhere.
+/// The gradient of slice_tokens: [B, n, D] becomes tokens [begin, begin + n) of [B, total, D], zero elsewhere.
 Tensor pad_tokens(const SessionRef& session, const Tensor& x, int64_t begin, int64_t total);
 
 /// Tokens [begin, end) of every image: [B, S, D] -> [B, end - begin, D].

@@ -36,7 +36,7 @@ int64_t check_head(const FlowHead& head, const Tensor& condition) {
   return p;
 }
 
-/// Everything that the queued op reads, so that it stays alive and its failures are seen.
+/// All tensors that the queued op reads, to keep them alive and to see their failures.
 std::vector<Tensor> tensors_of(const FlowHead& head) {
   std::vector<Tensor> all;
   auto add = [&](const LinearLayer& l) { all.insert(all.end(), {l.weight, l.bias}); };

@@ -1,11 +1,11 @@
 /// The patch-wise pixel flow: an AdaLN-MLP velocity field, integrated from noise (t = 0) to pixels (t = 1).
 ///
-/// Paper: UniFlow, patch-wise pixel flow decoder; checkpoint names `flow_head.net.*`. Every patch is on its own:
+/// Paper: UniFlow, patch-wise pixel flow decoder; checkpoint names `flow_head.net.*`. Patches are independent:
 ///   y = silu(time(t) + condition(c));  h = input(x);
 ///   per block: shift, scale, gate = modulation(y);  h += gate * fc2(silu(fc1(LN(h) * (1 + scale) + shift)));
 ///   v = output(LN(h) * (1 + scale) + shift);  x += dt * v.
-/// FLOPs per patch and step: 2 * (2*P*D + blocks*5*D*D + 2*D*D); once per patch: 2*D*D. D width, P = 3*p*p. Guidance adds, per
-/// patch and step, 2 * (2*P*D + blocks*2*D*D): under the zero condition all patches share their modulations.
+/// FLOPs per patch and step: 2 * (2*P*D + blocks*5*D*D + 2*D*D); once per patch: 2*D*D. D is the width, P = 3*p*p. Guidance adds 2 * (2*P*D
+/// + blocks*2*D*D) per patch and step: under the zero condition all patches share their modulations.
 #pragma once
 
 #include <vector>
@@ -14,7 +14,7 @@
 
 namespace uniflow {
 
-/// Of the time embedding's sinusoids.
+/// Size of the timestep embedding's sinusoids.
 constexpr int64_t kTimeChannels = 256;
 
 struct LinearLayer {
@@ -39,14 +39,14 @@ struct FlowHead {
 
 namespace ops {
 
-/// Euler integration: from time[k], by step[k].
+/// Euler integration: step k starts at time[k] and has length step[k].
 struct FlowSchedule {
   std::vector<float> time, step;
 };
 
 struct FlowOptions {
   FlowSchedule schedule;
-  float guidance = 1.0f;  // v = v0 + guidance * (v - v0), v0 under a zero condition; 1: v0 is not computed
+  float guidance = 1.0f;  // v = v0 + guidance * (v - v0), v0 under a zero condition; 1: skips v0
   Tensor noise;           // [B, N, P] float32; empty: drawn from (seed, ids[image], patch)
   uint64_t seed = 0;
   std::vector<uint32_t> ids;  // one per image
@@ -61,7 +61,7 @@ Tensor flow_integrate(const SessionRef& session, const FlowHead& head, const Ten
 /// Velocity of each patch at its own time: x [M, P] float32, t [M] float32, condition [M, D] -> [M, P] float32.
 Tensor flow_velocity(const SessionRef& session, const FlowHead& head, const Tensor& x, const Tensor& t, const Tensor& condition);
 
-/// The time embedding's input: sinusoids of 1000 t over 256 channels, cosines first. t [M] -> [M, 256] float32.
+/// Sinusoidal timestep embedding of 1000 t in 256 channels, cosines first. t [M] -> [M, 256] float32.
 Tensor timestep_embedding(const SessionRef& session, const Tensor& t);
 
 /// Uniform on (0, 1] [B, N] float32, a function of (seed, ids[image], patch).

@@ -1,5 +1,5 @@
-/// Every kernel once: X(result, name, (parameters)). The fields of the table, each backend's declarations and its table are made of this list
-/// (kernels.h). Arguments in structs are described there.
+/// The list of all kernels: X(result, name, (parameters)). It generates the fields of the kernel table, each backend's declarations and
+/// each backend's table (kernels.h). Argument structs are described there.
 #pragma once
 
 /// On the CPU, compiled once for each instruction set.

@@ -1,9 +1,9 @@
-/// What a device computes: one table of functions, which each backend fills with its own kernels (native/cpu, native/cuda).
+/// The kernel table: the functions that each backend provides (native/cpu, native/cuda).
 ///
-/// A kernel takes raw pointers into the device's memory and sizes, checked by native/ops before; it runs on the device's stream and
-/// after what was given to it before. Kernels of the CPU never throw; those of a GPU may (OutOfMemory, Unsupported, Internal). `dtype` is
-/// Float32 or BFloat16 unless said otherwise; arithmetic is float32 throughout. All float pointers named weight, bias, table are float32.
-/// Lists of pointers (`const float* const*`), and what is marked "host", are in the host's memory on every device.
+/// A kernel takes sizes and raw pointers into the device's memory, already checked by native/ops. It runs on the device's stream, after all
+/// work submitted before it. CPU kernels never throw; GPU kernels may (OutOfMemory, Unsupported, Internal). `dtype` is Float32 or BFloat16
+/// unless noted otherwise; arithmetic is always float32. All float pointers named weight, bias or table are float32. Lists of pointers
+/// (`const float* const*`) and fields marked "host" are in host memory on every device.
 #pragma once
 
 #include <cstdint>
@@ -28,14 +28,14 @@ struct FlowOptions;
 /// out = residual + scale * act(x W^T + bias). FLOPs 2*rows*out*in.
 struct LinearArgs {
   const void* x;           // [rows, in]
-  const void* weight;      // [out, in], as `packing` says
-  const Packing* packing;  // null: C order, of x_dtype
+  const void* weight;      // [out, in], in the layout `packing`
+  const Packing* packing;  // null: C order, in x_dtype
   void* out;               // [rows, out]
-  int64_t rows, in, width;  // width: of out
+  int64_t rows, in, width;  // width: number of columns of out
   DType x_dtype, out_dtype;
   const float* bias = nullptr;      // [out]
   const float* scale = nullptr;     // [out]
-  const void* residual = nullptr;   // [rows, out], of out_dtype; not out itself
+  const void* residual = nullptr;   // [rows, out], in out_dtype; must not alias out
   Activation activation = Activation::None;
 };
 
@@ -46,9 +46,9 @@ struct LinearBackwardArgs {
   const void* d_out;   // [rows, out]
   DType dtype;         // of x, weight, d_out, d_x
   int64_t rows, in, out;
-  void* d_x = nullptr;        // [rows, in], or not asked for
-  float* d_weight = nullptr;  // [out, in], or not asked for
-  float* d_bias = nullptr;    // [out], or not asked for
+  void* d_x = nullptr;        // [rows, in], or null
+  float* d_weight = nullptr;  // [out, in], or null
+  float* d_bias = nullptr;    // [out], or null
 };
 
 /// Multi-head self-attention, softmax(q k^T * scale) v, online softmax.
@@ -62,21 +62,21 @@ struct AttentionArgs {
   float* log_sum_exp = nullptr;  // [B, H, S] or null: log of the sum of exp(scale * q k) over the keys, for the backward pass
 };
 
-/// What AttentionArgs computes, backwards; the scores are computed again, by blocks. FLOPs 10*B*H*S*S*E.
+/// Backward pass of AttentionArgs; recomputes the scores block by block. FLOPs 10*B*H*S*S*E.
 struct AttentionBackwardArgs {
   const void* qkv;           // [B, S, 3*H*E]
-  const void* out;           // [B, S, H*E], of the forward pass
+  const void* out;           // [B, S, H*E], from the forward pass
   const void* d_out;         // [B, S, H*E]
-  const float* log_sum_exp;  // [B, H, S], of the forward pass
+  const float* log_sum_exp;  // [B, H, S], from the forward pass
   void* d_qkv;               // [B, S, 3*H*E], overwritten
   DType dtype;               // of all but log_sum_exp
   int64_t batch, seq, heads, head_dim;
   float scale;
 };
 
-/// h' = h + gate * branch (where branch is given), then out = normalise(h') * weight + bias, then
-/// out * (1 + scale) + shift (where scale is given). Bytes: each row read once, written once. A GPU keeps a row in registers: it takes
-/// up to 8192 columns, here and backwards.
+/// h' = h + gate * branch (if branch is given), then out = normalise(h') * weight + bias, then out * (1 + scale) + shift (if scale is
+/// given). Bytes: each row read once, written once. A GPU keeps a row in registers, which limits it to 8192 columns, also in the backward
+/// pass.
 struct NormArgs {
   const void* x;  // [rows, width]
   void* out;      // [rows, width]; may be x
@@ -87,12 +87,12 @@ struct NormArgs {
   float eps;
   const float* weight;  // [width] or null
   const float* bias;    // [width] or null
-  // AdaLN, all of out_dtype, rows `modulation_stride` apart; null where absent
+  // AdaLN, all in out_dtype, rows `modulation_stride` apart; null if absent
   const void* shift = nullptr;
   const void* scale = nullptr;
   int64_t modulation_stride = 0;
   // gated residual, written back to `residual` before normalising
-  float* residual = nullptr;     // [rows, width] float32, then x is unused
+  float* residual = nullptr;     // [rows, width] float32; if given, x is unused
   const void* branch = nullptr;  // [rows, width] of out_dtype
   const void* gate = nullptr;    // [rows, width] of out_dtype, rows gate_stride apart
   int64_t gate_stride = 0;
@@ -100,7 +100,7 @@ struct NormArgs {
 
 /// Pixels to patch vectors, channel slowest inside a patch: (c, row, column).
 struct UnfoldArgs {
-  const void* pixels;  // UInt8 [B, H, W, 3], normalised on the way, or Float32 [B, 3, H, W], taken as it is
+  const void* pixels;  // UInt8 [B, H, W, 3], to be normalised, or Float32 [B, 3, H, W], already normalised
   DType pixel_dtype;
   void* out;  // [B * floor(H/p) * floor(W/p), 3*p*p]
   DType dtype;
@@ -110,7 +110,7 @@ struct UnfoldArgs {
 
 /// Patch vectors to pixels: the inverse of UnfoldArgs.
 struct FoldArgs {
-  const float* patches;  // [B*N, 3*p*p], rows [first, first + rows) of it
+  const float* patches;  // [B*N, 3*p*p], rows [first, first + rows) of the batch
   void* pixels;          // UInt8 [B, H, W, 3], denormalised, rounded and clamped, or Float32 [B, 3, H, W]
   DType pixel_dtype;
   int64_t first, rows;
@@ -136,7 +136,7 @@ struct ResizeTableArgs {
   bool antialias;
 };
 
-/// Rotary positions on the q and k of [B, S, 3*H*E], tokens from `prefix` on; the rest is copied.
+/// Rotary positions for q and k of [B, S, 3*H*E], from token `prefix` on; everything else is copied.
 /// Pairs are (i, i + E/2). cosine and sine are [S - prefix, E].
 struct RopeArgs {
   const void* qkv;
@@ -145,12 +145,11 @@ struct RopeArgs {
   int64_t batch, seq, heads, head_dim, prefix;
   const float* cosine;
   const float* sine;
-  bool inverse = false;  // turns the other way: the gradient
+  bool inverse = false;  // rotate backwards: the gradient
 };
 
-/// Standard normal numbers by Philox4x32-10 and Box-Muller. Row r of the output is patch `first + r` counted over
-/// the batch: image ids[(first+r) / patches], patch (first+r) % patches. Independent of everything but
-/// (seed, image, patch, column).
+/// Standard normal numbers by Philox4x32-10 and Box-Muller. Row r of the output is patch `first + r` of the batch: image ids[(first+r) /
+/// patches], patch (first+r) % patches. A value depends only on (seed, image, patch, column).
 struct NoiseArgs {
   float* out;  // [rows, width]
   int64_t first, rows, width, patches;
@@ -158,8 +157,8 @@ struct NoiseArgs {
   const uint32_t* ids;  // host: one per image
 };
 
-/// One number for each patch, from the Philox block of (seed, ids[image], patch): uniform on (0, 1], or sigmoid(mean + std * n) with n standard normal,
-/// from its first words; 0 for a share `zero` of the patches, from its third.
+/// One number per patch, from the Philox block of (seed, ids[image], patch). From the block's first words: uniform on (0, 1], or
+/// sigmoid(mean + std * n) with n standard normal. From its third word: 0 for a fraction `zero` of the patches.
 struct DrawArgs {
   float* out;  // [images, patches]
   int64_t images, patches;
@@ -170,7 +169,7 @@ struct DrawArgs {
   float zero = 0;
 };
 
-/// out = residual + scale * gate * branch; scale [width] and gate [rows, width] where given.
+/// out = residual + scale * gate * branch; scale [width] and gate [rows, width] are optional.
 struct ScaleAddArgs {
   const void* residual;
   const void* branch;
@@ -194,7 +193,7 @@ struct ScaleAddBackwardArgs {
   void* d_gate;    // [rows, width] or null
 };
 
-/// What NormArgs computes (without the gated residual), backwards. Column sums and the modulation's gradients where asked for.
+/// Backward pass of NormArgs (without the gated residual). Column sums and the modulation's gradients are optional.
 struct NormBackwardArgs {
   const void* x;
   const void* d_out;
@@ -213,25 +212,25 @@ struct NormBackwardArgs {
   void* d_shift;      // [rows, width] or null
 };
 
-/// How the distillation loss weights its layers; `Adaptive` is the paper's.
+/// Layer weights of the distillation loss; `Adaptive` is the paper's.
 enum class LayerWeights { Adaptive, Uniform, Last };
 
-/// The distillation loss of all layers (native/ops/losses.h has the equations): alpha_l = mean over compared tokens of (1 - cosine), the
-/// layers' weights, the loss, and d alpha_l / d student_l. Bytes: both stacks read once, the gradient written once.
+/// The distillation loss of all layers (equations: native/ops/losses.h): alpha_l = mean over compared tokens of (1 - cosine), the layer
+/// weights, the loss, and d alpha_l / d student_l. Bytes: both stacks read once, the gradient written once.
 struct DistillationArgs {
   const void* const* student;  // host: L pointers to [B, S, D]
   const void* const* teacher;  // host: L pointers to [B, S, D]
   void* const* grad;           // host: L pointers to [B, S, D], zero for skipped tokens; or null
   DType dtype;
   int64_t layers, batch, tokens, width;
-  int64_t skip;  // tokens in front that are not compared: class and registers
+  int64_t skip;  // leading tokens that are not compared: class and registers
   float beta;
   LayerWeights weights;
   float *loss, *alpha, *weight;  // [1], [L], [L]
 };
 
-/// Cross-entropy with natural logarithms, mean over the rows: loss, its gradient, and how many rows have their label as the
-/// (first) largest logit.
+/// Cross-entropy with natural logarithms, mean over the rows: the loss, its gradient, and the number of rows whose label is the (first)
+/// largest logit.
 struct CrossEntropyArgs {
   const void* logits;     // [rows, classes]
   const int32_t* labels;  // [rows]
@@ -247,13 +246,13 @@ struct AdamWParameter {
   const float* grad;
   float *m, *v;
   float* average;  // exponential moving average of the parameter, or null
-  void* compute;   // where the new value goes as bfloat16, or null
+  void* compute;   // bfloat16 copy of the new value, or null
   int64_t n;
   float lr, weight_decay;
 };
 
-/// AdamW over a list of tensors; the arithmetic is torch.optim.AdamW's. Gradients are scaled by clip / (norm + 1e-6) where clip > 0 and
-/// norm > clip. Where the norm is not finite, nothing changes.
+/// AdamW over a list of tensors, with the arithmetic of torch.optim.AdamW. Gradients are scaled by clip / (norm + 1e-6) if clip > 0 and
+/// norm > clip. Nothing changes if the norm is not finite.
 struct AdamWArgs {
   const AdamWParameter* parameters;  // host
   int64_t count;
@@ -263,16 +262,16 @@ struct AdamWArgs {
 };
 
 #define UNIFLOW_FIELD(result, name, parameters) result(*name) parameters = nullptr;
-/// A backend: all kernels, of kernel_list.h.
+/// A backend's kernels (kernel_list.h).
 struct Kernels {
   const char* name = nullptr;
-  bool native_bfloat16 = false;  // products of bfloat16 in hardware; elsewhere they are float32's, and as fast
+  bool native_bfloat16 = false;  // bfloat16 products run in hardware; otherwise they are float32's, at the same speed
   UNIFLOW_KERNELS(UNIFLOW_FIELD)
   UNIFLOW_COMMON_KERNELS(UNIFLOW_FIELD)
 };
 #undef UNIFLOW_FIELD
 
-/// For a backend's header and its table.
+/// Used by a backend's header and its table.
 #define UNIFLOW_DECLARATION(result, name, parameters) result name parameters;
 #define UNIFLOW_ENTRY(result, name, parameters) .name = name,
 

@@ -6,13 +6,13 @@ namespace uniflow::ops {
 
 namespace {
 
-/// A weight [out, in] with something in it.
+/// The weight must not be empty.
 void check_weight(const Tensor& weight) {
   if (!weight || weight.rank() != 2 || weight.size() == 0) reject("weight", "a linear weight [out, in]", describe(weight));
   check_dtype(weight, "weight", {DType::Float32, DType::BFloat16, DType::Float8});
 }
 
-/// A float32 product takes either; float8 weights multiply bfloat16.
+/// A float32 product accepts both types; float8 weights require bfloat16.
 bool multiplies(const Tensor& weight, DType x) {
   if (weight.dtype() == DType::Float8) return x == DType::BFloat16;
   return weight.dtype() == x || (weight.packing() && weight.dtype() == DType::Float32);
@@ -89,7 +89,7 @@ LinearGradients linear_backward(const SessionRef& session, const Tensor& x, cons
   g.weight = make(want_weight, DType::Float32, {n, k});
   g.bias = make(want_bias, DType::Float32, {n});
   enqueue(session, {"linearBackward", {x, weight, d_out}, outputs, [=](const Run& run) {
-    if (x.size() == 0) {  // a sum over no rows
+    if (x.size() == 0) {  // an empty sum
       for (const Tensor& t : outputs) run.kernels.copy_rows(t.data(), 0, nullptr, 0, t.bytes(), 1);
       return;
     }

@@ -74,7 +74,7 @@ Tensor make_parameter(Device& device, const Shape& shape, DType dtype, bool pack
   return Tensor(device, dtype, shape, packing, device.kernels().packed_bytes(*packing));
 }
 
-/// What a parameter is read as before it is packed.
+/// The type of a parameter before it is packed.
 DType plain_dtype(DType dtype) { return dtype == DType::Float8 ? DType::BFloat16 : dtype; }
 
 void check_parameter_dtype(DType dtype, bool packed) {
@@ -87,7 +87,7 @@ Tensor allocated(Tensor t) {
   return t;
 }
 
-/// Runs `fill(plain)` on the parameter's own memory where that can be, else on staging memory, from which it is uploaded and packed.
+/// Runs `fill(plain)` directly on a plain parameter's CPU memory; otherwise on staging memory, which is then uploaded or packed.
 template <class Fill>
 void fill_parameter(const Run& run, const Tensor& out, DType plain, Fill&& fill) {
   Device& device = out.device();
@@ -136,7 +136,7 @@ Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart
 
 namespace {
 
-/// Element i of a normal distribution cut off at two deviations: what lies beyond is drawn again.
+/// Element i of a normal distribution truncated at two standard deviations, by redrawing values outside.
 float truncated_normal(uint64_t seed, uint32_t stream, int64_t i) {
   const auto block = static_cast<uint64_t>(i / 4);
   for (uint32_t attempt = 0;; ++attempt) {

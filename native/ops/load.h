@@ -1,4 +1,4 @@
-/// Parameters: read from a checkpoint, or drawn at random.
+/// Parameters, read from a checkpoint or drawn at random.
 #pragma once
 
 #include "native/core/safetensors.h"
@@ -6,24 +6,24 @@
 
 namespace uniflow::ops {
 
-/// One run of rows of a parameter: a tensor of a file, or (file empty) `rows` rows of zeros, for a bias that a family leaves out.
+/// Consecutive rows of a parameter: a tensor of a file, or (if file is empty) `rows` rows of zeros, for a bias that a family omits.
 struct ParameterPart {
   std::shared_ptr<SafetensorsFile> file;
   std::string name;
   int64_t rows = 0;
 };
 
-/// Concatenates the parts along their first dimension, converts F32, F16 or BF16 to `dtype`, shapes it as `shape`.
-/// `packed`: stored for linear(). The file's pages are released once read: the weights are never held twice.
+/// Concatenates the parts along their first dimension, converts F32, F16 or BF16 to `dtype`, and gives the result the shape `shape`.
+/// `packed`: in the layout of linear(). The file's pages are released once read, so the weights are never held twice.
 Tensor load_parameter(const SessionRef& session, const std::vector<ParameterPart>& parts, const Shape& shape, DType dtype, bool packed);
 
-/// Normal(0, std) truncated to two deviations, element i a function of (seed, stream, i).
+/// Normal(0, std) truncated at two standard deviations; element i is a function of (seed, stream, i).
 Tensor random_parameter(const SessionRef& session, const Shape& shape, DType dtype, bool packed, uint64_t seed, uint32_t stream, float std);
 
 /// All elements equal.
 Tensor constant_parameter(const SessionRef& session, const Shape& shape, float value);
 
-/// A plain copy of a parameter as `dtype`, outside the pool: what training works on.
+/// A plain copy of a parameter as `dtype`, outside the pool: the working copy of training.
 Tensor copy_parameter(const SessionRef& session, const Tensor& parameter, DType dtype);
 
 /// uint8 [bytes]: the values in C order as `dtype`, as a checkpoint stores them.

@@ -40,7 +40,7 @@ void adamw(const SessionRef& session, const std::vector<OptimizedParameter>& par
     }
     inputs.insert(inputs.end(), {p.parameter, p.grad, p.m, p.v, p.average});
   }
-  // No outputs: should a gradient have failed, the parameters stay as they were instead of failing with it.
+  // No outputs: if a gradient has failed, the parameters must keep their values, not fail with it.
   enqueue(session, {"adamw", std::move(inputs), {}, [=](const Run& run) {
     const double step = static_cast<double>(o.step);
     std::vector<AdamWParameter> list;

@@ -1,5 +1,5 @@
-/// Pixels to tokens. p is the patch size, N = floor(H/p)*floor(W/p), P = 3*p*p; patch vectors are (channel, row, column). Pixels right of and
-/// below the last whole patch are cut off, as a convolution of stride p does.
+/// Pixels to tokens. p is the patch size, N = floor(H/p)*floor(W/p), P = 3*p*p; patch vectors are ordered (channel, row, column). Pixels to
+/// the right of and below the last whole patch are dropped, as in a convolution of stride p.
 #pragma once
 
 #include <array>
@@ -13,8 +13,8 @@ struct Normalisation {
   std::array<float, 3> mean, std;
 };
 
-/// Pixels -> patch vectors [B, N, P] of `dtype`. pixels: uint8 [B, H, W, 3], normalised on the way,
-/// or float32 [B, 3, H, W], taken as normalised.
+/// Pixels -> patch vectors [B, N, P] of `dtype`. pixels: uint8 [B, H, W, 3], which are normalised, or float32 [B, 3, H, W], already
+/// normalised.
 Tensor unfold(const SessionRef& session, const Tensor& pixels, int64_t patch, const Normalisation& normalisation, DType dtype);
 
 /// Patch vectors [B, rows*cols, P] float32 -> pixels, the inverse of unfold: uint8 [B, H, W, 3] (denormalised, rounded, clamped)
@@ -26,8 +26,8 @@ Tensor fold(const SessionRef& session, const Tensor& patches, int64_t rows, int6
 Tensor patch_embed(const SessionRef& session, const Tensor& pixels, const Tensor& weight, const Tensor& bias, const Tensor& prefix,
                    const Tensor& position, int64_t patch, const Normalisation& normalisation, DType dtype);
 
-/// Tokens of x [B, N, D] with the position table [N, D] added and prefix tokens [T, D] in front (either may be empty)
-/// -> [B, T+N, D].
+/// Adds the position table [N, D] to the tokens of x [B, N, D] and puts the prefix tokens [T, D] in front (either may be empty) -> [B, T+N,
+/// D].
 Tensor assemble(const SessionRef& session, const Tensor& x, const Tensor& prefix, const Tensor& position);
 
 /// Bicubic resize of a position table [R*C, D] float32, as PyTorch's interpolate(mode="bicubic", align_corners=False, antialias).

@@ -1,11 +1,11 @@
-/// What evaluation counts over many images: the nearest of a row of scores, and the moments of features.
+/// Statistics for evaluation over many images: the k nearest by score, and the moments of features.
 #pragma once
 
 #include "native/ops/linear.h"
 
 namespace uniflow::ops {
 
-/// The k largest of each row, in descending order; of equal ones the lowest index comes first, NaN comes last.
+/// The k largest values of each row, in descending order. Equal values are ordered by index, NaN comes last.
 /// Bytes: the scores read once.
 struct TopK {
   Tensor values;   // [M, k] float32
@@ -15,8 +15,8 @@ struct TopK {
 /// scores [M, N] float32, k from 1 to N.
 TopK top_k(const SessionRef& session, const Tensor& scores, int64_t k);
 
-/// Mean and unbiased covariance (divisor N - 1) of the columns: centred and summed in float64, the same whatever the number of
-/// threads. FLOPs: N*D*(D+1) in float64. Memory besides: D*D float64.
+/// Mean and unbiased covariance (divisor N - 1) of the columns, centred and summed in float64, identical for any number of threads. FLOPs:
+/// N*D*(D+1) in float64. Extra memory: D*D float64.
 struct Covariance {
   Tensor mean;        // [D] float32
   Tensor covariance;  // [D, D] float32

@@ -13,8 +13,8 @@ void apply(const FlowDevice& device, const LinearLayer& layer, const Tensor& x, 
                          .bias = layer.bias ? layer.bias.data<float>() : nullptr, .activation = activation});
 }
 
-/// u = LN(h + gate * branch) * (1 + scale) + shift for rows [first, first + count); h takes the sum. Row r takes modulation
-/// row first + (r - first) * step.
+/// u = LN(h + gate * branch) * (1 + scale) + shift for rows [first, first + count); the sum is stored in h. Row r uses modulation row first
+/// + (r - first) * step.
 void modulated_norm(FlowWorkspace& w, int64_t first, int64_t count, int64_t step, const FlowBlock* block, const Tensor& modulation, int64_t parts,
                     const Tensor* before) {
   const int64_t d = w.width, element = size_of(w.u.dtype());

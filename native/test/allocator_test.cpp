@@ -32,7 +32,7 @@ void test_blocks(Placement placement) {
   check(counted, name + " blocks count as active until they are released");
 }
 
-/// What every layer of a network asks for, with sizes that vary a little: after the first rounds nothing is new.
+/// The requests of every layer of a network, with slightly varying sizes: after the first rounds, nothing new is allocated.
 void test_steady_loop() {
   host().trim();
   int64_t pool = 0;

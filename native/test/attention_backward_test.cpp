@@ -160,7 +160,7 @@ struct Case {
     return Case(one, slice(qkv, i), slice(d_out, i));
   }
 
-  /// What belongs to one image in an array of the whole batch.
+  /// The part of one image in an array of the whole batch.
   Array slice(const Array& of, int64_t image) const {
     const int64_t n = of.size() / sizes.batch;
     Array part(of.dtype(), n);

@@ -40,7 +40,7 @@ struct Shape {
   }
 };
 
-/// Of exactly `n` elements from the heap, so that the address sanitizer sees a read or write past the end.
+/// A heap array of exactly `n` elements, so that the address sanitizer detects access past the end.
 template <class T>
 std::unique_ptr<T[]> array(int64_t n) {
   return std::make_unique<T[]>(static_cast<size_t>(n));

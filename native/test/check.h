@@ -1,4 +1,4 @@
-/// What the native tests share: one printed line per case, typed arrays of exactly their size, tensors to and from
+/// Shared by the native tests: one printed line per case, typed arrays of exactly their size, tensors to and from
 /// vectors, and the names of errors.
 #pragma once
 

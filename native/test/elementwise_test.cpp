@@ -52,7 +52,7 @@ bool is_nearest(float x, uint32_t got) {
   return got == (down < up || (down == up && low % 2 == 0) ? low : low + 1);
 }
 
-/// Of each run of 65536 float32 values that share their upper half, the ones around a tie, and both ends.
+/// For each run of 65536 float32 values that share their upper half: those around a tie, and both ends.
 void test_narrow() {
   const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
   Array x(DType::Float32, (1 << 16) * 6);

@@ -100,7 +100,7 @@ unsigned sum_of(const std::map<std::string, SafetensorsFile::Entry>& entries) {
   return sum;
 }
 
-/// What reading comes to, to be compared: the sum of all data, or the refusal.
+/// The result of reading, for comparison: the sum of all data, or the refusal.
 std::string outcome_of(const std::function<unsigned()>& read) {
   try {
     return "sum " + std::to_string(read());

@@ -285,7 +285,7 @@ void test_streams() {
   check(inside == threads + 3, "set_threads holds for the commands that follow");
 }
 
-/// What computes on the side: by the CPU's team while that is at work, by the workers otherwise, and after some time in any case.
+/// CPU-bound side work runs on the CPU's team while it is active, on the workers otherwise, and after some time in any case.
 void test_sharing() {
   const auto a = session(), b = session();
   const int team = Device::cpu().stream().threads();

@@ -27,7 +27,7 @@ int in_child(Body&& body) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-/// What default_threads() gives with these variables; 255 where it refuses them.
+/// Result of default_threads() with these variables; 255 if it refuses them.
 int threads_with(const char* own, const char* openmp) {
   return in_child([&] {
     for (auto [name, value] : {std::pair("UNIFLOW_THREADS", own), std::pair("OMP_NUM_THREADS", openmp)})

@@ -38,7 +38,7 @@ struct Preference {
   uint32_t alignments[4] = {256, 256, 256, 256};  // of A, B, C, D
 };
 
-/// What an algorithm is for: it is refused for anything else.
+/// The products that an algorithm supports; any other is refused.
 struct Algorithm {
   uint64_t magic, reversed, workspace_bytes, problem;
   uint32_t alignments[4];

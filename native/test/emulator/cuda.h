@@ -6,9 +6,9 @@
 /// Memory holds garbage until it is written: NaN, or large negative numbers, in turn. A barrier or collective that a thread never
 /// reaches, and lanes of a warp that meet in different collectives, end the process with a message.
 ///
-/// What it cannot show: timing, memory ordering between blocks, limits of the hardware such as registers and static shared memory,
-/// lanes that diverge around a collective of the full warp (here too only some orders are tried), and kernels that read memory of the
-/// host, for it is the same memory here.
+/// Not covered: timing, memory ordering between blocks, limits of the hardware such as registers and static shared memory,
+/// lanes that diverge around a collective of the full warp (here too only some orders are tried), and kernels that read host
+/// memory, because it is the same memory here.
 ///
 /// Each stream has a thread that runs its work in order, some time later: see queue.cpp. A wait that is missing, or memory that is used
 /// again too early, gives wrong results under some seeds. A stream that is being captured records its work for cudaGraphLaunch.

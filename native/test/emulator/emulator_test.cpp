@@ -242,7 +242,7 @@ __global__ void outside(int* out) {
   if (threadIdx.x < 16) out[threadIdx.x] = __shfl_xor_sync(0xffffu, 1, 16);
 }
 
-/// What a process that does this says before it aborts.
+/// The output of a process that does this, before it aborts.
 template <class F>
 std::string last_words_of(F&& f) {
   int ends[2];

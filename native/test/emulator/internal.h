@@ -1,4 +1,4 @@
-/// What the parts of the emulator share.
+/// Shared by the parts of the emulator.
 #pragma once
 
 #include <utility>
@@ -25,7 +25,7 @@ struct Random {
 /// Environment variable UNIFLOW_EMULATOR_SEED, or 1.
 uint64_t seed();
 
-/// What fresh memory is filled with: 0xcb, large negative numbers, and 0xff, NaN, in turn.
+/// Fill bytes of fresh memory: 0xcb, large negative numbers, and 0xff, NaN, in turn.
 unsigned char garbage(uint64_t turn);
 
 /// Runs all blocks of a grid. One grid at a time: other threads of the host wait.
@@ -53,7 +53,7 @@ void close_queue(Queue& queue);
 const std::shared_ptr<Queue>& default_queue();
 
 void append(const std::shared_ptr<Queue>& queue, std::function<void()> work);
-/// What the queue is given next waits for the mark.
+/// The next work given to the queue waits for the mark.
 void append_wait(const std::shared_ptr<Queue>& queue, const Mark& mark);
 /// After all that the queue has been given.
 Mark mark(const std::shared_ptr<Queue>& queue);

@@ -1,6 +1,6 @@
-/// What streams are given, and the threads that run it: one for each stream, some time after it was given, as on a device. Pieces of
-/// work are delayed by chance, drawn from the seed, so that streams overtake each other, and the host them, wherever nothing holds them
-/// in order. UNIFLOW_EMULATOR_SYNC=1 runs all work at once in the thread that gives it.
+/// The work of streams, and the threads that run it: one per stream, some time after it was submitted, as on a device. Random
+/// delays, drawn from the seed, let streams overtake each other, and the host overtake them, unless something orders them.
+/// UNIFLOW_EMULATOR_SYNC=1 runs all work immediately in the submitting thread.
 ///
 /// An event is a mark: a queue, and the number of pieces that it has been given before. It has happened once that many have run.
 #include <algorithm>
@@ -56,7 +56,7 @@ class Queue : public std::enable_shared_from_this<Queue> {
     progress_.wait(lock, [&] { return ran_ >= number; });
   }
   bool reached(uint64_t number) const { return ran_ >= number; }
-  /// What the next piece waits for, besides what the queue has: the default stream and blocking streams take turns.
+  /// Further dependencies of the next piece, besides those of its queue: the default stream and blocking streams take turns.
   std::vector<Mark> turn();
   void close();
 

@@ -10,7 +10,7 @@ namespace emulator {
 
 using Work = std::vector<std::function<void()>>;
 
-/// What is recorded while streams are being captured.
+/// The work recorded while streams are being captured.
 struct Capture {
   cudaStream_t origin;
   cudaStreamCaptureMode mode;
@@ -128,7 +128,7 @@ cudaError_t release(void* p, bool host) {
   return result(cudaSuccess);
 }
 
-/// What the stream takes part in, or null. The mutex is held.
+/// The capture that the stream takes part in, or null. The mutex is held.
 Capture* capture_of(cudaStream_t stream) {
   if (!stream || !stream->capture) return nullptr;
   if (!stream->capture->active) stream->capture = nullptr;
@@ -290,7 +290,7 @@ Place place_of(const void* p) {
   return !a ? Place::Pageable : a->second.host ? Place::PageLocked : Place::Device;
 }
 
-/// Of the host's memory, as it is now.
+/// A snapshot of the host's memory.
 std::shared_ptr<std::vector<std::byte>> snapshot(const Source& from) {
   auto out = std::make_shared<std::vector<std::byte>>(from.width * from.height);
   copy_rows({out->data(), from.width, from.width, from.height}, from);

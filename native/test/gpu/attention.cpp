@@ -30,7 +30,7 @@ void for_sizes(Body&& body) {
     }
 }
 
-/// What belongs to one image in an array of the whole batch.
+/// The part of one image in an array of the whole batch.
 Array image_of(const Array& all, int64_t batch, int64_t image) {
   const int64_t n = all.size() / batch;
   Array part(all.dtype(), n);

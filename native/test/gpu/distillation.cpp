@@ -135,7 +135,7 @@ void check_short_rows(DType dtype, int64_t width) {
              });
 }
 
-/// What is not finite shows in the loss; a skipped token does not.
+/// Non-finite values reach the loss, unless their token is skipped.
 void check_broken_rows() {
   const Case c = {.dtype = DType::Float32, .layers = 1, .batch = 2, .tokens = 5, .width = 64, .skip = 1};
   check_case(c, ", NaN in a skipped token", [&](int64_t, Array& s, Array&) { s.set(5, NAN); });

@@ -187,7 +187,7 @@ void check_distillation_of(const std::string& folder) {
   }
 }
 
-/// Of the gradients of the first training step.
+/// Checks the global norm of the gradients of the first training step.
 void check_gradient_norm(const std::string& folder) {
   const Reference golden(folder + "/training.safetensors");
   std::vector<DeviceArray> grads;

@@ -1,4 +1,4 @@
-/// What the checks of native/cuda share: the GPU's table of kernels, arrays in its memory, comparisons, and the benchmark's clock.
+/// Shared by the checks of native/cuda: the GPU's table of kernels, arrays in its memory, comparisons, and the benchmark's clock.
 ///
 /// One file for each family of kernels, under the stem that it has in native/cuda: its check runs every kernel against the CPU's
 /// (uniflow::cpu::kernels()) or a definition written out, its bench times it at the sizes of the published models. The same code runs
@@ -68,7 +68,7 @@ Array to_host(const Tensor& tensor);
 /// |got - want| <= tolerance * max(1, largest |want|) everywhere; NaN is never equal. `got` and `want` may differ in their type.
 void check_close(const Array& got, const Array& want, double tolerance, const std::string& name);
 
-/// What one call does at the least: its floor is the longer of flops at the device's rate of products and bytes at its rate of copies.
+/// The least work of one call: its roofline bound is the longer of flops at the device's rate of products and bytes at its rate of copies.
 struct Work {
   double flops, bytes;
 };

@@ -222,7 +222,7 @@ void check_graph(DType dtype) {
 
 bool has_float8() { return cuda::properties().capability >= 89; }
 
-/// What a code stands for, by its definition.
+/// The value of a code, by its definition.
 double value_of(int code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
   if (exponent == 15 && mantissa == 7) return NAN;

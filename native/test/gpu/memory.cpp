@@ -106,7 +106,7 @@ void check_exhaustion(Mix& mix) {
   check(mix.result() == before, "the next kernel works");
 }
 
-/// What the pool keeps goes back to the device before an allocation fails.
+/// Pooled memory is returned to the device before an allocation fails.
 void check_pool_yields() {
   size_t free = 0, total = 0;
   gpu_device().memory().trim();

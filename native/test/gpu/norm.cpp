@@ -136,7 +136,7 @@ void check_hard_rows() {
     }
 }
 
-/// Of a large constant, rounding leaves a variance that means nothing; the results must be finite still.
+/// For a large constant, rounding leaves a meaningless variance; the results must still be finite.
 void check_finite() {
   for (const float value : {1e15f, -3e7f}) {
     const Case c{.x = DType::Float32, .out = DType::Float32, .rows = 1, .width = 1025, .weight = false, .bias = false};

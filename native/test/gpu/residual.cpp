@@ -83,7 +83,7 @@ void check_scale_add(DType dtype, int64_t rows, int64_t width, bool scaled, bool
   check_close(gpu_residual.host(), out, tolerance_of(dtype), title + ", in place");
 }
 
-/// What scale_add_backward writes.
+/// The outputs of scale_add_backward.
 template <class A>
 struct ScaleAddGradients {
   A branch, scale, gate;

@@ -50,7 +50,7 @@ class Stopwatch {
   cudaEvent_t begin_{}, end_{};
 };
 
-/// Of one call: the median of samples of several calls each, after warm-up.
+/// Time of one call: the median of samples of several calls each, after warm-up.
 struct Timing {
   double median_ms, min_ms;
   int samples, calls_per_sample;

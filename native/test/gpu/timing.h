@@ -9,7 +9,7 @@
 
 namespace uniflow::test {
 
-/// What the device reaches: FLOP/s of a large product in either type, bytes (read + written) a second of a copy.
+/// Rates reached by the device: FLOP/s of a large product in either type, bytes (read + written) a second of a copy.
 struct Yardsticks {
   double bfloat16, float32, copy;
 };
