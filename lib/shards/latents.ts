@@ -14,7 +14,7 @@ import { fromStored } from './store.js';
 export interface Latents {
   pictures: readonly FilePicture[];
   /** Of a picture, float32 [N,Z]. */
-  at(index: number): Promise<NdArray<Float32Array>>;
+  at: (index: number) => Promise<NdArray<Float32Array>>;
 }
 
 /** The format of a file by its name. @throws {UniFlowError} `BAD_INPUT` for a name that ends otherwise. */
