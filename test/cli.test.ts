@@ -342,11 +342,14 @@ test('doctor verifies that encode works', async () => {
 });
 
 describe('usage', () => {
-  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])('shows examples in the help of %s', async (command) => {
-    const run = await cli(command, '--help');
-    expect(run).toMatchObject({ code: 0, stderr: '' });
-    expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);
-  });
+  test.each(['encode', 'decode', 'reconstruct', 'init', 'info', 'bench', 'build', 'doctor'])(
+    'shows examples in the help of %s',
+    async (command) => {
+      const run = await cli(command, '--help');
+      expect(run).toMatchObject({ code: 0, stderr: '' });
+      expect(run.stdout).toContain(`Examples:\n  $ uniflow ${command}`);
+    },
+  );
 
   test('prints the version', async () => {
     const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string };
