@@ -16,7 +16,8 @@ import { checkInteger, checkOptions, describe } from './check.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
 import { checkDevice, type DeviceOptions } from './device.js';
-import { Encoder } from './encoder/encoder.js';
+import { Encoder, type EncoderOutput, type ForwardOptions } from './encoder/encoder.js';
+import { families } from './encoder/families.js';
 import { VisionEncoder, type EncodeOptions as EncoderOptions, type LoadOptions } from './encoder/vision-encoder.js';
 import { UniFlowError } from './errors.js';
 import { checkBatchSize, runBatches } from './gather.js';
@@ -28,7 +29,7 @@ import { readerOf, type ImageLike } from './images/like.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { embeddedModel } from './package.js';
-import { GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
+import { assignParameter, GAIN, RandomSource, SharedSource, type Parameter, type ParameterSource } from './parameters.js';
 import { startedOn } from './start/index.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import type { Item } from './sources/item.js';
@@ -66,6 +67,13 @@ export interface Reconstruction extends Encoded {
 export interface FreshOptions {
   /** Z. Default 64. */
   latentChannels?: number;
+  /** Latents are projected from the sum of the outputs of so many of the encoder's last layers. Default 1: from its tokens. */
+  latentLayers?: number;
+  /**
+   * Latents come from a pass of their own through the encoder's blocks, behind a second patch embedding, which begins as a copy of the
+   * encoder's: with the encoder frozen, that embedding can learn while the tokens stay what they are. Default false.
+   */
+  latentEmbedding?: boolean;
   /** Default 6. */
   globalBlocks?: number;
   /** Default 12. */
@@ -96,6 +104,7 @@ export class UniFlow {
   /** @internal */ readonly encoder: Encoder;
   /** @internal */ readonly decoder: Decoder;
   private readonly down: [Linear, Linear];
+  private readonly latentEmbedding: Linear | undefined;
   /** @internal */ readonly normalisation: NativeNormalisation;
   /** @internal Those of {@link parameters} that are the encoder's. */
   readonly encoderParameters: readonly Parameter[];
@@ -119,6 +128,7 @@ export class UniFlow {
       decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
     ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
+    this.latentEmbedding = config.latentEmbedding ? this.encoder.makeEmbedding(decoderSource, LATENT_EMBEDDING) : undefined;
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
   }
 
@@ -150,19 +160,44 @@ export class UniFlow {
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
     if (!(encoder instanceof VisionEncoder)) throw UniFlowError.expected('BAD_INPUT', 'encoder', 'a VisionEncoder', describe(encoder));
     checkOptions(options);
-    const { latentChannels = 64, globalBlocks = 6, flowBlocks = 12, seed = 0 } = options;
+    const { latentChannels = 64, latentLayers = 1, latentEmbedding = false, globalBlocks = 6, flowBlocks = 12, seed = 0 } = options;
     checkInteger('latentChannels', latentChannels, 1, 65536);
+    checkInteger('latentLayers', latentLayers, 1, encoder.config.layers);
     checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
     checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const { mean, std, size } = encoder.preprocessing;
-    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, imageSize: size, mean, std });
+    const latents = { latentChannels, latentLayers, latentEmbedding };
+    const config = uniFlowConfig(encoder.config, { ...latents, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
     const fresh = new RandomSource(placement, seed);
     const json = uniFlowJson(config, encoder.configJson);
-    return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
+    return shared.guard(() =>
+      fresh.guard(() => {
+        const uniflow = new UniFlow(config, json, device, dtype, shared, fresh);
+        if (latentEmbedding) uniflow.copyEmbedding();
+        return uniflow;
+      }),
+    );
+  }
+
+  /** Makes the latents' patch embedding a copy of the encoder's. */
+  private copyEmbedding(): void {
+    const byName = new Map(this.parameters.map((parameter) => [parameter.parts[0]?.name, parameter]));
+    const { family } = this.config.encoder;
+    for (const part of ['weight', 'bias']) {
+      const [from, to] = [`${encoderPrefix(family)}${families[family].patch}`, LATENT_EMBEDDING].map((name) =>
+        byName.get(`${name}.${part}`),
+      );
+      if (!from || !to) continue; // CLIP's has no bias
+      onDevice(this.device, () => {
+        const value = native.copyParameter(from.tensor.handle, 'float32');
+        assignParameter(to, value, this.dtype);
+        value.dispose();
+      });
+    }
   }
 
   /**
@@ -217,18 +252,34 @@ export class UniFlow {
 
   /** Latents, then tokens and hidden states where asked for. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
-    const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
-    const tokens = options.tokens ? [this.patchTokens(last)] : [];
-    return [this.toLatents(last), ...tokens, ...states];
+    if (!options.tokens && !options.hiddenStates) return [this.latents(pixels)];
+    const { last, states, latents } = this.forward(pixels, { states: options.hiddenStates ?? false });
+    return [latents, ...(options.tokens ? [this.patchTokens(last)] : []), ...states];
+  }
+
+  /** @internal The encoder's output, and the latents [B,N,Z] of the same pixels. */
+  forward(pixels: Tensor, options: Pick<ForwardOptions, 'states' | 'recompute'> = {}): EncoderOutput & { latents: Tensor } {
+    const output = this.encoder.forward(pixels, { ...options, layers: this.config.latentLayers });
+    return { ...output, latents: this.latentEmbedding ? this.latents(pixels, options) : this.toLatents(output.sum) };
+  }
+
+  /** @internal Pixels to latents [B,N,Z]. */
+  latents(pixels: Tensor, options: Pick<ForwardOptions, 'recompute'> = {}): Tensor {
+    return this.toLatents(this.latentTokens(pixels, options));
+  }
+
+  /** @internal What latents are projected from, [B,S,D]. */
+  latentTokens(pixels: Tensor, { recompute = false }: Pick<ForwardOptions, 'recompute'> = {}): Tensor {
+    return this.encoder.forward(pixels, { recompute, layers: this.config.latentLayers, embedding: this.latentEmbedding }).sum;
   }
 
   private patchTokens(last: Tensor): Tensor {
     return sliceTokens(last, this.encoder.prefix, last.dim(1));
   }
 
-  /** @internal The encoder's output [B,S,D] → latents [B,N,Z]. */
-  toLatents(last: Tensor): Tensor {
-    return linear(linear(this.patchTokens(last), this.down[0], { activation: 'gelu' }), this.down[1]);
+  /** @internal {@link latentTokens} [B,S,D] → latents [B,N,Z]. */
+  toLatents(tokens: Tensor): Tensor {
+    return linear(linear(this.patchTokens(tokens), this.down[0], { activation: 'gelu' }), this.down[1]);
   }
 
   /**
@@ -320,6 +371,8 @@ export class UniFlow {
     await this.dispose();
   }
 }
+
+const LATENT_EMBEDDING = 'latent_embedding';
 
 /** The published layout has InternViT's names at the top; other encoders keep their own, under one prefix. */
 function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {

@@ -22,7 +22,7 @@ export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale
 /**
  * Turns a fresh model into the linear codec of `data`'s patches: the PCA with as many coefficients as there are latent channels, or as near to it as
  * the encoder and the flow head's width allow.
- * @param encoder `'random'`: the encoder is changed to carry the components, where it is an InternViT. `'pretrained'`: it is kept, and latents are
+ * @param encoder `'random'`: the encoder is changed to carry the components, where it is an InternViT with latents from its tokens. `'pretrained'`: it is kept, and latents are
  * regressed from its tokens.
  */
 export async function linearStart(
@@ -33,7 +33,8 @@ export async function linearStart(
   const pixels = (): AsyncGenerator<NdArray> => sample(uniflow, data, options);
   const { normalisation, device } = uniflow;
   const components = principalComponents(await patchStatistics(pixels(), { patch: uniflow.config.patch, normalisation, device }));
-  const own = encoder === 'random' && uniflow.config.encoder.family === 'internvit';
+  const { latentLayers, latentEmbedding, encoder: shape } = uniflow.config;
+  const own = encoder === 'random' && shape.family === 'internvit' && latentLayers === 1 && !latentEmbedding;
   const latents = own ? await startEncoder(uniflow, components) : await regressLatents(uniflow, components, pixels());
   await startDecoder(uniflow, components, latents);
   uniflow.encoder.invalidate();

@@ -1,5 +1,5 @@
 /**
- * Latents of a pretrained encoder: the linear map from its tokens t to the patches' principal coefficients y, each over its deviation, that is best in
+ * Latents of a pretrained encoder: the linear map from its tokens t, or from the sum of layers that stands for them, to the patches' principal coefficients y, each over its deviation, that is best in
  * the mean square, by ridge regression in closed form. With C the covariances, S the tokens' deviations and ρ the ridge:
  *
  *   A = C_yt S⁻¹ (S⁻¹ C_tt S⁻¹ + ρ I)⁻¹ S⁻¹,   latents = A (t − mean t)
@@ -63,8 +63,8 @@ function coefficientsOf(
 /** Both side by side, [B·N, D + K] float32: the sum of two products, as rows of different widths cannot be joined. */
 function tokensAndCoefficients(uniflow: UniFlow, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
   const { encoder, normalisation, config } = uniflow;
-  const { last } = encoder.forward(pixels);
-  const tokens = cast(sliceTokens(last, encoder.prefix, last.dim(1)), 'float32');
+  const all = uniflow.latentTokens(pixels);
+  const tokens = cast(sliceTokens(all, encoder.prefix, all.dim(1)), 'float32');
   const patches = unfold(pixels, config.patch, normalisation, 'float32');
   const width = tokens.dim(2);
   const rows = width + bias.length;
