@@ -26,11 +26,13 @@ const decoderFields = {
   llm_hidden_size: positive.optional(),
 };
 
-/** This library's additions: an encoder of another family or with another default size, and its pixel statistics. */
+/** This library's additions: an encoder of another family or with another default size, its pixel statistics, and the source of the latents. */
 const extraFields = {
   vision_config: z.record(z.string(), z.unknown()).optional(),
   image_mean: triple.optional(),
   image_std: triple.optional(),
+  latent_layers: positive.max(MAX_LAYERS).default(1),
+  latent_embedding: z.boolean().default(false),
 };
 
 /** Typed configuration of a UniFlow model. */
@@ -39,6 +41,10 @@ export interface UniFlowConfig {
   decoder: DecoderConfig;
   /** Number of latent channels, Z. */
   latentChannels: number;
+  /** Latents are projected from the sum of the outputs of this many of the encoder's last layers; with 1, from its tokens. */
+  latentLayers: number;
+  /** Latents come from a pass of their own through the encoder's blocks, behind a second patch embedding, `latent_embedding`. */
+  latentEmbedding: boolean;
   /** Default number of Euler steps of decode(). */
   steps: number;
   /** Default image size; the encoder's position table may be for another size. */
@@ -67,8 +73,12 @@ export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig
   const encoder = c.encoder;
   if (c.vit_hidden_size !== undefined && c.vit_hidden_size !== encoder.width)
     throw UniFlowError.expected('BAD_CHECKPOINT', 'vit_hidden_size', `hidden_size ${encoder.width}`, String(c.vit_hidden_size));
+  if (c.latent_layers > encoder.layers)
+    throw UniFlowError.expected('BAD_CHECKPOINT', 'latent_layers', `at most num_hidden_layers ${encoder.layers}`, String(c.latent_layers));
   return uniFlowConfig(encoder, {
     latentChannels: c.latent_ch,
+    latentLayers: c.latent_layers,
+    latentEmbedding: c.latent_embedding,
     globalBlocks: c.use_global_blocks ? c.global_blocks_depth : 0,
     flowBlocks: c.num_decoder_layers,
     steps: Number(c.num_sampling_steps),
@@ -85,6 +95,8 @@ function parseInternVit(json: Record<string, unknown>) {
 
 export interface DecoderShape {
   latentChannels: number;
+  latentLayers?: number;
+  latentEmbedding?: boolean;
   globalBlocks: number;
   flowBlocks: number;
   steps?: number | undefined;
@@ -111,6 +123,8 @@ export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniF
       rope: family === 'internvit' ? encoder.rope : undefined,
     },
     latentChannels: shape.latentChannels,
+    latentLayers: shape.latentLayers ?? 1,
+    latentEmbedding: shape.latentEmbedding ?? false,
     steps: shape.steps ?? 1,
     imageSize,
     patch,
@@ -132,6 +146,8 @@ export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, u
     use_cfg: false,
     use_disp_loss: false,
     vit_hidden_size: config.encoder.width,
+    ...(config.latentLayers > 1 ? { latent_layers: config.latentLayers } : {}),
+    ...(config.latentEmbedding ? { latent_embedding: true } : {}),
   };
   const own = { model_type: 'uniflow', architectures: ['UniFlowVisionModel'] };
   const statistics = { image_mean: config.mean, image_std: config.std };

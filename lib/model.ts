@@ -3,7 +3,8 @@ import type { NdArray } from 'ndarray';
 import { uniFlowPreprocessing, type UniFlowConfig } from './config.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
-import { Encoder } from './encoder/encoder.js';
+import { families } from './encoder/families.js';
+import { Encoder, type EncoderOutput, type ForwardOptions } from './encoder/encoder.js';
 import type { EncodeOptions as EncoderOptions } from './encoder/vision-encoder.js';
 import { checkBatchSize, runBatches } from './gather.js';
 import { saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
@@ -11,7 +12,7 @@ import { jsonText } from './io/json.js';
 import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
-import { GAIN, type Parameter, type ParameterSource } from './parameters.js';
+import { assignParameter, GAIN, type Parameter, type ParameterSource } from './parameters.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
 import { gridOf, onDevice, Tensor, type Grid } from './tensor.js';
 
@@ -46,6 +47,7 @@ export class UniFlowModel {
   /** @internal */ readonly encoder: Encoder;
   /** @internal */ readonly decoder: Decoder;
   private readonly down: [Linear, Linear];
+  private readonly latentEmbedding: Linear | undefined;
   /** @internal */ readonly normalisation: NativeNormalisation;
   /** @internal The encoder's share of {@link parameters}. */
   readonly encoderParameters: readonly Parameter[];
@@ -69,11 +71,29 @@ export class UniFlowModel {
       decoderSource.linear('chal_proj.c_proj', config.latentChannels, width, { gain: GAIN.gelu }),
     ];
     this.decoder = new Decoder(config.decoder, decoderSource, this.normalisation);
+    this.latentEmbedding = config.latentEmbedding ? this.encoder.makeEmbedding(decoderSource, LATENT_EMBEDDING) : undefined;
     this.parameters = [...new Set([...encoderSource.parameters, ...decoderSource.parameters])];
   }
 
   /** All parameters under their checkpoint names. */
   readonly parameters: readonly Parameter[];
+
+  /** Makes the latents' patch embedding a copy of the encoder's. */
+  protected copyEmbedding(): void {
+    const byName = new Map(this.parameters.map((parameter) => [parameter.parts[0]?.name, parameter]));
+    const { family } = this.config.encoder;
+    for (const part of ['weight', 'bias']) {
+      const [from, to] = [`${encoderPrefix(family)}${families[family].patch}`, LATENT_EMBEDDING].map((name) =>
+        byName.get(`${name}.${part}`),
+      );
+      if (!from || !to) continue; // CLIP's has no bias
+      onDevice(this.device, () => {
+        const value = native.copyParameter(from.tensor.handle, 'float32');
+        assignParameter(to, value, this.dtype);
+        value.dispose();
+      });
+    }
+  }
 
   // ----- encode -------------------------------------------------------------------------------------------------
 
@@ -108,18 +128,34 @@ export class UniFlowModel {
 
   /** Latents, then tokens and hidden states if requested. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
-    const { last, states } = this.encoder.forward(pixels, { states: options.hiddenStates ?? false });
-    const tokens = options.tokens ? [this.patchTokens(last)] : [];
-    return [this.toLatents(last), ...tokens, ...states];
+    if (!options.tokens && !options.hiddenStates) return [this.latents(pixels)];
+    const { last, states, latents } = this.forward(pixels, { states: options.hiddenStates ?? false });
+    return [latents, ...(options.tokens ? [this.patchTokens(last)] : []), ...states];
+  }
+
+  /** @internal The encoder's output, and the latents [B,N,Z] of the same pixels. */
+  forward(pixels: Tensor, options: Pick<ForwardOptions, 'states' | 'recompute'> = {}): EncoderOutput & { latents: Tensor } {
+    const output = this.encoder.forward(pixels, { ...options, layers: this.config.latentLayers });
+    return { ...output, latents: this.latentEmbedding ? this.latents(pixels, options) : this.toLatents(output.sum) };
+  }
+
+  /** @internal Pixels to latents [B,N,Z]. */
+  latents(pixels: Tensor, options: Pick<ForwardOptions, 'recompute'> = {}): Tensor {
+    return this.toLatents(this.latentTokens(pixels, options));
+  }
+
+  /** @internal The tokens that latents are projected from, [B,S,D]. */
+  latentTokens(pixels: Tensor, { recompute = false }: Pick<ForwardOptions, 'recompute'> = {}): Tensor {
+    return this.encoder.forward(pixels, { recompute, layers: this.config.latentLayers, embedding: this.latentEmbedding }).sum;
   }
 
   private patchTokens(last: Tensor): Tensor {
     return sliceTokens(last, this.encoder.prefix, last.dim(1));
   }
 
-  /** @internal The encoder's output [B,S,D] → latents [B,N,Z]. */
-  toLatents(last: Tensor): Tensor {
-    return linear(linear(this.patchTokens(last), this.down[0], { activation: 'gelu' }), this.down[1]);
+  /** @internal {@link latentTokens} [B,S,D] → latents [B,N,Z]. */
+  toLatents(tokens: Tensor): Tensor {
+    return linear(linear(this.patchTokens(tokens), this.down[0], { activation: 'gelu' }), this.down[1]);
   }
 
   // ----- decode -------------------------------------------------------------------------------------------------
@@ -193,6 +229,9 @@ export class UniFlowModel {
     await this.dispose();
   }
 }
+
+/** The name of the second patch embedding, in checkpoints. */
+const LATENT_EMBEDDING = 'latent_embedding';
 
 /** The published layout has InternViT's names at the top level; other encoders keep their own names under one prefix. */
 export function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {

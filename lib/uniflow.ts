@@ -20,6 +20,13 @@ import { startedOn } from './start/index.js';
 export interface FreshOptions {
   /** Z. Default 64. */
   latentChannels?: number;
+  /** Latents are projected from the sum of the outputs of so many of the encoder's last layers. Default 1: from its tokens. */
+  latentLayers?: number;
+  /**
+   * Latents come from a pass of their own through the encoder's blocks, behind a second patch embedding, which begins as a copy of the
+   * encoder's: with the encoder frozen, that embedding can learn while the tokens stay what they are. Default false.
+   */
+  latentEmbedding?: boolean;
   /** Default 6. */
   globalBlocks?: number;
   /** Default 12. */
@@ -72,19 +79,27 @@ export class UniFlow extends UniFlowModel {
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
     if (!(encoder instanceof VisionEncoder)) throw UniFlowError.expected('BAD_INPUT', 'encoder', 'a VisionEncoder', describe(encoder));
     checkOptions(options);
-    const { latentChannels = 64, globalBlocks = 6, flowBlocks = 12, seed = 0 } = options;
+    const { latentChannels = 64, latentLayers = 1, latentEmbedding = false, globalBlocks = 6, flowBlocks = 12, seed = 0 } = options;
     checkInteger('latentChannels', latentChannels, 1, 65536);
+    checkInteger('latentLayers', latentLayers, 1, encoder.config.layers);
     checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
     checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const { mean, std, size } = encoder.preprocessing;
-    const config = uniFlowConfig(encoder.config, { latentChannels, globalBlocks, flowBlocks, imageSize: size, mean, std });
+    const latents = { latentChannels, latentLayers, latentEmbedding };
+    const config = uniFlowConfig(encoder.config, { ...latents, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
     const fresh = new RandomSource(placement, seed);
     const json = uniFlowJson(config, encoder.configJson);
-    return shared.guard(() => fresh.guard(() => new UniFlow(config, json, device, dtype, shared, fresh)));
+    return shared.guard(() =>
+      fresh.guard(() => {
+        const uniflow = new UniFlow(config, json, device, dtype, shared, fresh);
+        if (latentEmbedding) uniflow.copyEmbedding();
+        return uniflow;
+      }),
+    );
   }
 
   /**

@@ -16,6 +16,8 @@ export interface Origin {
 
 const NAMES: Record<RunResult['regime'], string> = {
   frozen: 'frozen encoder',
+  layers: 'frozen, sum of the last layers',
+  reparam: 'frozen, second patch embedding',
   finetune: 'fine-tuning, no distillation',
   uniform: 'uniform layer-wise',
   last: 'last layer only',
@@ -25,6 +27,8 @@ const NAMES: Record<RunResult['regime'], string> = {
 /** Okabe and Ito's, told apart by the colour-blind too. */
 const COLORS: Record<RunResult['regime'], string> = {
   frozen: '#0072b2',
+  layers: '#56b4e9',
+  reparam: '#000000',
   finetune: '#d55e00',
   uniform: '#e69f00',
   last: '#cc79a7',

@@ -36,7 +36,9 @@ import type { ServeCommandOptions } from './serve.js';
 import type { TrainCommandOptions } from './train.js';
 import type { WorkerCommandOptions } from './worker.js';
 
-const REGIMES: Record<Regime, true> = { adaptive: true, uniform: true, last: true, finetune: true, frozen: true };
+const REGIMES: Record<Regime, true> = {
+  ...{ adaptive: true, uniform: true, last: true, finetune: true, frozen: true, layers: true, reparam: true },
+};
 
 const PRESETS: Record<Preset, true> = { nano: true, tiny: true, small: true, base: true, official: true };
 

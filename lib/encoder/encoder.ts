@@ -3,7 +3,7 @@ import { UniFlowError } from '../errors.js';
 import { runBatches, type BatchRun } from '../gather.js';
 import type { FloatType, NativeNormalisation } from '../native.js';
 import { GAIN, type ParameterSource } from '../parameters.js';
-import { assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
+import { add, assemble, norm, patchEmbed, reshape, resizeTable, ropeTable, sliceTokens, type Linear, type Norm } from '../ops.js';
 import { recording } from '../tape.js';
 import { gridOf, keep, tidy, uncancellable, type Grid, type Tensor } from '../tensor.js';
 import type { EncoderConfig } from './config.js';
@@ -21,6 +21,19 @@ export interface EncoderOutput {
   last: Tensor;
   /** The embedding and every layer's output, L+1 tensors [B, prefix + N, D]; empty unless requested. */
   states: Tensor[];
+  /** Sum of the outputs of the last {@link ForwardOptions.layers} layers, without the final norm; of one layer, `last`. */
+  sum: Tensor;
+}
+
+export interface ForwardOptions {
+  /** Every layer's output as well. Default false. */
+  states?: boolean;
+  /** In training, computes each block again in the backward pass instead of keeping what is inside. Default false. */
+  recompute?: boolean;
+  /** Layers to add up for {@link EncoderOutput.sum}. Default 1. */
+  layers?: number;
+  /** Embeds the patches instead of the encoder's own {@link Encoder.makeEmbedding}. */
+  embedding?: Linear | undefined;
 }
 
 export class Encoder {
@@ -42,13 +55,12 @@ export class Encoder {
   ) {
     const names = families[config.family];
     const d = config.width;
-    const p = config.patch;
     const grid = this.trainedGrid;
     const random = { std: 0.02 };
     if (names.classToken)
       this.classToken = source.plain(names.classToken.name, names.classToken.rank === 1 ? [d] : [1, 1, d], random, [1, 1, d]);
     if (names.registers && config.registers > 0) this.registers = source.plain(names.registers, [1, config.registers, d], random);
-    this.projection = source.linear(names.patch, d, 3 * p * p, { bias: names.patchBias, weightShape: [d, 3, p, p] });
+    this.projection = this.makeEmbedding(source, names.patch);
     if (names.position && !config.rope) {
       const rows = grid.rows * grid.cols + (names.classToken ? 1 : 0);
       this.position = source.plain(names.position.name, names.position.rank === 2 ? [rows, d] : [1, rows, d], random, [1, rows, d]);
@@ -56,6 +68,12 @@ export class Encoder {
     this.preNorm = names.preNorm ? source.norm(names.preNorm, d, true) : undefined;
     this.blocks = Array.from({ length: config.layers }, (_, i) => this.makeBlock(source, i));
     this.finalNorm = names.finalNorm && config.finalNorm ? source.norm(names.finalNorm, d, true) : undefined; // always LayerNorm, whatever the layers use
+  }
+
+  /** A patch embedding of this encoder's shape. */
+  makeEmbedding(source: ParameterSource, name: string): Linear {
+    const { family, width, patch } = this.config;
+    return source.linear(name, width, 3 * patch ** 2, { bias: families[family].patchBias, weightShape: [width, 3, patch, patch] });
   }
 
   private makeBlock(source: ParameterSource, i: number): Block {
@@ -100,15 +118,15 @@ export class Encoder {
     throw UniFlowError.expected('BAD_INPUT', 'image size', `at least one patch of ${this.config.patch} pixels`, size.join('x'));
   }
 
-  /**
-   * Queues the forward pass of pixels, uint8 [B,H,W,3] or float32 [B,3,H,W] normalised; call it inside tidy(). In training, `recompute` recomputes each block
-   * in the backward pass instead of keeping its intermediate values.
-   */
-  forward(pixels: Tensor, { states: wanted = false, recompute = false } = {}): EncoderOutput {
+  /** Queues the forward pass of pixels, uint8 [B,H,W,3] or float32 [B,3,H,W] normalised; call it inside tidy(). */
+  forward(
+    pixels: Tensor,
+    { states: wanted = false, recompute = false, layers = 1, embedding = this.projection }: ForwardOptions = {},
+  ): EncoderOutput {
     const c = this.config;
     const grid = this.gridOf(pixels);
     let h = patchEmbed(pixels, {
-      projection: this.projection,
+      projection: embedding,
       prefix: this.prefixOf(),
       position: this.position && this.positionsFor(grid),
       patch: c.patch,
@@ -127,11 +145,14 @@ export class Encoder {
       rotary: c.rope === undefined ? undefined : { table: this.positionsFor(grid), prefix: this.prefix },
       recompute,
     };
-    for (const block of this.blocks) {
+    let sum: Tensor | undefined;
+    for (const [i, block] of this.blocks.entries()) {
       h = transformerBlock(h, block, options);
       if (wanted) states.push(h);
+      if (i >= c.layers - layers) sum = sum ? add(sum, h) : h;
     }
-    return { last: this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps }) : h, states };
+    const last = this.finalNorm ? norm(h, this.finalNorm, { eps: c.eps }) : h;
+    return { last, states, sum: layers > 1 && sum ? sum : last };
   }
 
   /** Class token with its position, then the registers: [T, D]. */

@@ -174,8 +174,8 @@ class Run {
     const { uniflow } = this;
     const { teacher, train, latentPool } = this.options;
     const { encoder } = uniflow;
-    const student = encoder.forward(pixels, { states: decoding && teacher !== undefined });
-    const z = uniflow.toLatents(student.last);
+    const student = uniflow.forward(pixels, { states: decoding && teacher !== undefined });
+    const z = student.latents;
     const ours = teacher?.encoder.forward(pixels, { states: decoding });
     const mean = (last: Tensor): Tensor => meanOfTokens(sliceTokens(last, encoder.prefix, last.dim(1)));
     return {

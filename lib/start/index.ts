@@ -22,7 +22,7 @@ export type StartOptions = Pick<LoaderOptions, 'size' | 'seed' | 'crop' | 'scale
 /**
  * Turns a new model into the linear codec of `data`'s patches: the PCA with one coefficient per latent channel, or as close to it as the encoder and the flow
  * head's width allow.
- * @param encoder `'random'`: changes the encoder to carry the components, if it is an InternViT. `'pretrained'`: keeps it, and computes the latents from its
+ * @param encoder `'random'`: changes the encoder to carry the components, if it is an InternViT whose latents come from its tokens. `'pretrained'`: keeps it, and computes the latents from its
  * tokens by regression.
  */
 export async function linearStart(
@@ -33,7 +33,8 @@ export async function linearStart(
   const pixels = (): AsyncGenerator<NdArray> => sample(uniflow, data, options);
   const { normalisation, device } = uniflow;
   const components = principalComponents(await patchStatistics(pixels(), { patch: uniflow.config.patch, normalisation, device }));
-  const own = encoder === 'random' && uniflow.config.encoder.family === 'internvit';
+  const { latentLayers, latentEmbedding, encoder: shape } = uniflow.config;
+  const own = encoder === 'random' && shape.family === 'internvit' && latentLayers === 1 && !latentEmbedding;
   const latents = own ? await startEncoder(uniflow, components) : await regressLatents(uniflow, components, pixels());
   await startDecoder(uniflow, components, latents);
   uniflow.encoder.invalidate();

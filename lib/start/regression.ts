@@ -1,5 +1,5 @@
 /**
- * Latents of a pretrained encoder: the linear map from its tokens t to the patches' normalised principal coefficients y with the least mean squared error, by
+ * Latents of a pretrained encoder: the linear map from its tokens t (or the sum of its last layers) to the patches' normalised principal coefficients y with the least mean squared error, by
  * ridge regression in closed form. With C the covariances, S the tokens' deviations and ρ the ridge:
  *
  *   A = C_yt S⁻¹ (S⁻¹ C_tt S⁻¹ + ρ I)⁻¹ S⁻¹,   latents = A (t − mean t)
@@ -64,8 +64,8 @@ function coefficientsOf(
 /** Both concatenated, [B·N, D + K] float32. It is a sum of two products, because there is no op that joins rows of different widths. */
 function tokensAndCoefficients(uniflow: UniFlowModel, pixels: Tensor, { weight, bias }: ReturnType<typeof coefficientsOf>): Tensor {
   const { encoder, normalisation, config } = uniflow;
-  const { last } = encoder.forward(pixels);
-  const tokens = cast(sliceTokens(last, encoder.prefix, last.dim(1)), 'float32');
+  const all = uniflow.latentTokens(pixels);
+  const tokens = cast(sliceTokens(all, encoder.prefix, all.dim(1)), 'float32');
   const patches = unfold(pixels, config.patch, normalisation, 'float32');
   const width = tokens.dim(2);
   const rows = width + bias.length;

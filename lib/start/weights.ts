@@ -15,7 +15,7 @@ export interface Layer {
 export class Weights {
   private readonly byName: Map<string, Parameter>;
 
-  constructor(private readonly uniflow: UniFlowModel) {
+  constructor(private readonly uniflow: Pick<UniFlowModel, 'parameters' | 'device' | 'dtype'>) {
     this.byName = new Map(uniflow.parameters.map((parameter) => [parameter.parts[0]?.name as string, parameter]));
   }
 

@@ -41,6 +41,8 @@ export const trainSchema = z.strictObject({
 
   /** Of a tokenizer on `encoder`. */
   latentChannels: positive.default(64),
+  /** Of the encoder's last layers, those whose sum the latents are projected from. Default: 4 in the regime `layers`, else 1. */
+  latentLayers: positive.optional(),
   globalBlocks: natural.default(6),
   flowBlocks: natural.default(12),
 
@@ -92,6 +94,8 @@ export async function readSettings(path: string): Promise<Record<string, unknown
 }
 
 const WITHOUT_TEACHER: readonly Regime[] = ['finetune', 'frozen'];
+/** They say where latents come from, which a model has decided already. */
+const ON_AN_ENCODER: readonly Regime[] = ['layers', 'reparam'];
 
 /** @throws UniFlowError `BAD_INPUT` listing every setting that is missing, wrong or unknown. */
 export function parseTrainConfig(config: unknown): FullTrainConfig {
@@ -111,6 +115,8 @@ export function parseTrainConfig(config: unknown): FullTrainConfig {
     );
   if (init !== undefined && !WITHOUT_TEACHER.includes(regime))
     throw UniFlowError.expected('BAD_INPUT', 'regime', "'finetune' or 'frozen', as a new model has no teacher", `'${regime}'`);
+  if (model !== undefined && ON_AN_ENCODER.includes(regime))
+    throw UniFlowError.expected('BAD_INPUT', 'regime', "'frozen', as a model says where its latents come from", `'${regime}'`);
   if (model !== undefined && parsed.data.start !== undefined)
     throw UniFlowError.expected('BAD_INPUT', 'start', 'none, as a model begins as it is', `'${parsed.data.start}'`);
   if (batch % accumulate !== 0)

@@ -93,6 +93,19 @@ export class TrainedParameter {
   }
 }
 
+/** Makes a matrix plain that does not change: gradients do not go through packed ones. */
+export function unpack({ tensor, matrix }: Parameter, dtype: FloatType): void {
+  if (matrix) tensor.assign(native.copyParameter(tensor.handle, dtype));
+}
+
+/** Undoes {@link unpack}, to the bit. */
+export function pack(parameter: Parameter, dtype: FloatType): void {
+  if (!parameter.matrix) return;
+  const value = native.copyParameter(parameter.tensor.handle, 'float32');
+  assignParameter(parameter, value, dtype);
+  value.dispose();
+}
+
 /** Splits a value with the shape of the whole parameter into the checkpoint's tensors. */
 export async function byName(parameter: Parameter, value: TensorHandle): Promise<[string, NdArray][]> {
   const { data } = await new Tensor(value).read();

@@ -23,7 +23,7 @@ import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig 
 import { DamagedImages, withGaps } from './images.js';
 import { entriesThrough, readLog, RunLog, type LogEntry, type LogEntryOf } from './log.js';
 import type { TrainOptions, TrainResult } from './options.js';
-import { regimes } from './regimes.js';
+import { latentSourceOf, regimes } from './regimes.js';
 import { reportRows, writeReport } from './report.js';
 import { learningRate } from './schedule.js';
 import { loadState, saveState } from './state.js';
@@ -223,7 +223,7 @@ class Run {
     const count = (parameters: UniFlow['parameters']): number =>
       parameters.reduce((sum, { tensor }) => sum + tensor.shape.reduce((a, b) => a * b, 1), 0);
     const parameters = count(uniflow.parameters);
-    const frozen = settings.regime === 'frozen' ? count(uniflow.encoderParameters) : 0;
+    const frozen = 'freezeEncoder' in regimes[settings.regime] ? count(uniflow.encoderParameters) : 0;
     const { threads, kernels } = cpuInfo();
     return {
       event: 'start',
@@ -247,11 +247,12 @@ async function startOf(
   settings: FullTrainConfig,
   device: DeviceOptions['device'],
 ): Promise<{ uniflow: UniFlow; teacher: VisionEncoder | UniFlow | undefined }> {
-  const { encoder, model, init, dtype, seed, latentChannels, globalBlocks, flowBlocks } = settings;
+  const { encoder, model, init, dtype, seed, latentChannels, latentLayers, globalBlocks, flowBlocks } = settings;
   const distilled = !('lambdaDistillation' in regimes[settings.regime]);
   if (encoder !== undefined) {
     const own = await VisionEncoder.load(encoder, { device, dtype });
-    const uniflow = UniFlow.fromEncoder(own, { latentChannels, globalBlocks, flowBlocks, seed });
+    const source = { ...latentSourceOf(settings.regime, own.config.layers), ...(latentLayers === undefined ? {} : { latentLayers }) };
+    const uniflow = UniFlow.fromEncoder(own, { latentChannels, ...source, globalBlocks, flowBlocks, seed });
     await own.dispose(); // the tokenizer now holds the weights
     return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { device, dtype }) : undefined };
   }

@@ -8,11 +8,12 @@ import { DEFAULT_BETA, distillationLoss } from '../losses/distillation.js';
 import { flowLoss } from '../losses/flow.js';
 import { native, type LayerWeights, type TensorHandle } from '../native.js';
 import { reshape, unfold } from '../ops.js';
+import type { Parameter } from '../parameters.js';
 import { Tape, unrecorded } from '../tape.js';
 import { onDevice, Tensor, tensorOf, tidy } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { AdamW, type AdamWOptions } from './optimizer.js';
-import { byName } from './parameters.js';
+import { byName, pack, unpack } from './parameters.js';
 import { drawTimes, type TimeSampling } from './schedule.js';
 
 export interface OptimizerOptions extends AdamWOptions {
@@ -91,6 +92,8 @@ type Losses = ReturnType<Trainer['losses']>;
 export class Trainer {
   private readonly optimizer: AdamW;
   private readonly teacher: Encoder | undefined;
+  /** Frozen, but gradients go through them to the latents' patch embedding. */
+  private readonly passed: readonly Parameter[];
   private position: TrainerPosition = { iteration: 0, steps: 0, skippedInARow: 0 };
 
   constructor(
@@ -110,6 +113,8 @@ export class Trainer {
       uniflow.device,
       () => new AdamW(options.freezeEncoder ? [decoder] : [encoder, decoder], adamw, uniflow.dtype),
     );
+    this.passed = options.freezeEncoder && uniflow.config.latentEmbedding ? uniflow.encoderParameters : [];
+    onDevice(uniflow.device, () => this.passed.forEach((parameter) => unpack(parameter, uniflow.dtype)));
     uniflow.encoder.invalidate();
   }
 
@@ -203,11 +208,13 @@ export class Trainer {
   private losses(pixels: Tensor, noise: Tensor, time: Tensor) {
     const { encoder, decoder, dtype } = this.uniflow;
     const { beta = DEFAULT_BETA, layerWeights = 'adaptive', recompute = false } = this.options;
-    const { last, states } = encoder.forward(pixels, { states: this.teacher !== undefined, recompute });
+    const { latents, states } = this.teacher
+      ? this.uniflow.forward(pixels, { states: true, recompute })
+      : { latents: this.uniflow.latents(pixels, { recompute }), states: [] };
     const teacher = this.teacher && unrecorded(() => (this.teacher as Encoder).forward(pixels, { states: true }).states);
     const distillation =
       teacher && distillationLoss(states.slice(1), teacher.slice(1), { beta, skip: encoder.prefix, weights: layerWeights });
-    const condition = decoder.condition(this.uniflow.toLatents(last), encoder.gridOf(pixels), { recompute });
+    const condition = decoder.condition(latents, encoder.gridOf(pixels), { recompute });
     const [rows, width] = [condition.dim(0) * condition.dim(1), condition.dim(2)];
     const values = 3 * this.uniflow.config.patch ** 2;
     const data = unfold(pixels, this.uniflow.config.patch, this.uniflow.normalisation, 'float32').reshape([rows, values]);
@@ -286,6 +293,7 @@ export class Trainer {
   /** Ends the training: the model is as loaded models are again, with the new weights or their moving average. */
   async finish({ average = this.optimizer.averaged } = {}): Promise<void> {
     this.optimizer.finish({ average });
+    onDevice(this.uniflow.device, () => this.passed.forEach((parameter) => pack(parameter, this.uniflow.dtype)));
     this.uniflow.encoder.invalidate();
     await onDevice(this.uniflow.device, () => native.synchronize());
   }
