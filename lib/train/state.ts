@@ -7,12 +7,15 @@ import type { Trainer, TrainerPosition } from './trainer.js';
 
 const FORMAT = 'uniflow-training-1';
 
+/** Whose state it is. */
+export type Resumable = Pick<Trainer, 'state' | 'restore'>;
+
 /**
  * Writes the trainer's state. The file appears complete and durable, or the old one stays.
  * @param pins values that must not change when the training is resumed.
  * @throws UniFlowError `BAD_INPUT` if it cannot be written (a full disk, no permission).
  */
-export async function saveState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<void> {
+export async function saveState(path: string, trainer: Resumable, pins: Record<string, unknown>): Promise<void> {
   const { tensors, position } = trainer.state();
   const metadata = { format: FORMAT, position: JSON.stringify(position), pins: JSON.stringify(pins) };
   const entries = [...tensors].map(([name, { shape }]) => [name, { dtype: 'F32', shape }] as const);
@@ -23,7 +26,7 @@ export async function saveState(path: string, trainer: Trainer, pins: Record<str
 }
 
 /** @throws UniFlowError `BAD_CHECKPOINT` if the file was not written by {@link saveState}, belongs to another model, or has other pins. */
-export async function loadState(path: string, trainer: Trainer, pins: Record<string, unknown>): Promise<TrainerPosition> {
+export async function loadState(path: string, trainer: Resumable, pins: Record<string, unknown>): Promise<TrainerPosition> {
   const { handle: file, metadata, tensors } = native.openSafetensors(path);
   if (metadata['format'] !== FORMAT)
     throw UniFlowError.expected('BAD_CHECKPOINT', path, `the state of a training (${FORMAT})`, metadata['format'] ?? 'another file');

@@ -4,23 +4,39 @@ import { statistic } from './claims.js';
 export interface Series {
   name: string;
   color: string;
+  /** Only outlines of the dots. */
+  hollow: boolean;
   /** PSNR in dB and accuracy in %, a point a run. */
   points: readonly { x: number; y: number }[];
 }
 
-const [WIDTH, HEIGHT] = [720, 420];
-const FRAME = { left: 64, right: 560, top: 24, bottom: 364 };
+interface Reference {
+  at: number;
+  name: string;
+}
 
-/** @param reference a dashed line at this y, with its name. */
-export function scatterPlot(series: readonly Series[], labels: { x: string; y: string }, reference: { y: number; name: string }): string {
+const [WIDTH, HEIGHT] = [860, 480];
+const FRAME = { left: 64, right: 560, top: 24, bottom: 424 };
+/** Of the references. */
+const DASHES = [
+  'stroke="#57606a" stroke-width="1.5" stroke-dasharray="6 4"',
+  'stroke="#57606a" stroke-width="1.5" stroke-dasharray="2 3"',
+] as const;
+
+/** Small dots are runs, large ones their means; dashed lines are the references, by name. */
+export function scatterPlot(
+  series: readonly Series[],
+  labels: { x: string; y: string },
+  { horizontal, vertical }: { horizontal: Reference; vertical: Reference },
+): string {
   const all = series.flatMap(({ points }) => points);
-  const x = axis(
-    all.map((p) => p.x),
-    FRAME.left,
-    FRAME.right,
-  );
-  const y = axis([...all.map((p) => p.y), reference.y], FRAME.bottom, FRAME.top);
+  const x = axis([...all.map((p) => p.x), vertical.at], FRAME.left, FRAME.right);
+  const y = axis([...all.map((p) => p.y), horizontal.at], FRAME.bottom, FRAME.top);
   const middle = { x: (FRAME.left + FRAME.right) / 2, y: (FRAME.top + FRAME.bottom) / 2 };
+  const center = ({ points }: Series): [number, number] => [
+    x.at(statistic(points.map((p) => p.x)).mean),
+    y.at(statistic(points.map((p) => p.y)).mean),
+  ];
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="system-ui, sans-serif" font-size="13" fill="#24292f">`,
     `<rect width="${WIDTH}" height="${HEIGHT}" rx="8" fill="#ffffff"/>`,
@@ -28,27 +44,20 @@ export function scatterPlot(series: readonly Series[], labels: { x: string; y: s
     ...y.ticks.map((t) => line(FRAME.left, y.at(t), FRAME.right, y.at(t)) + text(FRAME.left - 8, y.at(t) + 4, String(t), 'end')),
     text(middle.x, HEIGHT - 14, labels.x),
     `<g transform="rotate(-90 18 ${middle.y})">${text(18, middle.y, labels.y)}</g>`,
-    line(FRAME.left, y.at(reference.y), FRAME.right, y.at(reference.y), 'stroke="#57606a" stroke-width="1.5" stroke-dasharray="6 4"'),
-    ...series.flatMap(({ points, color }) => points.map((p) => dot(x.at(p.x), y.at(p.y), 4, color, 0.45))),
-    ...series.map(({ points, color }) =>
-      dot(x.at(statistic(points.map((p) => p.x)).mean), y.at(statistic(points.map((p) => p.y)).mean), 9, color, 0.9),
-    ),
-    ...series.map(
-      ({ name, color }, i) => dot(FRAME.right + 22, legend(i), 7, color, 0.9) + text(FRAME.right + 36, legend(i) + 4, name, 'start'),
-    ),
-    line(
-      FRAME.right + 14,
-      legend(series.length),
-      FRAME.right + 30,
-      legend(series.length),
-      'stroke="#57606a" stroke-width="1.5" stroke-dasharray="6 4"',
-    ),
-    text(FRAME.right + 36, legend(series.length) + 4, reference.name, 'start'),
+    line(FRAME.left, y.at(horizontal.at), FRAME.right, y.at(horizontal.at), DASHES[0]),
+    line(x.at(vertical.at), FRAME.top, x.at(vertical.at), FRAME.bottom, DASHES[1]),
+    ...series.flatMap((s) => s.points.map((p) => dot(x.at(p.x), y.at(p.y), 3, s, 0.4))),
+    ...series.map((s) => dot(...center(s), 7, s, 0.9)),
+    ...series.map((s, i) => dot(FRAME.right + 22, legend(i), 6, s, 0.9) + text(FRAME.right + 36, legend(i) + 4, s.name, 'start')),
+    ...[horizontal, vertical].map(({ name }, i) => {
+      const at = legend(series.length + i);
+      return line(FRAME.right + 14, at, FRAME.right + 30, at, DASHES[i]) + text(FRAME.right + 36, at + 4, name, 'start');
+    }),
     '</svg>\n',
   ].join('\n');
 }
 
-const legend = (i: number): number => FRAME.top + 16 + 24 * i;
+const legend = (i: number): number => FRAME.top + 16 + 23 * i;
 
 function line(x1: number, y1: number, x2: number, y2: number, style = 'stroke="#d0d7de"'): string {
   return `<line x1="${px(x1)}" y1="${px(y1)}" x2="${px(x2)}" y2="${px(y2)}" ${style}/>`;
@@ -58,8 +67,9 @@ function text(x: number, y: number, value: string, anchor = 'middle'): string {
   return `<text x="${px(x)}" y="${px(y)}" text-anchor="${anchor}">${value}</text>`;
 }
 
-function dot(x: number, y: number, r: number, color: string, opacity: number): string {
-  return `<circle cx="${px(x)}" cy="${px(y)}" r="${r}" fill="${color}" fill-opacity="${opacity}" stroke="${color}"/>`;
+function dot(x: number, y: number, r: number, { color, hollow }: Series, opacity: number): string {
+  const fill = hollow ? 'fill="#ffffff" fill-opacity="0.2" stroke-width="2"' : `fill="${color}" fill-opacity="${opacity}"`;
+  return `<circle cx="${px(x)}" cy="${px(y)}" r="${r}" ${fill} stroke="${color}"/>`;
 }
 
 const px = (value: number): string => value.toFixed(1);

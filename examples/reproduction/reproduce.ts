@@ -5,12 +5,12 @@ import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openDataset, subset, type Dataset } from '../../lib/sources/dataset.js';
 import { batches } from '../../lib/train/loader.js';
-import { encoderFeatures, evaluate, type Evaluation, type FeatureExtractor, type FeatureSet } from '../../lib/eval/index.js';
+import { encoderFeatures, evaluate, type Baseline, type Evaluation, type FeatureExtractor, type FeatureSet } from '../../lib/eval/index.js';
 import { UniFlow, VisionEncoder } from '../../lib/index.js';
 import type { TrainConfig } from '../../lib/train/config.js';
-import type { Regime } from '../../lib/train/regimes.js';
 import { resume, train } from '../../lib/train/train.js';
-import { CLASSES, PATCH, type Plan } from './plan.js';
+import { Labelled } from './pictures.js';
+import type { Plan, Variant } from './plan.js';
 import { seams } from './seams.js';
 import { trainTeacher } from './teacher.js';
 
@@ -24,7 +24,8 @@ export interface Quality {
 
 /** One trained tokenizer. Accuracies are in [0, 1]. */
 export interface RunResult extends Quality {
-  regime: Regime;
+  /** Of the plan. */
+  variant: string;
   seed: number;
   globalBlocks: number;
   seams: number;
@@ -32,6 +33,8 @@ export interface RunResult extends Quality {
   understanding?: { tokens: number; latents: number; teacher: number };
   /** Mean cosine to the teacher after each layer. */
   layers: number[];
+  /** What a PCA of the tokenizer's size reaches. */
+  pca: Pick<Baseline, 'psnr' | 'ssim'>;
   /** By the number of Euler steps; where it was measured. */
   sampling?: Record<string, Quality>;
   seconds: number;
@@ -43,7 +46,7 @@ export interface Results {
 }
 
 export interface ReproduceOptions {
-  /** Folder with the four IDX files. */
+  /** Folder with the files of the plan. */
   data: string;
   /** Folder for models and what was measured. */
   work: string;
@@ -60,7 +63,7 @@ export async function reproduce(plan: Plan, options: ReproduceOptions): Promise<
   }
 }
 
-type RunPlan = Pick<RunResult, 'regime' | 'seed' | 'globalBlocks'>;
+type RunPlan = Pick<RunResult, 'variant' | 'seed' | 'globalBlocks'>;
 
 class Reproduction {
   private constructor(
@@ -71,7 +74,8 @@ class Reproduction {
   ) {}
 
   static async open(plan: Plan, options: ReproduceOptions): Promise<Reproduction> {
-    return new Reproduction(plan, options, await openDataset(trainPath(options.data)), await openDataset(testPath(options.data)));
+    const open = (file: string): Promise<Dataset> => openDataset(join(options.data, file));
+    return new Reproduction(plan, options, await open(plan.files.train), await open(plan.files.test));
   }
 
   async close(): Promise<void> {
@@ -99,23 +103,41 @@ class Reproduction {
 
   /** The folder of the trained encoder. */
   private async teacher(): Promise<{ folder: string; result: Results['teacher'] }> {
-    const { encoder, teacher, pictures } = this.plan;
-    return this.once('teacher', { encoder, teacher, pictures }, async (folder) => {
-      const classifier = await trainTeacher(this.train, { encoder, classes: CLASSES, ...teacher });
+    const { encoder, teacher, classes } = this.plan;
+    return this.once('teacher', { encoder, teacher, classes }, async (folder) => {
+      const side = encoder['image_size'] as number;
+      const state = join(folder, 'state.safetensors');
+      const progress = { state, every: 500, onStep: this.onTeacherStep() };
+      const classifier = await trainTeacher(await Labelled.read(this.train, side), { encoder, classes, ...teacher }, progress);
       await classifier.encoder.save(folder);
-      const accuracy = await classifier.accuracy(first(this.test, pictures.test));
+      const accuracy = await classifier.accuracy(await Labelled.read(this.test, side));
       await classifier.dispose();
+      await rm(state, { force: true });
       return { accuracy };
     });
   }
 
+  /** Prints how the teacher comes on, ten times. */
+  private onTeacherStep(): (step: number) => void {
+    const { steps } = this.plan.teacher;
+    const every = Math.ceil(steps / 10);
+    return (step) => {
+      if (step % every === 0) this.options.print(`teacher: step ${step} of ${steps}`);
+    };
+  }
+
   private async adapted(planned: RunPlan, teacher: string, meter: Meter): Promise<RunResult> {
-    const { adaptation, globalBlocks, samplingSteps, pictures } = this.plan;
-    const { regime, seed } = planned;
-    const config: TrainConfig = { ...adaptation, ...planned, encoder: teacher, data: trainPath(this.options.data) };
+    const { adaptation, globalBlocks, samplingSteps, pictures, paper, files } = this.plan;
+    const { seed } = planned;
+    const { regime, beta, lambdaDistillation } = this.plan.variants.find(({ id }) => id === planned.variant) as Variant;
+    const config: TrainConfig = {
+      ...{ ...adaptation, regime, seed, globalBlocks: planned.globalBlocks, encoder: teacher, data: join(this.options.data, files.train) },
+      ...(beta === undefined ? {} : { beta }),
+      ...(lambdaDistillation === undefined ? {} : { lambdaDistillation }),
+    };
     const usual = planned.globalBlocks === globalBlocks;
-    const steps = usual && regime === 'adaptive' ? samplingSteps : [];
-    const name = `${regime}-${planned.globalBlocks}-${seed}`;
+    const steps = usual && planned.variant === paper ? samplingSteps : [];
+    const name = `${planned.variant}-${planned.globalBlocks}-${seed}`;
     const { result } = await this.once(name, { config, steps, pictures }, async (folder) => {
       const model = await modelOf(join(folder, 'run'), config);
       return { ...planned, ...(await meter.measure(model, { probe: usual, steps })) };
@@ -142,13 +164,13 @@ class Reproduction {
   }
 }
 
-/** The regimes with each seed in turn, so that early results are of all of them; then the other depths of the decoder. */
-function runsOf({ regimes, globalBlocks, seamBlocks, seeds }: Plan): RunPlan[] {
+/** The variants with each seed in turn, so that early results are of all of them; then the other depths of the decoder. */
+function runsOf({ variants, paper, globalBlocks, seamBlocks, seeds }: Plan): RunPlan[] {
   const all = Array.from({ length: seeds }, (_, seed) => seed);
   const others = seamBlocks.filter((blocks) => blocks !== globalBlocks);
   return [
-    ...all.flatMap((seed) => regimes.map((regime) => ({ regime, seed, globalBlocks }))),
-    ...all.flatMap((seed) => others.map((blocks) => ({ regime: 'adaptive' as const, seed, globalBlocks: blocks }))),
+    ...all.flatMap((seed) => variants.map(({ id: variant }) => ({ variant, seed, globalBlocks }))),
+    ...all.flatMap((seed) => others.map((blocks) => ({ variant: paper, seed, globalBlocks: blocks }))),
   ];
 }
 
@@ -171,9 +193,10 @@ class Meter {
     private readonly train: Dataset,
     private readonly test: Dataset,
     private readonly shown: NdArray<Uint8Array>,
+    private readonly patch: number,
   ) {}
 
-  static async open({ pictures }: Plan, of: { teacher: string; train: Dataset; test: Dataset }): Promise<Meter> {
+  static async open({ pictures, patch }: Plan, of: { teacher: string; train: Dataset; test: Dataset }): Promise<Meter> {
     const teacher = await VisionEncoder.load(of.teacher, { dtype: 'bfloat16' });
     const test = first(of.test, pictures.test);
     const options = {
@@ -183,7 +206,8 @@ class Meter {
       epochs: 1,
     } as const;
     const shown = (await batches(test, { ...options, prefetch: 0 }).next()).value?.pixels;
-    return new Meter(teacher, await encoderFeatures(teacher), first(of.train, pictures.probe), test, shown as NdArray<Uint8Array>);
+    const train = first(of.train, pictures.probe);
+    return new Meter(teacher, await encoderFeatures(teacher), train, test, shown as NdArray<Uint8Array>, patch);
   }
 
   async measure(
@@ -199,8 +223,9 @@ class Meter {
       for (const n of steps) sampling[n] = qualityOf(n === 1 ? one : await this.evaluated(model, n, false));
       return {
         ...qualityOf(one),
-        seams: seams(images as NdArray<Uint8Array>, this.shown, PATCH),
+        seams: seams(images as NdArray<Uint8Array>, this.shown, this.patch),
         layers: one.layers ?? [],
+        pca: pcaOf(one),
         ...(tokens && latents && teacher
           ? { understanding: { tokens: tokens.probe, latents: latents.probe, teacher: teacher.probe } }
           : {}),
@@ -235,6 +260,11 @@ function qualityOf({ psnr, ssim, fid }: Evaluation): Quality {
   return { psnr, ssim, fid: (fid as NonNullable<typeof fid>).value };
 }
 
+function pcaOf({ baseline }: Evaluation): RunResult['pca'] {
+  const { psnr, ssim } = baseline as NonNullable<typeof baseline>;
+  return { psnr, ssim };
+}
+
 /** The first `count` samples. Evaluations ask for the hash again and again; it is computed once. */
 function first(dataset: Dataset, count: number): Dataset {
   const kept = subset(
@@ -245,13 +275,10 @@ function first(dataset: Dataset, count: number): Dataset {
   return { ...kept, hash: () => (hash ??= kept.hash()) };
 }
 
-const trainPath = (folder: string): string => join(folder, 'train-images-idx3-ubyte.gz');
-const testPath = (folder: string): string => join(folder, 't10k-images-idx3-ubyte.gz');
-
 export const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
-function lineOf({ regime, seed, globalBlocks, understanding, psnr, ssim, fid, seams, seconds }: RunResult): string {
+function lineOf({ variant, seed, globalBlocks, understanding, psnr, ssim, fid, seams, seconds }: RunResult): string {
   const probes = understanding ? `tokens ${percent(understanding.tokens)}, latents ${percent(understanding.latents)}, ` : '';
   const quality = `PSNR ${psnr.toFixed(2)} dB, SSIM ${ssim.toFixed(3)}, FID ${fid.toFixed(2)}, seams ${seams.toFixed(3)}`;
-  return `${regime.padEnd(8)} K=${globalBlocks} seed ${seed}: ${probes}${quality}, ${seconds.toFixed(0)} s`;
+  return `${variant.padEnd(14)} K=${globalBlocks} seed ${seed}: ${probes}${quality}, ${seconds.toFixed(0)} s`;
 }

@@ -1,0 +1,193 @@
+/** The teacher: a small vision transformer, trained to classify. */
+import { stat } from 'node:fs/promises';
+import { onCpu } from '../../lib/device.js';
+import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
+import { crossEntropy } from '../../lib/losses/cross-entropy.js';
+import { native } from '../../lib/native.js';
+import { cast, linear, reshape, sliceTokens, type Linear } from '../../lib/ops.js';
+import { RandomSource } from '../../lib/parameters.js';
+import { lookAtNeighbours } from '../../lib/start/neighbours.js';
+import { Weights } from '../../lib/start/weights.js';
+import { Tape } from '../../lib/tape.js';
+import { Tensor, tidy } from '../../lib/tensor.js';
+import { AdamW } from '../../lib/train/optimizer.js';
+import { permutation, uniforms } from '../../lib/train/random.js';
+import { learningRate } from '../../lib/train/schedule.js';
+import { loadState, saveState, type Resumable } from '../../lib/train/state.js';
+import { augment, paste, type Labelled } from './pictures.js';
+
+/** How a teacher is trained. */
+export interface TeacherTraining {
+  steps: number;
+  batch: number;
+  lr: number;
+  warmup: number;
+  seed: number;
+  /** Pictures are moved by up to so many pixels, each way, and mirrored. */
+  shift: number;
+  flip: boolean;
+  /** Share of the steps in which a box of each picture shows another one (Yun et al. 2019, "CutMix"). */
+  cutmix: number;
+  /** Weight of the old value in the moving average of the weights; 0: none. */
+  ema: number;
+}
+
+export interface TeacherOptions extends TeacherTraining {
+  /** config.json of the encoder. */
+  encoder: Record<string, unknown>;
+  classes: number;
+}
+
+/** Pictures computed together where nothing is learnt. */
+const BATCH = 128;
+
+/** An encoder, and a linear layer on the mean of its patch tokens. */
+export class Classifier {
+  readonly encoder: VisionEncoder;
+  readonly source: RandomSource;
+  private readonly head: Linear;
+  private readonly mean: Tensor; // [C, N*C]
+
+  constructor({ encoder, classes, seed }: Pick<TeacherOptions, 'encoder' | 'classes' | 'seed'>) {
+    this.encoder = VisionEncoder.random(encoder, { seed, device: 'cpu', dtype: 'bfloat16' });
+    this.source = new RandomSource(onCpu('bfloat16'), seed + 1);
+    this.head = this.source.linear('head', classes, this.encoder.config.width);
+    const { rows, cols } = this.encoder.encoder.trainedGrid;
+    this.mean = meanOfGroups(rows * cols, classes);
+  }
+
+  /** Rotary heads begin by looking at neighbours, as a convolution does: a small transformer learns that slowly. */
+  async lookAround(): Promise<void> {
+    const { heads, layers, rope } = this.encoder.config;
+    if (!rope) return;
+    const weights = new Weights(this.encoder);
+    for (let i = 0; i < layers; i++) await lookAtNeighbours(weights, `encoder.layers.${i}`, { heads, rope });
+  }
+
+  /** uint8 [B,H,W,3] → [B,C]. The mean of the tokens' logits is the logits of the mean token. */
+  logits(pixels: Tensor): Tensor {
+    const { encoder } = this.encoder;
+    const { last } = encoder.forward(pixels);
+    const all = linear(sliceTokens(last, encoder.prefix, last.dim(1)), this.head); // [B,N,C]
+    return linear(reshape(all, [all.dim(0), all.dim(1) * all.dim(2)]), { weight: this.mean });
+  }
+
+  /** Share of the pictures that are classified right. */
+  async accuracy(pictures: Labelled): Promise<number> {
+    let correct = 0;
+    for (let begin = 0; begin < pictures.count; begin += BATCH) {
+      const indices = Array.from({ length: Math.min(BATCH, pictures.count - begin) }, (_, i) => begin + i);
+      const counted = tidy(() => crossEntropy(this.logits(Tensor.from(pictures.pixels(indices))), labelsOf(pictures, indices)).correct);
+      correct += (await counted.read()).get(0);
+      counted.dispose();
+    }
+    return correct / pictures.count;
+  }
+
+  async dispose(): Promise<void> {
+    for (const tensor of [this.mean, ...this.source.parameters.map((p) => p.tensor)]) tensor.dispose();
+    await this.encoder.dispose();
+  }
+}
+
+export interface Progress {
+  /** File that a training goes on from; it is renewed every so many steps. */
+  state: string;
+  every: number;
+  /** After every step, with its number from 1. */
+  onStep?: (step: number) => void;
+}
+
+/** Trains a classifier with cross-entropy and AdamW, or goes on where a training was stopped. The caller disposes of it. */
+export async function trainTeacher(pictures: Labelled, options: TeacherOptions, progress?: Progress): Promise<Classifier> {
+  const classifier = new Classifier(options);
+  await classifier.lookAround();
+  const training = new Training(classifier, pictures, options);
+  const begun = progress && (await stat(progress.state).catch(() => undefined));
+  if (begun) await loadState(progress.state, training, {});
+  while (training.done < options.steps) {
+    await training.step();
+    if (progress && training.done % progress.every === 0) await saveState(progress.state, training, {});
+    progress?.onStep?.(training.done);
+  }
+  await training.finish();
+  return classifier;
+}
+
+class Training implements Resumable {
+  private readonly optimizer: AdamW;
+  /** Steps. */
+  done = 0;
+
+  constructor(
+    private readonly classifier: Classifier,
+    private readonly pictures: Labelled,
+    private readonly options: TeacherOptions,
+  ) {
+    const parameters = [...classifier.encoder.parameters, ...classifier.source.parameters];
+    this.optimizer = new AdamW([{ parameters, lr: options.lr }], { ema: options.ema }, 'bfloat16');
+    classifier.encoder.encoder.invalidate();
+  }
+
+  async step(): Promise<void> {
+    const { classifier, pictures, optimizer, options } = this;
+    const { pixels, parts } = batchOf(pictures, this.done, options);
+    tidy(() => {
+      const tape = new Tape(optimizer.tensors);
+      const losses = tape.record(() => {
+        const logits = classifier.logits(Tensor.from(pixels));
+        return parts.map(({ indices, share }) => ({ loss: crossEntropy(logits, labelsOf(pictures, indices)).loss, scale: share }));
+      });
+      optimizer.step(tape.backward(losses), this.done + 1, learningRate(this.done, options));
+    });
+    await native.synchronize();
+    classifier.encoder.encoder.invalidate();
+    this.done++;
+  }
+
+  state(): ReturnType<Resumable['state']> {
+    return { tensors: this.optimizer.state(), position: { iteration: this.done, steps: this.done, skippedInARow: 0 } };
+  }
+
+  restore(...[read, { steps }]: Parameters<Resumable['restore']>): void {
+    this.optimizer.restore(read);
+    this.done = steps;
+    this.classifier.encoder.encoder.invalidate();
+  }
+
+  async finish(): Promise<void> {
+    this.optimizer.finish({ average: this.options.ema > 0 });
+    this.classifier.encoder.encoder.invalidate();
+    await native.synchronize();
+  }
+}
+
+/** Pixels of a step, and whose labels they have to which share. A function of the options and the step. */
+function batchOf(
+  pictures: Labelled,
+  step: number,
+  options: TeacherOptions,
+): { pixels: ReturnType<Labelled['pixels']>; parts: { indices: readonly number[]; share: number }[] } {
+  const { batch, seed, cutmix } = options;
+  const perEpoch = Math.floor(pictures.count / batch);
+  const order = permutation(pictures.count, seed, Math.floor(step / perEpoch));
+  const begin = (step % perEpoch) * batch;
+  const indices = [...order.subarray(begin, begin + batch)];
+  const pixels = augment(pictures.pixels(indices), options, uniforms(3 * batch, seed, 'pictures', step));
+  const draws = uniforms(4, seed, 'cutmix', step);
+  if ((draws[0] as number) >= cutmix) return { pixels, parts: [{ indices, share: 1 }] };
+  const pasted = paste(pixels, draws.subarray(1)); // each picture's box is the one's before it
+  const before = [indices.at(-1) as number, ...indices.slice(0, -1)];
+  return { pixels, parts: [{ indices, share: 1 - pasted }, { indices: before, share: pasted }] }; // prettier-ignore
+}
+
+function labelsOf({ labels }: Labelled, indices: readonly number[]): Tensor {
+  return Tensor.from({ data: Int32Array.from(indices, (i) => labels[i] as number), shape: [indices.length] });
+}
+
+/** The matrix that takes `groups` vectors of `width`, one behind the other, to their mean: [width, groups * width]. */
+function meanOfGroups(groups: number, width: number): Tensor {
+  const data = new Float32Array(width * groups * width);
+  for (let c = 0; c < width; c++) for (let g = 0; g < groups; g++) data[(c * groups + g) * width + c] = 1 / groups;
+  return cast(Tensor.from({ data, shape: [width, groups * width] }), 'bfloat16');
+}
