@@ -330,7 +330,7 @@ describe('memory', () => {
     expect(growth).toBeLessThan(10e6); // the weights are 1.8 MB
   });
 
-  test('a thousand encodes do not grow it either, and leave no tensor', async () => {
+  test('thousands of encodes do not grow it either, and leave no tensor', async () => {
     const [growth, stats] = await finishes(
       `
       const { UniFlow, memoryStats, setThreads } = await library();
@@ -342,15 +342,20 @@ describe('memory', () => {
       };
       await encode(500);
       const rss = () => (gc(), gc(), resident());
-      const before = { rss: rss(), stats: memoryStats() };
-      await encode(1000);
+      const before = memoryStats();
+      const growth = [];
+      for (let round = 0; round < 3; round++) {
+        const begin = rss();
+        await encode(1000);
+        growth.push(rss() - begin);
+      }
       const after = memoryStats();
-      print(rss() - before.rss);
-      print({ handles: after.handles - before.stats.handles, active: after.host.active - before.stats.host.active, pool: after.host.pool - before.stats.host.pool });
+      print(Math.min(...growth)); // a leak shows in every round, what the engine compiles late does not
+      print({ handles: after.handles - before.handles, active: after.host.active - before.host.active, pool: after.host.pool - before.host.pool });
     `,
       { flags: ['--expose-gc'] },
     );
-    expect(growth).toBeLessThan(5e6);
+    expect(growth).toBeLessThan(2e6);
     expect(stats).toEqual({ handles: 0, active: 0, pool: 0 });
   });
 });

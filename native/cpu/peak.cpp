@@ -19,18 +19,26 @@ inline void unrolled(Step&& step, std::index_sequence<I...>) {
   (step.template operator()<I>(), ...);
 }
 
-/// Runs kRounds of kChains multiply-adds on every thread and returns the best FLOP/s of a few tries.
-template <class Chain>
-double best_rate(double flops_per_step, Chain&& chain) {
-  const int threads = team_size();
+/// The best rate, in work per second, over half a second of calls: on a shared machine only a few of them have all cores to themselves.
+template <class Body>
+double best_rate(double work, Body&& body) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kMeasured{500};
   double best = 0;
-  for (int attempt = 0; attempt < 5; ++attempt) {
-    const auto begin = std::chrono::steady_clock::now();
-    parallel_for(threads, chain);
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    best = std::max(best, flops_per_step * kChains * static_cast<double>(kRounds) * threads / taken.count());
+  const auto end = Clock::now() + kMeasured;
+  for (auto begin = Clock::now(); begin < end; begin = Clock::now()) {
+    body();
+    const std::chrono::duration<double> taken = Clock::now() - begin;
+    best = std::max(best, work / taken.count());
   }
   return best;
+}
+
+/// Best FLOP/s of kRounds of kChains multiply-adds on every thread.
+template <class Chain>
+double best_flops(double flops_per_step, Chain&& chain) {
+  const int threads = team_size();
+  return best_rate(flops_per_step * kChains * static_cast<double>(kRounds) * threads, [&] { parallel_for(threads, chain); });
 }
 
 void float_chain(int64_t) {
@@ -66,22 +74,17 @@ void bfloat16_chain(int64_t) {
 
 double peak(DType dtype) {
 #ifdef __AVX512BF16__
-  if (dtype == DType::BFloat16) return best_rate(4.0 * kWidth, bfloat16_chain);
+  if (dtype == DType::BFloat16) return best_flops(4.0 * kWidth, bfloat16_chain);
 #endif
   (void)dtype;  // without bfloat16 arithmetic, bfloat16 layers are computed in float32
-  return best_rate(2.0 * kWidth, float_chain);
+  return best_flops(2.0 * kWidth, float_chain);
 }
 
 double copy_rate(void* to, const void* from, int64_t bytes) {
   constexpr int64_t kSlice = 1 << 20;
-  double best = 0;
-  for (int attempt = 0; attempt < 7; ++attempt) {
-    const auto begin = std::chrono::steady_clock::now();
+  return best_rate(2.0 * static_cast<double>(bytes), [&] {
     parallel_for(bytes / kSlice, [&](int64_t i) { std::memcpy(static_cast<char*>(to) + i * kSlice, static_cast<const char*>(from) + i * kSlice, kSlice); });
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    best = std::max(best, 2.0 * static_cast<double>(bytes) / taken.count());
-  }
-  return best;
+  });
 }
 
 }  // namespace uniflow::cpu::UNIFLOW_ISA
