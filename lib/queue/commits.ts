@@ -1,10 +1,10 @@
 /**
  * The protocol between workers and planners. All of its state is in the output: Redis only hands out work, and may lose it.
  *
- * run.json                     the run: its header
- * staging/ID.shard-000003...   uncommitted files of a worker
- * records/shard-000003.json    the commit: written once, it names the files that form the shard
- * shard-000003...              the files, moved here by the first process that sees the commit
+ *     run.json                     the run: its header
+ *     staging/ID.shard-000003...   uncommitted files of a worker
+ *     records/shard-000003.json    the commit: written once, it names the files that form the shard
+ *     shard-000003...              the files, moved here by the first process that sees the commit
  */
 import { randomUUID } from 'node:crypto';
 import { UniFlowError } from '../errors.js';

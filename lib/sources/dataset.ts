@@ -76,7 +76,7 @@ export interface OpenOptions {
  * - a `.txt`, `.csv` or `.tsv` list, with labels in the second column, or in the column named `label` by a header.
  * - an IDX file of images (MNIST: `train-images-idx3-ubyte`, also `.gz`), held in memory; labels from the `labels-idx1` file beside it.
  * - WebDataset: a `.tar`, a folder with `.tar`s, or several named by braces, `shard-{000..009}.tar`. Images `KEY.jpg` (or another format)
- * with labels in `KEY.cls` or as `label` in `KEY.json`. Archives are indexed once and then read at their offsets.
+ *   with labels in `KEY.cls` or as `label` in `KEY.json`. Archives are indexed once and then read at their offsets.
  * - Parquet in the layout of Hugging Face data sets, one file or several: `image` or `img`, and `label`. Row groups are read as a whole.
  *
  * Labels that are all numbers are kept; others are numbered in the sorted order of their names.

@@ -39,9 +39,9 @@ export const STDIN = '-';
 /**
  * The images of `inputs`, in the order of the inputs:
  * - a folder: the images in it at any depth, sorted by name; or the archives (`.tar`, `.tar.gz`, `.parquet`) if its first level has some or
- * if there are no images. Links are followed, and a folder reached by several links is read once. Ids are paths below the folder.
+ *   if there are no images. Links are followed, and a folder reached by several links is read once. Ids are paths below the folder.
  * - a `.txt`, `.csv` or `.tsv` list: one path or URL per line, paths relative to the list's folder. CSV may have quotes, more columns and a
- * header. Ids are the paths as written in the list.
+ *   header. Ids are the paths as written in the list.
  * - `.jsonl`: one URL per line, as a string or as `{ "url": ..., "id": ... }`, or a `path`. Ids are the `id`s, or the URLs.
  * - WebDataset: a `.tar`, a `.tar.gz`, or `-` for a tar on standard input. Ids are `shard.tar/KEY`.
  * - `.parquet` with a column of bytes or of `{ bytes, path }`, as in Hugging Face data sets. Ids are `file.parquet/ROW`.
