@@ -60,7 +60,7 @@ export class Attempt implements ShardSink {
     if (!(await this.output.create(recordOf(record.index), [json(commit)]))) {
       const there = await readCommit(this.output, record.index);
       if (there?.staged !== this.staged) {
-        await this.drop(); // a store that retried the request may report our own commit as existing
+        await this.drop(); // if the commit is ours, the store retried the request and found it
         return false;
       }
     }

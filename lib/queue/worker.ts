@@ -74,7 +74,7 @@ const REST = 1_000;
 /** Poll interval of a stopping worker, in milliseconds. */
 const LOOK = 100;
 
-/** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached. */
+/** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` if Redis cannot be reached. */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
   checkOptions(options);
   const { queue, concurrency = 2, stall = 30_000, metrics } = options;
