@@ -1,5 +1,5 @@
 /**
- * Streams of images from any kind of input. This is the only module that opens input paths. Nothing is listed as a whole, and the order
+ * Streams of images from any kind of input. All input paths are opened through this module. Nothing is listed as a whole, and the order
  * never changes.
  */
 import { stat } from 'node:fs/promises';
