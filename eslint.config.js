@@ -9,7 +9,7 @@ export default tseslint.config(
     extends: [...tseslint.configs.recommendedTypeChecked],
     languageOptions: { parserOptions: { project: './tsconfig.all.json' } },
     rules: {
-      '@typescript-eslint/no-non-null-assertion': 'off', // checked lengths, and test code
+      '@typescript-eslint/no-non-null-assertion': 'off', // lengths are checked, and test code may assert
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
     },
   },

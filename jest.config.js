@@ -11,5 +11,5 @@ export default {
     ],
   },
   testTimeout: 60_000,
-  maxWorkers: 1, // the suite measures; two at once would measure each other
+  maxWorkers: 1, // some tests measure time, and parallel suites would disturb them
 };

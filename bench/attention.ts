@@ -1,4 +1,4 @@
-/** Self-attention. Compute-bound: the scores never leave the caches. */
+/** Self-attention. Compute-bound, because the scores stay in the caches. */
 import { native } from '../lib/native.js';
 import { attentionCost, type AttentionShape } from './costs.js';
 import type { Row } from './harness.js';

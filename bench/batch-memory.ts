@@ -1,7 +1,7 @@
 /**
- * `npx tsx bench/batch-memory.ts`: resident memory while 1,000 and while 20,000 pictures become shards, each in a process of its own. It has to
- * be the same, within 5 %. Short runs differ by more than that among each other, by what is garbage at the time: of nine, the median counts.
- * Takes some minutes.
+ * `npx tsx bench/batch-memory.ts`: compares resident memory while encoding 1,000 and 20,000 images to shards, each in its own process. It
+ * must be equal within 5 %. Single runs vary by more than that, depending on uncollected garbage, so the median of nine counts. Takes some
+ * minutes.
  */
 import { execFileSync } from 'node:child_process';
 import { rm } from 'node:fs/promises';
@@ -19,7 +19,7 @@ const CASES = [
 const TOLERANCE = 0.05;
 const MEBI = 2 ** 20;
 
-/** Mean resident memory over the second half of the pictures, in bytes. */
+/** Mean resident memory in bytes over the second half of the images. */
 async function residentOf(folder: string, count: number): Promise<number> {
   const uniflow = UniFlow.random('tiny');
   const samples: number[] = [];

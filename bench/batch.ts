@@ -1,7 +1,7 @@
 /**
- * Encoding a folder of photographs end to end, JPEG files to shards, beside the encoder alone on pixels that are there, and decoding alone, by sharp
- * and by us. Encoding and decoding share the cores of a CPU: the last figure is of the rate at which the two together would take all of the time.
- * Memory over many pictures is measured by batch-memory.ts.
+ * Encodes a folder of photographs end to end, from JPEG files to shards, compared with the encoder alone on decoded pixels, and with
+ * decoding alone, by sharp and by this library. Encoding and decoding share the cores of a CPU, so the last figure relates to the rate if
+ * both ran one after the other. batch-memory.ts measures memory over many images.
  */
 import ndarray from 'ndarray';
 import { readdir, readFile, rm } from 'node:fs/promises';
@@ -19,14 +19,14 @@ import { noisePixels, onBench } from './inputs.js';
 import { makeCrops } from './photos.js';
 
 const SIDE = 224;
-/** Of the files. */
+/** Side of the image files. */
 const CROP = 256;
 const PICTURES = 2048;
-/** For the rates that it is compared with. */
+/** Number of images for the reference rates. */
 const ALONE = 512;
 const BATCH = 16;
 
-/** Pictures a second, the better of two runs. */
+/** Images per second, the better of two runs. */
 async function rateOf(work: () => Promise<unknown>): Promise<number> {
   let best = Infinity;
   for (let run = 0; run < 2; run++) {
@@ -42,14 +42,14 @@ function encodeAlone(uniflow: UniFlow): Promise<number> {
   return rateOf(() => uniflow.encode({ pixels }, { batchSize: BATCH }));
 }
 
-/** Without resizing. */
+/** Decodes without resizing. */
 async function decodeAlone(folder: string, decode: (file: Buffer) => Promise<unknown>): Promise<number> {
   const files = await Promise.all((await readdir(folder)).slice(0, ALONE).map((name) => readFile(join(folder, name))));
   const limit = pLimit(availableParallelism());
   return rateOf(() => limit.map(files, decode));
 }
 
-/** Pictures a second. */
+/** Images per second. */
 interface Rates {
   encode: number;
   'sharp decode': number;
@@ -88,7 +88,7 @@ function folderToShards(preset: Preset): Row {
       runs = 0;
       return async (): Promise<Figures> => {
         const rate = (1000 * PICTURES * runs) / (performance.now() - begin);
-        const after = await alone(); // the machine's pace drifts: the mean of both
+        const after = await alone(); // averaged with the rate before, because the machine's speed drifts
         const mean = (name: keyof Rates): number => (before[name] + after[name]) / 2;
         return {
           '% of encode alone': (100 * rate) / mean('encode'),

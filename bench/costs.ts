@@ -1,14 +1,14 @@
 /**
- * What the operations cannot do without, counted from their shapes: floating-point operations (a multiply-add is two),
- * and bytes that come from or go to memory, each operand once. Formulas as in native/ops/*.h.
+ * The minimum cost of the operations, computed from their shapes: floating-point operations (a multiply-add counts as two), and bytes moved
+ * to and from memory, each operand once. Formulas as in native/ops/*.h.
  *
- * Softmax, activations, norms and biases are not counted as FLOPs where matrix products dominate.
+ * Softmax, activations, norms and biases do not count as FLOPs if matrix products dominate.
  */
 import { decoderFlops, encoderFlops, projectionFlops } from '../lib/cli/cost.js';
 import type { UniFlowConfig } from '../lib/config.js';
 import type { FloatType } from '../lib/native.js';
 
-/** The floor of an operation is the longer of both; leave out what does not matter. */
+/** The roofline bound of an operation is the longer of the two times; omit a cost that does not matter. */
 export interface Cost {
   flops?: number;
   bytes?: number;
@@ -24,7 +24,7 @@ export interface LinearShape {
   residual?: boolean;
 }
 
-/** x and the residual, weight and bias, out. The vectors (bias, scale) are float32; one stands for both. */
+/** Reads x, the residual, weight and bias, and writes the output. The vectors (bias, scale) are float32; one is counted for both. */
 export function linearCost({ rows, inputs, outputs, dtype, residual = false }: LinearShape): Required<Cost> {
   const elements = rows * inputs + outputs * inputs + rows * outputs * (residual ? 2 : 1);
   return { flops: 2 * rows * inputs * outputs, bytes: elements * sizeOf(dtype) + 4 * outputs };
@@ -38,7 +38,7 @@ export interface AttentionShape {
   dtype: FloatType;
 }
 
-/** Two products of 2*S*S*E each per head; q, k, v in, one such matrix out. */
+/** Two products of 2*S*S*E each per head; reads q, k and v, and writes one matrix of the same size. */
 export function attentionCost({ batch, heads, seq, headDim, dtype }: AttentionShape): Required<Cost> {
   const width = heads * headDim;
   return { flops: 4 * batch * seq * seq * width, bytes: 4 * batch * seq * width * sizeOf(dtype) };
@@ -55,34 +55,34 @@ export interface FlowShape {
 }
 
 /**
- * Under guidance a second pass runs with a zero condition. Its modulations (3*D*D per block, 2*D*D at the end) are the
- * same for all patches of a step, so that computing them per patch is not part of the floor.
+ * With guidance, a second pass runs with a zero condition. Its modulations (3*D*D per block, 2*D*D at the end) are the same for all patches
+ * of a step, so the bound does not count them per patch.
  */
 export function flowCost({ patches, width: d, patch, blocks, steps, guided, dtype }: FlowShape): Required<Cost> {
   const p = 3 * patch * patch;
   const modulations = 3 * blocks * d * d + 2 * d * d;
   const pass = 2 * p * d + 2 * blocks * d * d; // input and output, fc1 and fc2
   const step = guided ? 2 * pass + modulations : pass + modulations;
-  const weights = 256 * d + 2 * d * d + pass + modulations; // time and condition besides
+  const weights = 256 * d + 2 * d * d + pass + modulations; // plus time and condition
   return {
     flops: 2 * patches * (steps * step + d * d),
-    bytes: (weights + patches * d) * sizeOf(dtype) + patches * p, // conditions in, uint8 pixels out
+    bytes: (weights + patches * d) * sizeOf(dtype) + patches * p, // reads conditions, writes uint8 pixels
   };
 }
 
-/** Pictures to latents. */
+/** Encoding images to latents. */
 export function encodeCost({ encoder, decoder }: UniFlowConfig, images: number): { flops: number } {
   return { flops: images * (encoderFlops(encoder) + projectionFlops(decoder)) };
 }
 
-/** Latents to pictures, without guidance. */
+/** Decoding latents to images, without guidance. */
 export function decodeCost({ decoder }: UniFlowConfig, images: number, steps: number): { flops: number } {
   return { flops: images * decoderFlops(decoder, steps) };
 }
 
 /**
- * A step of training: student and decoder forward, twice as much backward (a product for the gradient of each operand), and the
- * teacher's forward pass. Each patch has its own time, so that its embedding counts per patch here.
+ * A training step: the forward passes of student and decoder, backward passes of twice that cost (one product for the gradient of each
+ * operand), and the teacher's forward pass. Each patch has its own time, so the time embedding is counted per patch.
  */
 export function trainingCost(config: UniFlowConfig, images: number): { flops: number } {
   const { width, grid } = config.decoder;

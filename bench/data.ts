@@ -1,6 +1,6 @@
 /**
- * The loader of training: photographs to batches of 224 x 224 random crops, with sharp alone as the rate to reach, and what is left for a
- * step to wait when batches are made ahead of it. The floor is writing the decoded photographs and the crops once; decoding is what takes time.
+ * The training loader: photographs to batches of 224 x 224 random crops, compared with sharp alone, and the time that a step waits if
+ * batches are prefetched. The bound is writing the decoded photographs and the crops once; decoding dominates.
  */
 import ndarray from 'ndarray';
 import { availableParallelism } from 'node:os';
@@ -16,7 +16,7 @@ import { onBench } from './inputs.js';
 const photos = fileURLToPath(new URL('../examples/photos/', import.meta.url));
 const SIDE = 224;
 const BATCH = 24;
-/** Images that the tiny model encodes in about the time that a batch takes on two cores. */
+/** Number of images that the tiny model encodes in about the time that two cores need to prepare a batch. */
 const COMPUTED = 2;
 const PHOTO_PIXELS = 800 * 600;
 
@@ -25,7 +25,7 @@ const common: Pick<Row, 'family' | 'shape' | 'dtype' | 'images' | 'cost'> = {
   cost: { bytes: 3 * BATCH * (PHOTO_PIXELS + SIDE * SIDE) },
 };
 
-/** The photographs over and over, a batch in all. */
+/** The photographs, repeated to fill a batch. */
 async function openPhotos(): Promise<Dataset> {
   const found = await openDataset(photos);
   return subset(
@@ -59,7 +59,7 @@ const sharpAlone: Row = {
   },
 };
 
-/** A step that computes for about as long as a batch takes; its time is both when nothing is read ahead. */
+/** A step that computes for about as long as a batch takes to prepare. Without prefetch, its time is the sum of both. */
 function stepWith(prefetch: number): Row {
   const waits: number[] = [];
   return {

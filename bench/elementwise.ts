@@ -1,9 +1,9 @@
-/** One pass over the elements. Memory-bound: input once, output once. */
+/** One pass over the elements. Memory-bound: reads the input once and writes the output once. */
 import { native, type FloatType } from '../lib/native.js';
 import { sizeOf } from './costs.js';
 import type { Row } from './harness.js';
 
-const ROWS = 4100; // four pictures of 1,025 tokens
+const ROWS = 4100; // four images of 1,025 tokens
 const WIDTH = 1024;
 
 function cast(from: FloatType, to: FloatType): Row {
@@ -17,7 +17,7 @@ function cast(from: FloatType, to: FloatType): Row {
   };
 }
 
-/** A gated MLP's: gate and value in, their product out. */
+/** The activation of a gated MLP: reads gate and value, writes their product. */
 function swiglu(dtype: FloatType): Row {
   const hidden = 4 * WIDTH;
   return {
@@ -30,7 +30,7 @@ function swiglu(dtype: FloatType): Row {
   };
 }
 
-/** DINOv3 ViT-L at 448 px: patches of 16, five tokens in front. v is copied with q and k. */
+/** DINOv3 ViT-L at 448 px: patches of 16, preceded by five tokens. v is copied along with q and k. */
 function rope(dtype: FloatType): Row {
   const [batch, heads, headDim, side, prefix] = [4, 16, 64, 28, 5];
   const patches = side * side;
@@ -46,7 +46,7 @@ function rope(dtype: FloatType): Row {
   };
 }
 
-/** The patch tokens without the class token. */
+/** Copies the patch tokens without the class token. */
 function sliceTokens(dtype: FloatType): Row {
   const [batch, patches] = [4, 1024];
   return {

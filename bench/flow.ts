@@ -1,4 +1,4 @@
-/** The pixel flow of four pictures at the official size: noise, every step through the velocity field, pixels. Compute-bound. */
+/** The pixel flow of four images at the official size: noise, all steps through the velocity field, pixels. Compute-bound. */
 import { onCpu } from '../lib/device.js';
 import { Decoder } from '../lib/decoder/decoder.js';
 import { timeGrid } from '../lib/decoder/schedule.js';

@@ -1,4 +1,4 @@
-/** Times rows with tinybench and relates them to their floors. */
+/** Times rows with tinybench and relates them to their roofline bounds. */
 import { Bench, type Statistics } from 'tinybench';
 import type { measurePeak } from '../lib/device.js';
 import { native, type FloatType, type TensorHandle } from '../lib/native.js';
@@ -7,23 +7,23 @@ import { Inputs } from './inputs.js';
 
 export type Peaks = Awaited<ReturnType<typeof measurePeak>>;
 
-/** One call of what is measured. A handle is waited for and disposed of; a promise is awaited. */
+/** One call of the measured work. A handle is awaited and disposed of; a promise is awaited. */
 export type Work = () => TensorHandle | Promise<unknown>;
 
-/** Figures beside the time: name with unit → value. */
+/** Additional figures: name with unit → value. */
 export type Figures = Record<string, number>;
 
 export interface Row {
   family: string;
   name: string;
   shape: string;
-  /** Of the arithmetic; uint8 rows compute in float32 where they count FLOPs. */
+  /** Dtype of the arithmetic; uint8 rows compute in float32 if they count FLOPs. */
   dtype: FloatType | 'uint8';
   cost: Cost;
-  /** Pictures per call, where a rate of pictures says something. */
+  /** Images per call, for rows with a meaningful image rate. */
   images?: number;
   setup(inputs: Inputs): Work | Promise<Work>;
-  /** Begins to observe the measured calls; what it returns ends that. */
+  /** Starts observing the measured calls; the returned function stops it. */
   watch?: () => () => Figures | Promise<Figures>;
 }
 
@@ -39,22 +39,22 @@ export interface Result {
   minMs: number;
   medianMs: number;
   p99Ms: number;
-  /** floorMs / medianMs; above 1 where operands stayed in the caches. */
+  /** floorMs / medianMs; above 1 if operands stayed in the caches. */
   ofFloor: number;
-  /** FLOP/s where compute is the bound, bytes/s where memory is. */
+  /** FLOP/s if compute-bound, bytes/s if memory-bound. */
   rate: number;
   samples: number;
-  /** Short calls are timed several at a time; a sample is their mean. */
+  /** Short calls are timed in groups; a sample is their mean. */
   callsPerSample: number;
   figures: Figures;
 }
 
-/** A row that cannot run here, and why. */
+/** A row that cannot run here, with the reason. */
 export interface Failure extends Pick<Row, 'family' | 'name' | 'shape' | 'dtype'> {
   failed: string;
 }
 
-/** How long to measure: at least so many milliseconds, and so many samples. */
+/** Minimum duration and number of samples of a measurement. */
 export interface Effort {
   warmupMs: number;
   measureMs: number;
@@ -63,11 +63,11 @@ export interface Effort {
 export const THOROUGH: Effort = { warmupMs: 200, measureMs: 1000, samples: 5 };
 export const QUICK: Effort = { warmupMs: 20, measureMs: 100, samples: 3 };
 
-/** A sample shorter than this would measure the way through the queue as well. */
+/** A shorter sample would include the overhead of the queue. */
 const MIN_SAMPLE_MS = 2;
 const MAX_CALLS_PER_SAMPLE = 64;
 
-/** {@link measureRow}, where a row that cannot run is a result like another. */
+/** {@link measureRow}, but returns a failure for rows that cannot run. */
 export async function tryRow(row: Row, effort: Effort, peaks: Peaks): Promise<Result | Failure> {
   try {
     return await measureRow(row, effort, peaks);
@@ -103,7 +103,7 @@ export async function time(work: Work, effort: Effort, watch?: Row['watch']): Pr
   return { latency, callsPerSample, figures: (await watched?.()) ?? {} };
 }
 
-/** Calls at least once, and says how long a call takes when all is warm. */
+/** Calls the work at least once. @returns the fastest time per call. */
 async function warmUp(work: Work, milliseconds: number): Promise<number> {
   const end = performance.now() + milliseconds;
   let fastest = Infinity;
@@ -123,7 +123,7 @@ async function sample(work: Work, calls: number, { measureMs, samples }: Effort)
   return task.result.latency;
 }
 
-/** Milliseconds per call, from queueing the first until the last has run; rejects where one failed. */
+/** Milliseconds per call, from queueing the first until the last has finished; rejects if one fails. */
 async function timeCalls(work: Work, calls: number): Promise<number> {
   const handles: TensorHandle[] = [];
   const begin = performance.now();

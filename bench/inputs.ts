@@ -1,23 +1,23 @@
-/** Operands of a row, made at random on the device and released after it. */
+/** Operands of a row, created at random on the device and released afterwards. */
 import type { DeviceOptions } from '../lib/device.js';
 import { native, type FloatType, type TensorHandle } from '../lib/native.js';
 import { deviceInUse } from '../lib/tensor.js';
 
 const SEED = 1;
 
-/** For models of a row. */
+/** Device options for a row's models. */
 export const onBench = (): DeviceOptions => ({ device: deviceInUse() as NonNullable<DeviceOptions['device']> });
 
 export class Inputs {
   private readonly releases: (() => unknown)[] = [];
   private stream = 0;
 
-  /** Activations: normal with deviation 1, truncated. */
+  /** Activations: truncated normal with standard deviation 1. */
   tensor(shape: readonly number[], dtype: FloatType): TensorHandle {
     return this.keep(native.randomParameter(shape, dtype, false, SEED, this.stream++, 1));
   }
 
-  /** A linear layer's weight, deviation 0.02. */
+  /** A linear layer's weight, with standard deviation 0.02. */
   weight(outputs: number, inputs: number, dtype: FloatType): TensorHandle {
     return this.keep(native.randomParameter([outputs, inputs], dtype, true, SEED, this.stream++, 0.02));
   }
@@ -46,7 +46,7 @@ export class Inputs {
   }
 }
 
-/** RGB bytes without structure, the same in every run: a multiplicative generator's high bits. */
+/** RGB noise, the same in every run: the high bits of a multiplicative generator. */
 export function noisePixels(pixels: number): Uint8Array {
   const bytes = new Uint8Array(3 * pixels);
   let state = SEED;

@@ -1,4 +1,6 @@
-/** Linear layers of ViT-L at 448 px, as the encoder calls them. Compute-bound but for few rows, which wait for the weight. */
+/**
+ * Linear layers of ViT-L at 448 px, as called by the encoder. Compute-bound, except with few rows, which are bound by reading the weight.
+ */
 import { native, type Activation, type FloatType } from '../lib/native.js';
 import { linearCost } from './costs.js';
 import type { Row } from './harness.js';
@@ -8,7 +10,7 @@ interface Layer {
   inputs: number;
   outputs: number;
   activation?: Activation;
-  /** LayerScale and residual connection. */
+  /** With LayerScale and residual connection. */
   scaled?: boolean;
 }
 

@@ -1,22 +1,22 @@
-/** Where and on what a run was measured: figures mean nothing without it. */
+/** Describes the machine of a run, without which the figures mean nothing. */
 import { execFileSync } from 'node:child_process';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { cpuInfo, devices } from '../lib/device.js';
 
 export interface Machine {
-  /** Where the rows ran, and what that is. */
+  /** Device of the rows, and its description. */
   device: string;
   description: string;
   cpu: string;
   cores: number;
   memoryGiB: number;
-  /** Of our team of threads. */
+  /** Number of OpenMP threads. */
   threads: number;
   kernels: string;
   node: string;
   platform: string;
   date: string;
-  /** Of the checkout, with + where files differ from it; undefined outside of git. */
+  /** Commit of the checkout, with + if files have been modified; undefined outside of git. */
   commit: string | undefined;
 }
 

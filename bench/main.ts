@@ -1,4 +1,4 @@
-/** `npm run bench`: times every kernel family and the whole tokenizer against what the machine can do. See bench/README.md. */
+/** `npm run bench`: times every kernel family and the whole tokenizer, compared with the machine's peak. See bench/README.md. */
 import { Command, InvalidArgumentError } from 'commander';
 import { writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -24,10 +24,10 @@ import { rows as training } from './training.js';
 
 const families = [linear, attention, norm, patch, flow, elementwise, random, resample, quality, data, batch, tokenizer, training];
 
-/** Peaks that differ by more between the beginning and the end mean that something else ran. */
+/** A larger difference between the peaks at the beginning and the end indicates that other programs were running. */
 const MAX_DRIFT = 0.1;
 
-/** Milliseconds in which JavaScript's threads collect what the peers have left, gigabytes. */
+/** Milliseconds for JavaScript threads to collect the gigabytes left by the reference libraries. */
 const COLLECTING = 10_000;
 
 interface Options {

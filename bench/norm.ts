@@ -1,4 +1,4 @@
-/** Norms over the last dimension. Memory-bound: every row is read once and written once. */
+/** Norms over the last dimension. Memory-bound: every row is read and written once. */
 import { native, type FloatType } from '../lib/native.js';
 import { sizeOf } from './costs.js';
 import type { Row } from './harness.js';
@@ -29,7 +29,7 @@ function rmsNorm(rows: number, width: number, dtype: FloatType): Row {
   };
 }
 
-/** The flow head's: a scale and a shift for every element. */
+/** The flow head's norm: a scale and a shift for every element. */
 function adaLN(rows: number, width: number, dtype: FloatType): Row {
   return {
     ...{ family: 'norm', name: 'AdaLN', shape: `${rows}x${width}`, dtype },
@@ -43,7 +43,7 @@ function adaLN(rows: number, width: number, dtype: FloatType): Row {
   };
 }
 
-/** q and k are normalised, v is copied: all three are read and written. */
+/** q and k are normalised and v is copied: all three are read and written. */
 function qkNorm(seq: number, width: number, dtype: FloatType): Row {
   return {
     ...{ family: 'norm', name: 'qkNorm', shape: `${seq}x3x${width}`, dtype },

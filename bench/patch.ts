@@ -1,4 +1,6 @@
-/** Between pixels and tokens, four pictures of 448 x 448. Memory-bound, but for the product inside the patch embedding. */
+/**
+ * Conversion between pixels and tokens, for four images of 448 x 448. Memory-bound, except for the matrix product of the patch embedding.
+ */
 import { native, type FloatType } from '../lib/native.js';
 import { linearCost, sizeOf } from './costs.js';
 import type { Row } from './harness.js';
@@ -9,13 +11,13 @@ const PATCH = 14;
 const WIDTH = 1024;
 const GRID = SIDE / PATCH;
 const PATCHES = BATCH * GRID * GRID;
-const PIXELS = 3 * PATCH * PATCH; // per patch, and as many bytes
+const PIXELS = 3 * PATCH * PATCH; // per patch, equal to its number of bytes
 const shape = `${BATCH}x${SIDE}x${SIDE}x3`;
 const normalisation = { mean: Float32Array.of(0.485, 0.456, 0.406), std: Float32Array.of(0.229, 0.224, 0.225) };
 
-/** The patch vectors between unfolding and product are not counted: the floor is that of one fused pass. */
+/** The patch vectors between unfolding and product are not counted, because the bound assumes one fused pass. */
 function patchEmbed(dtype: FloatType): Row {
-  const tokens = PATCHES + BATCH; // each picture has a class token
+  const tokens = PATCHES + BATCH; // one class token per image
   const { flops } = linearCost({ rows: PATCHES, inputs: PIXELS, outputs: WIDTH, dtype });
   const parameters = WIDTH * PIXELS * sizeOf(dtype) + 4 * WIDTH * (1 + 1 + GRID * GRID); // weight; bias, class token, positions
   return {

@@ -1,4 +1,4 @@
-/** Files to encode: the photographs in examples/photos, and crops of them. */
+/** Files for encoding: the photographs in examples/photos, and crops of them. */
 import { link, mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,7 +10,7 @@ const DISTINCT = 256;
 
 const photoNames = async (): Promise<string[]> => (await readdir(photos)).filter((name) => name.endsWith('.jpg')).sort();
 
-/** Paths of the first `count` photographs, which it reads into the system's cache: disks are not measured. */
+/** Paths of the first `count` photographs. Reads the files once, so that the measurement does not include the disk. */
 export async function readPhotos(count: number): Promise<string[]> {
   const names = await photoNames();
   if (names.length < count) throw new Error(`${photos} has ${names.length} photographs, not ${count}`);
@@ -19,7 +19,7 @@ export async function readPhotos(count: number): Promise<string[]> {
   return paths;
 }
 
-/** A new folder with `count` JPEGs, `side` x `side`; of more than 256, some are names of the same file. */
+/** Creates a folder with `count` JPEGs, `side` x `side`. Beyond 256, several names refer to the same file. */
 export async function makeCrops(count: number, side: number): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'uniflow-bench-'));
   const files = await photoNames();

@@ -1,4 +1,4 @@
-/** PSNR and SSIM of four pairs of pictures. Compute-bound: five moments, blurred along rows and columns by 11 taps. */
+/** PSNR and SSIM of four pairs of images. Compute-bound: five moments, blurred along rows and columns by 11 taps. */
 import { native } from '../lib/native.js';
 import type { Row } from './harness.js';
 

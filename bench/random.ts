@@ -1,4 +1,4 @@
-/** The flow's noise for four pictures. Its floor is what it writes, which it cannot reach: every number takes integer work. */
+/** The flow's noise for four images. The bound counts only the writes and is not reachable, because every number takes integer work. */
 import { native } from '../lib/native.js';
 import type { Row } from './harness.js';
 

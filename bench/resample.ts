@@ -1,6 +1,6 @@
 /**
- * Pictures brought to an encoder's size. The floor is reading the part of the picture that the crop shows, and writing
- * the crop, at the rate of all threads; one call runs on one thread, and does arithmetic with every byte.
+ * Resizes images to an encoder's input size. The bound is reading the cropped part of the image and writing the crop with the bandwidth of
+ * all threads; a call runs on one thread and computes with every byte.
  */
 import { native } from '../lib/native.js';
 import type { Row } from './harness.js';
@@ -15,7 +15,7 @@ interface Crop {
 }
 
 function row({ from: [width, height], side, mode, edge }: Crop): Row {
-  const seen = Math.floor((Math.min(width, height) * side) / edge); // edge of the square that the crop shows
+  const seen = Math.floor((Math.min(width, height) * side) / edge); // edge of the square inside the crop
   return {
     ...{ family: 'resample', name: mode, shape: `${width}x${height}->${side}x${side}`, dtype: 'uint8', images: 1 },
     cost: { bytes: 3 * (seen * seen + side * side) },

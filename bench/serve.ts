@@ -1,6 +1,6 @@
 /**
- * The service under load: 64 connections that send small JPEG files to /v1/encode of the tiny model, with dynamic batching and without.
- * `npx tsx bench/serve.ts [--quick] [--seconds n]`; the server is a process of its own, on the same processor as the clients.
+ * The service under load: 64 connections send small JPEG files to /v1/encode of the tiny model, with and without dynamic batching. `npx tsx
+ * bench/serve.ts [--quick] [--seconds n]`; the server is a separate process on the same CPU as the clients.
  */
 import autocannon, { type Result } from 'autocannon';
 import { spawn } from 'node:child_process';
@@ -17,7 +17,10 @@ import { machine } from './machine.js';
 import { machineLines } from './table.js';
 
 const CONNECTIONS = 64;
-/** Sizes of pictures for the tiny preset: its own, of which one keeps two cores nearly as busy as sixteen do, and one of 16 patches, which leaves them idle. */
+/**
+ * Image sizes for the tiny preset: its own, at which one image keeps two cores nearly as busy as sixteen do, and one of 16 patches, which
+ * leaves them idle.
+ */
 const CASES: { side: number; dtype: FloatType }[] = [
   { side: 224, dtype: 'float32' },
   { side: 224, dtype: 'bfloat16' },
@@ -54,7 +57,7 @@ function picture(side: number): Promise<Buffer> {
     .toBuffer();
 }
 
-/** Pictures a second that were answered. */
+/** Responses per second, in images. */
 async function measure(model: string, { side, dtype }: (typeof CASES)[number], args: string[]): Promise<number> {
   const body = await picture(side);
   const command = ['--import', 'tsx', 'lib/cli/main.ts', 'serve', '--model', model, '--port', '0', '--json', '--dtype', dtype, ...args];

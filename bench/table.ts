@@ -1,4 +1,4 @@
-/** The report for people. */
+/** The report as a text table. */
 import type { Failure, Peaks, Result } from './harness.js';
 import type { Machine } from './machine.js';
 
@@ -6,7 +6,7 @@ const threeDigits = (value: number): string => (value >= 100 ? value.toFixed(0) 
 const giga = (rate: number): string => threeDigits(rate / 1e9);
 const milliseconds = (ms: number): string => (ms >= 100 ? ms.toFixed(0) : ms >= 1 ? ms.toFixed(2) : ms.toFixed(4));
 
-/** Width (negative: aligned left) and title of every column. */
+/** Width (negative: left-aligned) and title of each column. */
 const columns = [
   [-11, 'family'],
   [-27, 'operation'],

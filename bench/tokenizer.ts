@@ -1,4 +1,4 @@
-/** The whole way through the public API, random weights. The floor is the FLOPs of the matrix products. */
+/** End to end through the public API, with random weights. The bound is the FLOPs of the matrix products. */
 import ndarray from 'ndarray';
 import sharp from 'sharp';
 import { parseUniFlowConfig, presets, type Preset } from '../lib/config.js';
@@ -15,13 +15,13 @@ const tiny = parseUniFlowConfig(presets.tiny);
 const PHOTOS = 6;
 
 function model(make: Inputs, preset: Preset, dtype: FloatType): UniFlow {
-  native.trimMemory(); // so that resident memory is this model's
+  native.trimMemory(); // so that resident memory measures this model
   const uniflow = UniFlow.random(preset, { ...onBench(), dtype });
   make.onRelease(() => uniflow.dispose());
   return uniflow;
 }
 
-/** Pictures of the model's own size, stored uncompressed: next to nothing but the tokenizer has work with them. */
+/** Images of the model's own size, stored uncompressed, so that nearly all of the time is the tokenizer's. */
 function encodeOfficial(batch: number, dtype: FloatType): Row {
   const [height, width] = official.imageSize;
   return {
@@ -56,7 +56,7 @@ function decodeOfficial(batch: number, dtype: FloatType): Row {
   };
 }
 
-/** JPEG files of about 0.4 megapixels: reading, decoding and resizing count for as much as the small model. */
+/** JPEG files of about 0.4 megapixels: reading, decoding and resizing take about as long as the small model. */
 function encodePhotos(dtype: FloatType): Row {
   return {
     ...{ family: 'tokenizer', name: 'encode tiny from JPEG files', shape: `${PHOTOS} photos`, dtype, images: PHOTOS },

@@ -1,4 +1,4 @@
-/** What only training does: its losses with their gradients, the optimizer, and the whole step through the public API. */
+/** Operations used only in training: the losses with their gradients, the optimizer, and the whole step through the public API. */
 import ndarray from 'ndarray';
 import { parseUniFlowConfig, presets } from '../lib/config.js';
 import { native, type FloatType, type NativeOptimizedParameter } from '../lib/native.js';
@@ -11,7 +11,7 @@ import { watchProcess } from './watch.js';
 
 const base = parseUniFlowConfig(presets.base);
 
-/** Both stacks are read once, the gradient is written once. */
+/** Reads both stacks once and writes the gradient once. */
 function distillation(layers: number, batch: number, tokens: number, width: number, dtype: FloatType): Row {
   const shape = [batch, tokens, width];
   return {
@@ -50,7 +50,7 @@ function crossEntropy(rows: number, classes: number, dtype: FloatType): Row {
   };
 }
 
-/** Shapes of an encoder's parameters: what its optimizer has to go through. */
+/** Shapes of an encoder's parameters, for its optimizer. */
 function encoderShapes({ encoder: { width: d, hidden, layers }, patch }: typeof base): number[][] {
   const block = [[3 * d, d], [3 * d], [d, d], [d], [hidden, d], [hidden], [d, hidden], [d], [d], [d], [d], [d]];
   return [[d, 3 * patch * patch], [d], ...Array.from({ length: layers }, () => block).flat()];
@@ -58,7 +58,7 @@ function encoderShapes({ encoder: { width: d, hidden, layers }, patch }: typeof 
 
 const countOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
 
-/** Master, gradient and both moments are read; master, moments and a bfloat16 copy are written. */
+/** Reads master, gradient and both moments; writes master, moments and a bfloat16 copy. */
 function adamw(): Row {
   const shapes = encoderShapes(base);
   const parameters = shapes.reduce((sum, shape) => sum + countOf(shape), 0);
@@ -81,7 +81,7 @@ function adamw(): Row {
   };
 }
 
-/** ViT-B/14 with its teacher and its decoder. Recomputing does not lower the floor: it is work that need not be done. */
+/** ViT-B/14 with its teacher and its decoder. Recomputation does not raise the bound, because it is avoidable work. */
 function step(batch: number, dtype: FloatType, recompute: boolean): Row {
   const [height, width] = base.imageSize;
   const shape = [batch, height, width, 3];
@@ -90,7 +90,7 @@ function step(batch: number, dtype: FloatType, recompute: boolean): Row {
     cost: trainingCost(base, batch),
     watch: watchProcess,
     setup: (make) => {
-      native.trimMemory(); // so that resident memory is this training's
+      native.trimMemory(); // so that resident memory measures this training
       const [student, teacher] = [0, 1].map((seed) => UniFlow.random('base', { ...onBench(), dtype, seed })) as [UniFlow, UniFlow];
       make.onRelease(() => Promise.all([student.dispose(), teacher.dispose()]));
       const trainer = new Trainer(student, { teacher, recompute });

@@ -1,11 +1,11 @@
-/** What a long call does to the process around it. */
+/** Observes the effect of a long call on the surrounding process. */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { Figures } from './harness.js';
 
 const RESOLUTION_MS = 1;
 const RSS_EVERY_MS = 20;
 
-/** The longest time that the event loop was late, and the highest resident memory seen. */
+/** Maximum event loop delay, and peak resident memory. */
 export function watchProcess(): () => Figures {
   const delays = monitorEventLoopDelay({ resolution: RESOLUTION_MS });
   let peak = process.memoryUsage.rss();
@@ -14,7 +14,7 @@ export function watchProcess(): () => Figures {
   return () => {
     delays.disable();
     clearInterval(sampler);
-    // It records the time from tick to tick, which is the resolution where nothing is late.
+    // The monitor records the time between ticks, which equals the resolution if there is no delay.
     return { 'event loop late ms': Math.max(0, delays.max / 1e6 - RESOLUTION_MS), 'RSS MiB': peak / 2 ** 20 };
   };
 }

@@ -1,6 +1,7 @@
 /**
- * PSNR and SSIM of a model on folders of images, each whole at its own size or centre-cropped to `--size`; with `--pairs`, the worst and the best original beside its
- * reconstruction: `npx tsx examples/measure.ts --model run/model --steps 1,2,4,10 kodak/ cid22-validation/`
+ * PSNR and SSIM of a model on folders of images, each at its own size or centre-cropped to `--size`. With `--pairs`, also writes the worst
+ * and the best original beside its reconstruction: `npx tsx examples/measure.ts --model run/model --steps 1,2,4,10 kodak/
+ * cid22-validation/`
  */
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -46,7 +47,7 @@ for (const folder of folders) {
 }
 await uniflow.dispose();
 
-/** As many whole patches as fit. */
+/** The largest size in whole patches that fits. */
 async function ownSize(path: string): Promise<[number, number]> {
   const { width, height } = await decodeImage(path);
   return [whole(height), whole(width)];

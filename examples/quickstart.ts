@@ -8,7 +8,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const out = join(here, '..', 'out', 'quickstart');
 const photos = (await readdir(join(here, 'photos'))).filter((name) => name.endsWith('.jpg')).sort();
 
-const uniflow = await UniFlow.load(); // the small tokenizer that comes along; a folder or hub name for another
+const uniflow = await UniFlow.load(); // the small bundled tokenizer; pass a folder or a hub name for another one
 
 const begin = performance.now();
 const { images, originals, latents, grid, psnr, ssim, perImage } = await uniflow.reconstruct(

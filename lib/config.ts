@@ -43,7 +43,7 @@ export interface UniFlowConfig {
   latentChannels: number;
   /** Latents are projected from the sum of the outputs of this many of the encoder's last layers; with 1, from its tokens. */
   latentLayers: number;
-  /** Latents come from a pass of their own through the encoder's blocks, behind a second patch embedding, `latent_embedding`. */
+  /** Computes latents in a separate pass through the encoder's blocks, with a second patch embedding, `latent_embedding`. */
   latentEmbedding: boolean;
   /** Default number of Euler steps of decode(). */
   steps: number;

@@ -1,4 +1,4 @@
-/** The model: encoder, latent projection, pixel flow decoder. Its constructors, and streams through it, are in uniflow.ts. */
+/** The model: encoder, latent projection, pixel flow decoder. Constructors and streaming are in uniflow.ts. */
 import type { NdArray } from 'ndarray';
 import { uniFlowPreprocessing, type UniFlowConfig } from './config.js';
 import { Decoder } from './decoder/decoder.js';
@@ -56,7 +56,7 @@ export class UniFlowModel {
     readonly config: UniFlowConfig,
     /** As in config.json. */
     readonly configJson: Record<string, unknown>,
-    /** Where the model is, `'cpu'` or `'cuda:0'`. */
+    /** Device of the model: `'cpu'` or `'cuda:0'`. */
     readonly device: string,
     readonly dtype: FloatType,
     encoderSource: ParameterSource,
@@ -78,7 +78,7 @@ export class UniFlowModel {
   /** All parameters under their checkpoint names. */
   readonly parameters: readonly Parameter[];
 
-  /** Makes the latents' patch embedding a copy of the encoder's. */
+  /** Initialises the latents' patch embedding with a copy of the encoder's. */
   protected copyEmbedding(): void {
     const byName = new Map(this.parameters.map((parameter) => [parameter.parts[0]?.name, parameter]));
     const { family } = this.config.encoder;
@@ -86,7 +86,7 @@ export class UniFlowModel {
       const [from, to] = [`${encoderPrefix(family)}${families[family].patch}`, LATENT_EMBEDDING].map((name) =>
         byName.get(`${name}.${part}`),
       );
-      if (!from || !to) continue; // CLIP's has no bias
+      if (!from || !to) continue; // CLIP's patch embedding has no bias
       onDevice(this.device, () => {
         const value = native.copyParameter(from.tensor.handle, 'float32');
         assignParameter(to, value, this.dtype);
@@ -126,14 +126,14 @@ export class UniFlowModel {
     };
   }
 
-  /** Latents, then tokens and hidden states if requested. */
+  /** Latents, followed by tokens and hidden states if requested. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
     if (!options.tokens && !options.hiddenStates) return [this.latents(pixels)];
     const { last, states, latents } = this.forward(pixels, { states: options.hiddenStates ?? false });
     return [latents, ...(options.tokens ? [this.patchTokens(last)] : []), ...states];
   }
 
-  /** @internal The encoder's output, and the latents [B,N,Z] of the same pixels. */
+  /** @internal The encoder's output and the latents [B,N,Z] of the same pixels. */
   forward(pixels: Tensor, options: Pick<ForwardOptions, 'states' | 'recompute'> = {}): EncoderOutput & { latents: Tensor } {
     const output = this.encoder.forward(pixels, { ...options, layers: this.config.latentLayers });
     return { ...output, latents: this.latentEmbedding ? this.latents(pixels, options) : this.toLatents(output.sum) };
@@ -187,7 +187,7 @@ export class UniFlowModel {
 
   // ----- both ---------------------------------------------------------------------------------------------------
 
-  /** Encodes and decodes, and measures how close the images are to the preprocessed originals. */
+  /** Encodes and decodes images, and measures how close the results are to the preprocessed originals. */
   async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
     const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
     try {
@@ -219,7 +219,7 @@ export class UniFlowModel {
     await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
   }
 
-  /** Frees the weights; resolves when they are freed. */
+  /** Frees the weights; resolves once they are freed. */
   async dispose(): Promise<void> {
     this.encoder.invalidate();
     for (const { tensor } of this.parameters) tensor.dispose();
@@ -230,10 +230,10 @@ export class UniFlowModel {
   }
 }
 
-/** The name of the second patch embedding, in checkpoints. */
+/** Name of the second patch embedding in checkpoints. */
 const LATENT_EMBEDDING = 'latent_embedding';
 
-/** The published layout has InternViT's names at the top level; other encoders keep their own names under one prefix. */
+/** The published layout keeps InternViT's names at the top level; other encoders keep their own names under a common prefix. */
 export function encoderPrefix(family: UniFlowConfig['encoder']['family']): string {
   return family === 'internvit' ? '' : 'vision_model.';
 }

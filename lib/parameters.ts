@@ -14,7 +14,7 @@ export const GAIN: Readonly<Record<Activation | 'swiglu', number>> = {
 
 /** Options of {@link ParameterSource.linear}. */
 export interface LinearParameters {
-  /** Which of the stacked layers have a bias in the checkpoint. Default true. */
+  /** Whether each stacked layer has a bias in the checkpoint. Default true. */
   bias?: boolean | readonly boolean[];
   /** The stored shape, if it is not [out, in]. */
   weightShape?: readonly number[];

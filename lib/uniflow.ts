@@ -1,4 +1,4 @@
-/** The UniFlow tokenizer: how it comes to be, and what it does with streams of images. The network is in model.ts. */
+/** The UniFlow tokenizer: its constructors, and encoding of image streams. The network is in model.ts. */
 import { checkInteger, checkOptions, describe } from './check.js';
 import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, type Preset } from './config.js';
 import { checkDevice, type DeviceOptions } from './device.js';
@@ -16,15 +16,15 @@ import { Pipeline } from './shards/pipeline.js';
 import type { Item } from './sources/item.js';
 import { startedOn } from './start/index.js';
 
-/** The decoder of a tokenizer on a pretrained encoder. */
+/** Options for the decoder of a tokenizer on a pretrained encoder. */
 export interface FreshOptions {
-  /** Z. Default 64. */
+  /** Latent channels Z. Default 64. */
   latentChannels?: number;
-  /** Latents are projected from the sum of the outputs of so many of the encoder's last layers. Default 1: from its tokens. */
+  /** Latents are projected from the sum of the outputs of this many of the encoder's last layers. Default 1: its tokens. */
   latentLayers?: number;
   /**
-   * Latents come from a pass of their own through the encoder's blocks, behind a second patch embedding, which begins as a copy of the
-   * encoder's: with the encoder frozen, that embedding can learn while the tokens stay what they are. Default false.
+   * Computes latents in a separate pass through the encoder's blocks, with a second patch embedding that starts as a copy of the encoder's.
+   * With the encoder frozen, that embedding can learn while the tokens stay unchanged. Default false.
    */
   latentEmbedding?: boolean;
   /** Default 6. */
@@ -35,17 +35,17 @@ export interface FreshOptions {
   seed?: number;
 }
 
-/** Of {@link UniFlow.random}. */
+/** Options of {@link UniFlow.random}. */
 export interface RandomOptions extends DeviceOptions {
-  /** Of the random weights. Default 0. */
+  /** Seed of the random weights. Default 0. */
   seed?: number;
-  /** Images to start from, as openDataset takes them. */
+  /** Images to initialise from, in any form that openDataset accepts. */
   photos?: string;
-  /** Ends the reading of `photos`. */
+  /** Aborts reading of `photos`. */
   signal?: AbortSignal;
 }
 
-/** A picture with the name that comes back with its latents. */
+/** An image, or an image with the id that is returned with its latents. */
 export type StreamItem = ImageLike | { id: string; image: ImageLike };
 
 export interface EncodedBatch extends Encoded {
@@ -57,7 +57,7 @@ export class UniFlow extends UniFlowModel {
   /**
    * Loads a UniFlow checkpoint from a folder, or from the Hugging Face hub by `owner/name`.
    * @param model default: {@link embeddedModel}, a small tokenizer for photographs.
-   * @throws UniFlowError `BAD_CHECKPOINT` listing every misfit between config.json and the tensors.
+   * @throws UniFlowError `BAD_CHECKPOINT` listing every mismatch between config.json and the tensors.
    */
   static async load(model: string = embeddedModel, options: LoadOptions = {}): Promise<UniFlow> {
     const placement = checkDevice(options);
@@ -72,8 +72,9 @@ export class UniFlow extends UniFlowModel {
   }
 
   /**
-   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random. Its size is that of the encoder's
-   * processor. What the encoder's checkpoint has besides (a pooling head, a mask token) is not part of a tokenizer, nor saved with it.
+   * A tokenizer on a pretrained encoder, whose weights it shares; projection and decoder start at random. Its image size is that of the
+   * encoder's processor. Other parts of the encoder's checkpoint (a pooling head, a mask token) are not part of the tokenizer and are not
+   * saved with it.
    * @throws UniFlowError `BAD_INPUT`.
    */
   static fromEncoder(encoder: VisionEncoder, options: FreshOptions = {}): UniFlow {
@@ -103,7 +104,7 @@ export class UniFlow extends UniFlowModel {
   }
 
   /**
-   * A new model, of a preset's size or as a config.json says: with random weights, or, with `photos`, as the linear codec of their patches
+   * A new model from a preset or a config.json: with random weights or, with `photos`, initialised as the linear codec of their patches
    * (lib/start).
    */
   static random(config: Preset | Record<string, unknown>, options?: RandomOptions & { photos?: undefined }): UniFlow;
@@ -122,8 +123,8 @@ export class UniFlow extends UniFlowModel {
   }
 
   /**
-   * Encodes an endless or long source in batches, reading the next pictures while the last are computed.
-   * @param source pictures, or pictures with ids; the id of a path is the path, of anything else its number.
+   * Encodes a long or endless source in batches, reading the next images while the current batch is computed.
+   * @param source images, or images with ids. The id defaults to the path, or for other images to the item's number.
    */
   async *encodeStream(
     source: Iterable<StreamItem> | AsyncIterable<StreamItem>,
@@ -145,7 +146,7 @@ async function* inNumbers(source: Iterable<StreamItem> | AsyncIterable<StreamIte
   for await (const item of source) yield named(item, number++);
 }
 
-/** The id of a path is the path, of anything else its number. */
+/** The id of a path is the path itself; other images are numbered. */
 function named(item: StreamItem, number: number): Item {
   const subject = `item ${number} of the source`;
   if (typeof item === 'string' || item instanceof URL) return { id: String(item), image: item };

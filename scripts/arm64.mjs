@@ -1,6 +1,6 @@
 /**
- * `node scripts/arm64.mjs`: the native tests of the CPU's kernels, compiled for arm64 and run by QEMU. Not part of CI: it takes long. Needs, on
- * Debian: apt install g++-aarch64-linux-gnu qemu-user-static
+ * `node scripts/arm64.mjs`: compiles the native tests of the CPU kernels for arm64 and runs them in QEMU. Not part of CI, because it takes
+ * long. Requires, on Debian: apt install g++-aarch64-linux-gnu qemu-user-static
  */
 import { availableParallelism } from 'node:os';
 import { run } from './prepare.mjs';

@@ -1,4 +1,4 @@
-/** `npm run bench`: everything that the benchmarks need, then the benchmarks. Arguments are theirs: `npm run bench -- --help`. */
+/** `npm run bench`: prepares the checkout and runs the benchmarks. Arguments are passed on: `npm run bench -- --help`. */
 import { prepare, run } from './prepare.mjs';
 
 prepare();

@@ -1,6 +1,6 @@
 /**
- * Compiles the native addon, or says in one message what is missing for it: `node scripts/build.mjs [--folder FOLDER] [--target NAME]
- * [CMake options, such as -DUNIFLOW_TESTS=ON]`. Plain Node: it runs in the package (`uniflow build`) as in a checkout.
+ * Compiles the native addon, or reports all missing tools in one message: `node scripts/build.mjs [--folder FOLDER] [--target NAME] [CMake
+ * options, such as -DUNIFLOW_TESTS=ON]`. Plain Node, because it runs in the package (`uniflow build`) as well as in a checkout.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync } from 'node:fs';
@@ -27,7 +27,7 @@ if (absent.length > 0) fail(advice(absent));
 const require = createRequire(import.meta.url);
 const includes = [dirname(require.resolve('node-addon-api/package.json')), require('node-api-headers').include_dir];
 const cache = join(folder, 'CMakeCache.txt');
-// CMake refuses a build folder that has served another copy of the sources
+// CMake refuses a build folder created by another copy of the sources
 if (existsSync(cache) && !readFileSync(cache, 'utf8').includes(`CMAKE_HOME_DIRECTORY:INTERNAL=${root}\n`))
   for (const name of ['CMakeCache.txt', 'CMakeFiles']) rmSync(join(folder, name), { recursive: true, force: true });
 console.log(`Building the native addon in ${folder} …`);
@@ -36,7 +36,7 @@ run([
   ...[`-DUNIFLOW_NODE_INCLUDE=${includes.join(';')}`, ...args.slice(split)],
   ...(!existsSync(cache) && has('ninja') ? ['-G', 'Ninja'] : []),
 ]);
-// on a terminal, the build tool shows how far it is; elsewhere only what fails is of interest
+// on a terminal, the build tool shows its progress; elsewhere only failures are printed
 run(
   ['--build', folder, '--target', values.target, '--parallel', String(availableParallelism())],
   process.stdout.isTTY ? 'inherit' : 'pipe',

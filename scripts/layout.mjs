@@ -1,5 +1,5 @@
 /**
- * Lays packages out in an application's folder as `npm install` does, without a network.
+ * Installs packages into an application's folder like `npm install`, without a network.
  * `node scripts/layout.mjs FOLDER`: the main package with this checkout's addon. Prints the main package's tarball.
  */
 import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
@@ -8,14 +8,14 @@ import { packMain } from './pack.mjs';
 import { SCOPE, thisPlatform } from './platforms.mjs';
 import { root, run } from './prepare.mjs';
 
-/** What the lock file has for users of the library: neither development packages nor optional peers. */
+/** Copies the dependencies of the library's users: neither development packages nor optional peers. */
 export function copyDependencies(to) {
   const { packages } = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8'));
   for (const [path, entry] of Object.entries(packages))
     if (path && !entry.dev && existsSync(join(root, path))) cpSync(join(root, path), join(to, path), { recursive: true });
 }
 
-/** @param name the package that the tarball has. */
+/** @param name name of the package in the tarball. */
 export function unpack(tarball, to, name) {
   const folder = join(to, 'node_modules', name);
   mkdirSync(folder, { recursive: true });

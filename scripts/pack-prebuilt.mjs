@@ -1,4 +1,4 @@
-/** `node scripts/pack-prebuilt.mjs [FOLDER]`: the tarball of the prebuilt package for machines like this one. */
+/** `node scripts/pack-prebuilt.mjs [FOLDER]`: packs the prebuilt package for this platform. */
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -7,7 +7,7 @@ import { npmPack } from './pack.mjs';
 import { platforms, prebuiltManifest, thisPlatform } from './platforms.mjs';
 import { root, run } from './prepare.mjs';
 
-/** Libraries that every system with this C library has. */
+/** Libraries that are part of every system with this C library. */
 const SYSTEM = /^(libc|libm|libdl|libpthread|librt|ld-linux[-\w]*|ld-musl-\w+|libc\.musl-\w+)\.so/;
 
 /** @returns the tarball's path. */
@@ -32,7 +32,7 @@ export function packPrebuilt(to) {
   }
 }
 
-/** Prints what the addon asks of a system; refuses more than a C library, and an executable stack. */
+/** Prints the addon's system requirements; rejects libraries other than the C library's, and an executable stack. */
 function inspect(addon) {
   const objdump = (...args) => {
     const { status, stdout, stderr } = spawnSync('objdump', [...args, addon], { encoding: 'utf8', maxBuffer: 1 << 26 });

@@ -1,5 +1,5 @@
 /**
- * `node scripts/pack.mjs [FOLDER]`: the tarball of the main package, which names the prebuilt ones. Publish those first:
+ * `node scripts/pack.mjs [FOLDER]`: packs the main package, which references the prebuilt ones. Publish those first:
  * scripts/pack-prebuilt.mjs, on a machine of each platform.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

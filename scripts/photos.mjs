@@ -1,6 +1,6 @@
 /**
- * `node scripts/photos.mjs [FOLDER]`: photographs for the embedded model, from Debian's wallpaper packages. Writes FOLDER/train and
- * FOLDER/held-out (default: build/photos), no side longer than 1,280 pixels. Sources and licences: models/default/README.md.
+ * `node scripts/photos.mjs [FOLDER]`: collects photographs for the embedded model from Debian's wallpaper packages. Writes FOLDER/train and
+ * FOLDER/held-out (default: build/photos), with sides of at most 1,280 pixels. Sources and licences: models/default/README.md.
  */
 import { execSync } from 'node:child_process';
 import { mkdirSync, readdirSync, rmSync } from 'node:fs';
@@ -15,7 +15,7 @@ const PACKAGES = {
   'plasma-workspace-wallpapers': 'usr/share/wallpapers/*/contents/images/2560x1600.jpg',
 };
 
-/** Never trained on: what examples/photos was cut from, and four more. */
+/** Never trained on: the originals of examples/photos, and four more. */
 const HELD_OUT = [
   'Picture_1A_by_freespace',
   'Picture_0B_by_freespace',
@@ -44,7 +44,7 @@ rmSync(packages, { recursive: true });
 for (const part of ['train', 'held-out']) console.log(`${join(folder, part)}: ${readdirSync(join(folder, part)).length} photographs`);
 
 async function copy(path) {
-  // Plasma names its pictures by their size; the wallpaper's name is three folders up.
+  // Plasma names its images by size; the wallpaper's name is three folders up.
   const name = basename(path, '.jpg') === '2560x1600' ? basename(dirname(dirname(dirname(path)))) : basename(path, '.jpg');
   const to = join(folder, HELD_OUT.includes(name) ? 'held-out' : 'train', `${name}.jpg`);
   await sharp(path).autoOrient().resize(LONGEST, LONGEST, { fit: 'inside', withoutEnlargement: true }).jpeg({ quality: 95 }).toFile(to);

@@ -1,9 +1,9 @@
-/** The platforms that have a prebuilt package, and the manifests of those packages. */
+/** The platforms with a prebuilt package, and the manifests of those packages. */
 import { familySync, MUSL } from 'detect-libc';
 
 export const SCOPE = '@uniflow-tokenizer';
 
-/** By the name that lib/addon.ts looks for; each is built on such a machine by scripts/pack-prebuilt.mjs. */
+/** Keyed by the name that lib/addon.ts looks for. scripts/pack-prebuilt.mjs builds each on a machine of that platform. */
 export const platforms = {
   'linux-x64': { os: ['linux'], cpu: ['x64'], libc: ['glibc'] },
   'linux-x64-musl': { os: ['linux'], cpu: ['x64'], libc: ['musl'] },
@@ -26,8 +26,8 @@ export const prebuiltManifest = (platform, main) => ({
 });
 
 /**
- * The main package's, as published: it names the prebuilt packages, of which npm installs the one that fits. The manifest of the sources does
- * not, because npm cannot install a checkout whose optional packages are not published yet.
+ * The main package's published manifest: it lists the prebuilt packages, of which npm installs the matching one. The manifest of the
+ * sources does not, because npm cannot install a checkout with unpublished optional packages.
  */
 export const publishedManifest = (main) => ({
   ...main,

@@ -1,4 +1,4 @@
-/** `npm run quickstart`: from a bare checkout to reconstructed photographs. */
+/** `npm run quickstart`: from a fresh checkout to reconstructed photographs. */
 import { prepare, run } from './prepare.mjs';
 
 prepare();

@@ -1,4 +1,7 @@
-/** `npm run reproduce:fashion-mnist` and `reproduce:cifar10`: everything that they need, then the reproduction. Arguments are its own: `-- --help`. */
+/**
+ * `npm run reproduce:fashion-mnist` and `reproduce:cifar10`: prepare the checkout and run the reproduction. Arguments are passed on: `--
+ * --help`.
+ */
 import { prepare, run } from './prepare.mjs';
 
 const given = process.argv.slice(2);

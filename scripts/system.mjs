@@ -1,6 +1,6 @@
 /**
- * What the build and the tests need from the system, and how to get it. Plain Node: it runs before anything is installed. As a command, it
- * prints what is missing for the build.
+ * System requirements of the build and the tests, and how to install them. Plain Node, because it runs before anything is installed. As a
+ * command, it prints the missing requirements of the build.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, realpathSync } from 'node:fs';
@@ -16,10 +16,13 @@ const runs = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' })
 export const has = (command) => runs(command, '--version');
 const header = (path) => includeDirs.some((dir) => existsSync(`${dir}/${path}`));
 
-/** A Python that has NumPy. The system's comes first: packages install for it, and another may hide it in the path. Undefined if there is none. */
+/**
+ * A Python with NumPy, or undefined. Prefers the system's Python, which distribution packages install for and which another one in the path
+ * may hide.
+ */
 export const pythonWithNumpy = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import numpy'));
 
-/** A Python that has Pillow, the same way. */
+/** A Python with Pillow, found the same way. */
 export const pythonWithPillow = () => ['/usr/bin/python3', 'python3'].find((python) => runs(python, '-c', 'import PIL'));
 
 /** Package names by platform. */
@@ -28,7 +31,7 @@ const needs = [
   { what: 'CMake', apt: 'cmake', dnf: 'cmake', brew: 'cmake', there: () => has('cmake') },
   { what: 'make or Ninja', apt: 'make', dnf: 'make', brew: 'make', there: () => has('make') || has('ninja') },
 ];
-/** What some commands need besides. */
+/** Additional requirements of some commands. */
 const needsOf = {
   tests: [
     { what: 'libjpeg-turbo', apt: 'libjpeg-dev', dnf: 'libjpeg-turbo-devel', brew: 'jpeg-turbo', there: () => header('jpeglib.h') },
@@ -44,15 +47,15 @@ const needsOf = {
     { what: 'NumPy', apt: 'python3-numpy', dnf: 'python3-numpy', brew: 'numpy', there: () => pythonWithNumpy() !== undefined },
     { what: 'Pillow', apt: 'python3-pil', dnf: 'python3-pillow', brew: 'pillow', there: () => pythonWithPillow() !== undefined },
   ],
-  // elsewhere the four files can be had from its makers: --data
+  // elsewhere, download the four files from the publisher and pass --data
   fashionMnist: [{ what: 'Fashion-MNIST', apt: 'dataset-fashion-mnist', there: () => existsSync('/usr/share/datasets/fashion-mnist') }],
 };
 
-/** @param wanted names of {@link needsOf}, true for what is wanted. */
+/** @param wanted true for each name of {@link needsOf} that is required. */
 export const missing = (wanted = {}) =>
   [needs, ...Object.keys(needsOf).map((name) => (wanted[name] ? needsOf[name] : []))].flat().filter((n) => !n.there());
 
-/** One message that names what is missing and the command that installs it. */
+/** One message that names the missing requirements and the command that installs them. */
 export function advice(absent) {
   const names = (manager) => absent.map((n) => n[manager] ?? `(${n.what}: by hand)`).join(' ');
   return `uniflow-tokenizer needs ${absent.map((n) => n.what).join(', ')}. Install with:
@@ -61,7 +64,7 @@ export function advice(absent) {
   macOS:          brew install ${names('brew')}`;
 }
 
-/** Installs what is missing where that is allowed (Debian as root, or with sudo that asks nothing); returns what still is. */
+/** Installs missing requirements if permitted (Debian as root, or with passwordless sudo); returns those still missing. */
 export function installMissing(options) {
   const absent = missing(options);
   if (absent.length === 0 || !has('apt-get')) return absent;

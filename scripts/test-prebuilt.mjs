@@ -1,7 +1,7 @@
 /**
- * `node scripts/test-prebuilt.mjs [--this-node]`: packs the main package and the prebuilt one, unpacks both beside their dependencies in an
- * empty folder, and encodes a photograph there without a compiler, install scripts or a network: with this Node.js, and unless --this-node
- * with Node.js 22, 24 and Bun, whose binaries come from npm and are kept in build/runtimes.
+ * `node scripts/test-prebuilt.mjs [--this-node]`: packs the main and the prebuilt package, unpacks both beside their dependencies in an
+ * empty folder, and encodes a photograph there without a compiler, install scripts or a network. Uses this Node.js and, unless --this-node
+ * is given, also Node.js 22, 24 and Bun, whose binaries come from npm and are cached in build/runtimes.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -13,7 +13,7 @@ import { packPrebuilt } from './pack-prebuilt.mjs';
 import { SCOPE, thisPlatform } from './platforms.mjs';
 import { root, run } from './prepare.mjs';
 
-/** Of npm packages that hold nothing but a binary. */
+/** npm packages that contain only a binary. */
 const RUNTIMES = [
   { name: 'Node.js 22', spec: `node-${process.platform}-${process.arch}@22`, binary: 'bin/node' },
   { name: 'Node.js 24', spec: `node-${process.platform}-${process.arch}@24`, binary: 'bin/node' },
@@ -47,14 +47,14 @@ try {
   rmSync(folder, { recursive: true });
 }
 
-/** Both packages, and what the main one depends on. */
+/** Installs both packages and the main one's dependencies. */
 function install(to) {
   copyDependencies(to);
   unpack(packMain(to), to, 'uniflow-tokenizer');
   unpack(packPrebuilt(to), to, `${SCOPE}/${thisPlatform}`);
 }
 
-/** What the program prints, run without a PATH and, where the system lets us, without a network. */
+/** Output of the program, run without a PATH and, if the system permits, without a network. */
 function encode(binary, program) {
   const command = [binary, program, join(root, 'examples', 'photos', 'mountains.jpg')];
   const offline = ['unshare', '--net', '--map-root-user'];
@@ -67,7 +67,7 @@ function encode(binary, program) {
   return stdout.trim();
 }
 
-/** The runtime's binary; undefined, with the reason printed, where npm has none for this platform. */
+/** The runtime's binary; if npm has none for this platform, prints the reason and returns undefined. */
 function fetched({ name, spec, binary }) {
   const to = join(root, 'build', 'runtimes', spec.replaceAll('/', '+'));
   const path = join(to, 'package', binary);

@@ -1,6 +1,7 @@
 /**
- * `npm test`: everything that it needs, the native tests, then jest; ends with one line of totals. Whatever computes is tested with the kernels of
- * each instruction set that this machine has, and those of the GPU by the emulator. Arguments are jest's, which then runs once.
+ * `npm test`: prepares the checkout, runs the native tests and jest, and ends with one line of totals. Numerical code is tested with the
+ * kernels of every instruction set of this machine, and the GPU kernels in the emulator. With arguments, which are passed to jest, jest
+ * runs once.
  */
 import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
@@ -9,13 +10,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
-/** Native tests that run no kernels of the CPU's. */
+/** Native tests that run no CPU kernels. */
 const WITHOUT_KERNELS = 'allocator|cuda_emulated|emulator|jpeg|resample|safetensors|stream|team';
-/** Suites of the numbers: for every instruction set. */
+/** Numerical suites, which run for every instruction set. */
 const NUMBERS = ['bits', 'distillation', 'families', 'gradients', 'recompute', 'trainer', 'uniflow'];
-/** Suites of whole runs, minutes long: for the best instruction set, and for AVX2, which most machines have. */
+/** Suites of whole runs, which take minutes; they run for the best instruction set, and for AVX2, the most common one. */
 const RUNS = ['batch', 'reproduction', 'train'];
-/** Suites that hold for every device. */
+/** Suites that run on every device. */
 const DEVICES = ['cuda', 'distillation', 'families', 'gradients', 'trainer', 'uniflow'];
 
 prepare({ tests: true });
@@ -58,7 +59,7 @@ function ctest(set, options = []) {
   return { what: `ctest, ${set}`, ok: status === 0 && total > 0, passed: total - failed, failed, seconds: (Date.now() - begin) / 1000 };
 }
 
-/** Runs jest; what it prints goes through, its results come back. */
+/** Runs jest, passing its output through, and returns its results. */
 function jest(what, options = [], env = {}) {
   const begin = Date.now();
   const report = join(tmpdir(), `uniflow-jest-${process.pid}.json`);

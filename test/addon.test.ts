@@ -1,4 +1,4 @@
-/** How the addon is found, what is said where it cannot be, and what the environment chooses. */
+/** Lookup of the addon, errors if it is missing, and the environment variables that affect it. */
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { mkdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -10,7 +10,7 @@ import { root } from './support.js';
 const built = join(root, 'build', 'Release', 'uniflow.node');
 const nowhere = { XDG_CACHE_HOME: '/nonexistent' };
 
-/** The path of the addon that is loaded, or the error. */
+/** Prints the path of the loaded addon, or the error. */
 const LOAD = `
   const { addonPath } = await import(process.cwd() + '/dist/native.js').catch((error) => ({ addonPath: error.code + ': ' + error.message }));
   print(addonPath);`;
@@ -19,7 +19,7 @@ describe('the addon', () => {
   let compiled: Compiled;
   beforeEach(async () => {
     compiled = await Compiled.library();
-    await rm(join(compiled.dir, 'build')); // a link to this checkout's
+    await rm(join(compiled.dir, 'build')); // a link to this checkout's build
   });
   afterEach(() => compiled.remove());
 

@@ -1,4 +1,4 @@
-/** Wrong input of every kind: an error that names the offender and says what was expected; never a crash, a hang, or a wrong result. */
+/** Invalid input of every kind causes an error that names the subject and the expected value; never a crash, a hang, or a wrong result. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
@@ -9,7 +9,7 @@ import { memoryStats, setThreads, UniFlow, UniFlowError, VisionEncoder, type Err
 import { Compiled } from './fixtures/child.js';
 import { golden } from './support.js';
 
-jest.setTimeout(120_000); // on a machine that does much else
+jest.setTimeout(120_000); // for busy machines
 
 let dir: string;
 let uniflow: UniFlow;
@@ -26,7 +26,7 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-/** Expects a UniFlowError with `code`, whose message has `about` in it. */
+/** Expects a UniFlowError with `code` whose message contains `about`. */
 async function refused(work: () => unknown, code: ErrorCode, about: string | RegExp): Promise<UniFlowError> {
   let error: unknown;
   try {
@@ -74,7 +74,7 @@ function serialize({ header, data }: Weights): Buffer {
 
 let folders = 0;
 
-/** A copy of uniflow-tiny with other weights, another config.json, or other files; null removes one. */
+/** A copy of uniflow-tiny with changed weights, config.json or files; null removes a file. */
 async function checkpoint(change: {
   weights?: (file: Buffer) => Buffer;
   config?: (json: Record<string, unknown>) => unknown;
@@ -94,7 +94,7 @@ async function checkpoint(change: {
   return folder;
 }
 
-/** Changes what the header says. */
+/** Edits the header of the weights. */
 const said =
   (change: (header: Header) => void) =>
   (file: Buffer): Buffer => {
@@ -367,7 +367,7 @@ describe('images', () => {
     const head = Buffer.alloc(13);
     head.writeUInt32BE(30_000, 0);
     head.writeUInt32BE(30_000, 4);
-    head.set([1, 0, 0, 0, 0], 8); // one bit a pixel
+    head.set([1, 0, 0, 0, 0], 8); // one bit per pixel
     const rows = deflateSync(Buffer.alloc(30_000 * (1 + 30_000 / 8)), { level: 1 });
     const png = Buffer.concat([
       Buffer.from('\x89PNG\r\n\x1a\n', 'latin1'),
@@ -423,7 +423,7 @@ describe('pixels', () => {
     input.pixels.set(1, 2, 55, 55, value);
     await refused(() => uniflow.encode(input), 'BAD_INPUT', /pixels.*finite/);
     await refused(() => uniflow.encode(input, { batchSize: 1 }), 'BAD_INPUT', /pixels.*finite/);
-    expect((await uniflow.encode(pixels())).latents.shape).toEqual([1, 16, 16]); // the next one is not the worse for it
+    expect((await uniflow.encode(pixels())).latents.shape).toEqual([1, 16, 16]); // the next call is unaffected
   });
 
   test('views of any strides give what a copy in C order gives', async () => {
@@ -599,9 +599,9 @@ describe('save()', () => {
   });
 });
 
-// ----- the addon itself, where only the process's survival can be watched --------------------------------------------
+// ----- the addon itself, in a separate process whose survival is checked --------------------------------------------
 
-/** The outcome of each script: '' on success, `CODE message` of a UniFlowError, `Name: message` of another error, or how the process died. */
+/** Outcome of each script: '' on success, `CODE message` of a UniFlowError, `Name: message` of another error, or how the process died. */
 async function outcomes(scripts: readonly string[]): Promise<string[]> {
   const compiled = await Compiled.library();
   const results: string[] = [];
@@ -656,7 +656,7 @@ const hostile = `
 
 const jpeg = join(import.meta.dirname, 'fixtures', 'jpeg', '422.jpg');
 
-/** A valid call is in the list too: it shows that the rest fails for its reason. */
+/** Includes a valid call, to show that the others fail for their own reasons. */
 const survived: [script: string, outcome: RegExp][] = [
   ['return native.flowIntegrate(raw.head(), raw.tensor([1, 4, 16]), raw.flow())', /^$/],
 
@@ -807,7 +807,7 @@ const survived: [script: string, outcome: RegExp][] = [
   ['Object.setPrototypeOf({}, raw.tensor([4])).shape', /Error/],
   ['native.linear(Object.create(raw.tensor([1, 4])), raw.packed(4, 4), {})', /^BAD_INPUT x/],
 
-  // memory of the caller
+  // memory owned by the caller
   ['await raw.tensor([4]).read(new Float32Array(5))', /^BAD_INPUT into/],
   ['await raw.tensor([4]).read(new Int32Array(4))', /^BAD_INPUT into/],
   ['await raw.tensor([4]).read([0, 0, 0, 0])', /^BAD_INPUT into/],
@@ -832,7 +832,7 @@ const survived: [script: string, outcome: RegExp][] = [
     /^$/,
   ],
 
-  // pictures
+  // images
   [
     'await native.resample(new Uint8Array(11), 2, 2, new Uint8Array(12), { width: 2, height: 2, mode: "cover", edge: 2, filter: "box" })',
     /^BAD_INPUT pixels/,
@@ -885,7 +885,7 @@ const survived: [script: string, outcome: RegExp][] = [
     /^BAD_INPUT file: expected a JPEG that was not decoded yet/,
   ],
 
-  // what shards keep
+  // storage types of shards
   ['await native.store(new Float32Array(2), "float16", new Uint16Array(3))', /^BAD_INPUT bits/],
   ['await native.store(new Float32Array(2), "float32", new Uint16Array(2))', /^BAD_INPUT type/],
   ['await native.store(new Float32Array([1e30]), "float16", new Uint16Array(1))', /^UNSUPPORTED store: .* but got 1e\+30/],
@@ -893,7 +893,7 @@ const survived: [script: string, outcome: RegExp][] = [
   ['await native.moments(new Float32Array(7), 2, new Float64Array(2), new Float64Array(2))', /^BAD_INPUT channels/],
   ['await native.moments(new Float32Array(8), 2, new Float64Array(2), new Float64Array(1))', /^BAD_INPUT squares/],
 
-  // error classes that do not work
+  // invalid error classes
   ['native.setErrorClass(123)', /^(BAD_INPUT|TypeError|Error)/],
   ['native.setErrorClass()', /^(BAD_INPUT|TypeError|Error)/],
   ['native.setErrorClass({}); native.linear()', /^(BAD_INPUT|TypeError|Error)/],
@@ -907,7 +907,7 @@ const survived: [script: string, outcome: RegExp][] = [
     /Error|NaN/,
   ],
 
-  // the library: what could end the process or fill the memory
+  // the library: input that could crash the process or exhaust memory
   [
     'await lib.UniFlow.random({ ...lib.presets.nano, hidden_size: 1024, vit_hidden_size: 1024, num_attention_heads: 1 }).encode(raw.pixels())',
     /^(BAD_CHECKPOINT|BAD_INPUT|UNSUPPORTED)/,
@@ -930,7 +930,7 @@ const survived: [script: string, outcome: RegExp][] = [
   ],
 ];
 
-// Slow, some 10 s, and longer with each one that kills the process.
+// Slow: about 10 s, and longer with each script that kills the process.
 describe('the addon survives', () => {
   let results: string[];
   beforeAll(async () => {

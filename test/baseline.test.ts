@@ -1,4 +1,4 @@
-/** The PCA that a tokenizer must beat, and how much of its latents carries something, against their definitions in float64. */
+/** The PCA baseline and the use of latents, against their definitions in float64. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import ndarray, { type NdArray } from 'ndarray';
@@ -19,14 +19,14 @@ beforeAll(async () => {
 });
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
-/** All that a baseline asks of a tokenizer. */
+/** The parts of a tokenizer that a baseline needs. */
 const tokenizer = (patch: number, latentChannels: number): UniFlow =>
   ({
     config: { patch, latentChannels },
     device: 'cpu',
   }) as unknown as UniFlow;
 
-/** Images of waves and noise, [i].png. */
+/** Images of waves and noise, named [i].png. */
 async function makeImages(count: number, side: number): Promise<void> {
   for (let i = 0; i < count; i++) {
     const data = Uint8Array.from({ length: side * side * 3 }, (_, at) => {
@@ -39,7 +39,7 @@ async function makeImages(count: number, side: number): Promise<void> {
   }
 }
 
-/** Rows of patches of one image, (channel, row, column). */
+/** Patches of one image as rows, ordered by (channel, row, column). */
 function patchesOf(pixels: NdArray<Uint8Array>, image: number, patch: number): number[][] {
   const side = pixels.shape[1] as number;
   const rows: number[][] = [];
@@ -109,7 +109,7 @@ describe('latent use', () => {
     const [row, axis] = [Math.floor(i / channels), i % channels];
     return Math.cos((Math.PI * (7 * axis + 3) * (row + 0.5)) / (count * patches)) / (axis + 1);
   });
-  /** Latents are these in a rotated frame; the decoder shows the first `shown` axes. */
+  /** Latents are these axes in a rotated frame; the decoder shows the first `shown` axes. */
   function model(shown: number): { z: NdArray; decode: UniFlow['decode'] } {
     const angle = (a: number, b: number): Matrix => {
       const r = Matrix.eye(channels);
@@ -136,7 +136,7 @@ describe('latent use', () => {
   async function measured(shown: number, batch: number): Promise<{ effectiveRank: number; channelsInUse: number }> {
     const { z, decode } = model(shown);
     const originals = (await decode(z)) as NdArray<Uint8Array>;
-    originals.data.forEach((value, i) => (originals.data[i] = value + 8 * (i % 2))); // which no latents give
+    originals.data.forEach((value, i) => (originals.data[i] = value + 8 * (i % 2))); // a pattern that no latents produce
     const meter = new LatentMeter({ device: 'cpu', decode }, count);
     const part = (array: NdArray, begin: number, end: number): NdArray => {
       const row = array.size / count;

@@ -1,4 +1,4 @@
-/** Batch encoding: every kind of source, every format, and runs that are stopped, on real files and a real server. */
+/** Batch encoding: every kind of source, every format, and interrupted runs, with real files and a real server. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { parquetWriteBuffer } from 'hyparquet-writer';
 import ndarray from 'ndarray';
@@ -42,7 +42,7 @@ import { Compiled } from './fixtures/child.js';
 
 let dir: string;
 let uniflow: UniFlow;
-/** Twelve small pictures of several shapes, below `pictures`, in the order of a walk. */
+/** Twelve small images of several shapes, below `pictures`, in walking order. */
 let names: string[];
 const inDir = (...parts: string[]): string => join(dir, ...parts);
 const picture = (name: string): string => inDir('pictures', name);
@@ -81,7 +81,7 @@ async function itemsOf(...inputs: string[]): Promise<Item[]> {
 }
 const idsOf = async (...inputs: string[]): Promise<string[]> => (await itemsOf(...inputs)).map(({ id }) => id);
 
-/** The subject of the image in a source's item. */
+/** The bytes of the image in a source's item. */
 async function bytesOf({ image }: Item): Promise<Uint8Array> {
   const source = await readPicture(image, { backoff: 1 });
   if (typeof source === 'string') return readFile(source);
@@ -94,7 +94,7 @@ async function samplesOf(folder: string): Promise<ShardSample[]> {
   return samples;
 }
 
-/** sha256 by name of all that a run leaves, but for the order in which it went. */
+/** sha256 of a run's files by name, except those that depend on the order of processing. */
 async function contents(folder: string): Promise<Record<string, string>> {
   const found: Record<string, string> = {};
   for (const name of (await readdir(folder)).sort())
@@ -205,7 +205,7 @@ describe('sources', () => {
     const bytes = await readFile(picture(names[0]!));
     const file = await open(inDir('large.tar'), 'w');
     await file.write(header('large.jpg', 2 ** 31), 0, 512, 0);
-    const [at, end] = [512 + 2 ** 31, 1024 + 2 ** 31 + bytes.length]; // a hole, which takes no room
+    const [at, end] = [512 + 2 ** 31, 1024 + 2 ** 31 + bytes.length]; // a sparse file, which takes no space
     await file.write(header('small.jpg', bytes.length), 0, 512, at);
     await file.write(bytes, 0, bytes.length, at + 512);
     await file.truncate(512 * Math.ceil(end / 512) + 1024);
@@ -317,7 +317,7 @@ describe('over HTTP', () => {
     expect(await download(`${base}/moved`)).toEqual(jpeg);
     const asked = Date.now();
     expect(await download(`${base}/busy`, { backoff: 1 })).toEqual(jpeg);
-    expect(Date.now() - asked).toBeGreaterThan(900); // a date of whole seconds
+    expect(Date.now() - asked).toBeGreaterThan(900); // a date in whole seconds
     expect(await failure(download(`${base}/gone`, { backoff: 1 }))).toMatchObject({
       code: 'NETWORK',
       message: expect.stringMatching(/HTTP 404/),
@@ -361,7 +361,7 @@ describe('fit', () => {
         .toBuffer();
     const placement = placementOf({ width: 300, height: 100 }, target('crop'));
     expect(placement).toEqual({ grid: { rows: 4, cols: 4 }, crop: { left: 100, top: 0, width: 100, height: 100 } });
-    // The middle third is blue: nothing else is seen, but for the filter's reach at its border.
+    // The middle third is blue and must be the only visible part, except for the filter's support at its borders.
     const [red, blue] = await Promise.all([image('#f00', 300, 100), image('#00f', 100, 100)]);
     const data = await sharp(red, { raw: { width: 300, height: 100, channels: 3 } })
       .composite([{ input: blue, raw: { width: 100, height: 100, channels: 3 }, left: 100, top: 0 }])
@@ -420,7 +420,7 @@ describe('fit', () => {
     const crop = await read('crop');
     expect(crop.sizes).toEqual([3, 3, 3, 3]);
     expect(crop.rows.flatMap((row) => [...row])).toEqual([...(whole.latents.data as unknown as Float32Array)]);
-    const native = await read('native'); // four shapes of three pictures
+    const native = await read('native'); // four shapes with three images each
     expect(native.sizes).toEqual([3, 3, 3, 3]);
     expect(native.rows.map((row) => row.length)).toEqual(paths.map((_, i) => 16 * [4 * 4, 3 * 6, 6 * 3, 3 * 5][i % 4]!));
   });
@@ -600,7 +600,7 @@ describe('shards', () => {
 
 const run = promisify(execFile);
 
-/** A folder with so much room. */
+/** A folder on a file system of the given size. */
 async function smallDisk(name: string, size: string): Promise<string | undefined> {
   const disk = inDir(name);
   await mkdir(disk);
@@ -723,7 +723,7 @@ describe('stopped and taken up', () => {
     expect((await failure(encode('waiting', { signal: running.signal }, source))).code).toBe('ABORTED');
     expect(closed).toBe(0);
     await new Promise((resolve) => setTimeout(resolve, 1100));
-    expect(closed).toBe(2); // when they can
+    expect(closed).toBe(2); // closed once they resume
   });
 
   test('makes a shard again when its file is missing', async () => {
@@ -746,7 +746,7 @@ describe('stopped and taken up', () => {
     const pictures = openSource(inDir('pictures', 'bee'));
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
     const { manifest } = await encode('mine', { model: 'the same model by another name' });
-    expect(manifest.header.model.name).toBe(''); // as it was named at first
+    expect(manifest.header.model.name).toBe(''); // the name used when the run started
     expect((await failure(encode('mine', { size: 28 }))).message).toMatch(/differ in size/);
     expect((await failure(encode('mine', {}, pictures))).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
     const all = await itemsOf(inDir('pictures'));
@@ -776,7 +776,7 @@ describe('stopped and taken up', () => {
     await put('file', '');
     expect((await failure(encode('file/below'))).message).toMatch(/file\/below cannot be written: /);
     const disk = await smallDisk('disk', '36k');
-    if (!disk) return; // takes root
+    if (!disk) return; // mounting requires root
     try {
       const full = await failure(encode('disk', { shardSize: 2, tokens: true }));
       expect(full.code).toBe('BAD_INPUT');
@@ -793,7 +793,7 @@ describe('stopped and taken up', () => {
 
 test('a journal that had no room for a line has none of it, and takes the next; lines written at once do not mix', async () => {
   const disk = await smallDisk('journal', '64k');
-  if (!disk) return; // takes root
+  if (!disk) return; // mounting requires root
   const record = (index: number, failures: number): ShardRecord => ({
     ...{ index, files: [], count: 1, items: 1, firstId: '', lastId: '', ids: '', statistics: null },
     failures: Array.from({ length: failures }, (_, i) => ({ id: `${index}/${i}`, reason: 'no picture' })),
@@ -852,7 +852,7 @@ test('uniflow encode: a tar on standard input to shards; given again, it says th
   });
 });
 
-/** A PNG whose header says another size. */
+/** A PNG whose header declares another size. */
 function declaring(png: Buffer, width: number, height: number): Buffer {
   const copy = Buffer.from(png);
   copy.writeUInt32BE(width, 16);

@@ -1,4 +1,4 @@
-/** The benchmarks run and count; how fast anything is, no test can say. */
+/** The benchmarks run and count correctly; their speed is not tested. */
 import { describe, expect, test } from '@jest/globals';
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -59,7 +59,7 @@ describe('bench', () => {
 
 describe('costs', () => {
   test('of a linear layer', () => {
-    // 2 * 3 * 5 * 7 FLOPs; x 15 + weight 35 + residual 21 + out 21 elements, bias 7 floats
+    // 2 * 3 * 5 * 7 FLOPs; x 15 + weight 35 + residual 21 + output 21 elements, bias 7 floats
     expect(linearCost({ rows: 3, inputs: 5, outputs: 7, dtype: 'bfloat16', residual: true })).toEqual({ flops: 210, bytes: 92 * 2 + 28 });
   });
 
@@ -85,7 +85,7 @@ describe('costs', () => {
 });
 
 describe('ONNX models', () => {
-  const float = (name: string): string => `0a01${name}120b0a09080112050a0308ac02`; // float32 [300], which takes two bytes
+  const float = (name: string): string => `0a01${name}120b0a09080112050a0308ac02`; // float32 [300]; the dimension takes two bytes
   const operatorSets = ['4204', '0a00', '1015', '4211', '0a0d636f6d2e6d6963726f736f6674', '1001'].join('');
   const hex = (model: Uint8Array): string => Buffer.from(model).toString('hex');
 

@@ -40,7 +40,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype: FloatType) => {
     setThreads(2);
   });
 
-  /** Everything that comes of images [first, first + count). */
+  /** All results for images [first, first + count). */
   async function outputs(first: number, count: number): Promise<Record<string, NdArray>> {
     const encoded = await uniflow.encode({ pixels: pixels(first, count) }, { tokens: true, hiddenStates: true });
     const decoded = await uniflow.decode(encoded.latents, { grid: encoded.grid, steps: 2, noise: noise(first, count) });
@@ -48,7 +48,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype: FloatType) => {
     return { latents: encoded.latents, tokens: encoded.tokens!, ...states, decoded };
   }
 
-  /** Noise that belongs to the image, as its place in the batch would otherwise choose it. [count,N,P] */
+  /** Noise tied to the image, because the default noise depends on the position in the batch. [count,N,P] */
   function noise(first: number, count: number): NdArray<Float32Array> {
     const { patch } = uniflow.config;
     const [patches, values] = [(SIDE / patch) ** 2, 3 * patch ** 2];
@@ -61,7 +61,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype: FloatType) => {
     const all = await outputs(0, IMAGES);
     setThreads(threads);
     for (const batch of BATCHES) {
-      const first = IMAGES - batch; // another place in the batch for the last image
+      const first = IMAGES - batch; // moves the last image to another position in the batch
       const part = await outputs(first, batch);
       for (const [name, array] of Object.entries(part)) {
         const same = Array.from({ length: batch }, (_, i) => bytesOf(array, i).equals(bytesOf(all[name]!, first + i)));

@@ -1,4 +1,4 @@
-/** Published checkpoints as they are: their configs, names and processors, against transformers' values (scripts/oracle makes more of them). */
+/** Published checkpoints unchanged: their configs, names and processors, against transformers' values (scripts/oracle generates more). */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -9,7 +9,7 @@ import { defaultPreprocessing } from '../lib/io/preprocess.js';
 import { applyProcessor } from '../lib/io/processor.js';
 import { failure, fixtures, golden, photos, readTensors, relativeL2, tolerances } from './support.js';
 
-jest.setTimeout(120_000); // on a machine that does much else
+jest.setTimeout(120_000); // for busy machines
 
 type Json = Record<string, unknown>;
 const checkpoint = (name: string): string => join(fixtures, 'checkpoints', name);
@@ -23,7 +23,7 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
 let copies = 0;
-/** A copy of a checkpoint folder with other fields in a JSON file; null is written as null. */
+/** A copy of a checkpoint folder with changed fields in a JSON file; null is written as null. */
 async function changed(source: string, fields: Json, file = 'config.json'): Promise<string> {
   const folder = join(dir, `copy-${copies++}`);
   await cp(source, folder, { recursive: true });
@@ -41,7 +41,7 @@ async function loaded<T>(folder: string, use: (encoder: VisionEncoder) => Promis
   }
 }
 
-/** Every hidden state of every size in the golden file. */
+/** Compares all hidden states of all sizes in the golden file. */
 async function agrees(encoder: VisionEncoder, folder: string): Promise<void> {
   const expected = await readTensors(join(folder, 'golden.safetensors'));
   const sizes = Object.keys(expected).flatMap((name) => /^pixels\.(.+)$/.exec(name)?.[1] ?? []);
@@ -90,7 +90,7 @@ describe('loads with the hidden states of transformers', () => {
   });
 });
 
-/** Gives the tensors of a safetensors file other names. */
+/** Renames the tensors of a safetensors file. */
 async function rename(path: string, name: (old: string) => string): Promise<void> {
   const file = await readFile(path);
   const end = 8 + Number(file.readBigUInt64LE());

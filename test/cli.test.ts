@@ -1,4 +1,4 @@
-/** The command line, as a user runs it: in a process of its own, on real files. */
+/** The command line as users run it: in a separate process, on real files. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import type { NdArray } from 'ndarray';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
@@ -29,7 +29,7 @@ function picture(width: number, height: number, color: string): Sharp {
   return sharp({ create: { width, height, channels: 3, background: color } }).composite([{ input: Buffer.from(circle) }]);
 }
 
-/** Pictures of several formats, two broken ones, other files, and a link that leads back. */
+/** Images in several formats, two damaged ones, other files, and a circular link. */
 async function makePhotos(): Promise<void> {
   await mkdir(join(photos, 'sub'), { recursive: true });
   await picture(80, 60, '#c04020').png().toFile(join(photos, 'a.png'));
@@ -264,7 +264,7 @@ describe('encode, decode, reconstruct', () => {
       '--batch',
       '1',
     ]);
-    await new Promise<void>((resolve) => child.stderr!.once('data', () => resolve())); // encode: 0/200 images
+    await new Promise<void>((resolve) => child.stderr!.once('data', () => resolve())); // waits for "encode: 0/200 images"
     await new Promise((resolve) => setTimeout(resolve, 500));
     child.kill('SIGINT');
     const run = await ended;

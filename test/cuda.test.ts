@@ -1,4 +1,4 @@
-/** Expectations of device 'cuda': the CPU's results, memory that is returned, and devices used side by side. */
+/** Expectations of device 'cuda': the CPU's results, memory that is freed, and devices used concurrently. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { setFlagsFromString } from 'node:v8';
@@ -53,14 +53,14 @@ const both = (options: Omit<DeviceOptions, 'device'> = {}): [cpu: UniFlow, cuda:
 /** Memory statistics of the GPU; zeros before its first use. */
 const memory = (): MemoryStats => memoryStats().devices['cuda:0'] ?? { active: 0, peak: 0, pool: 0 };
 
-/** Waits for what the device still gives back behind the last result: uploads that nothing reads any more. */
+/** Waits until the device has freed the uploads that it frees after the last result. */
 async function settled(expected: Partial<MemoryStats>): Promise<void> {
   const there = (): boolean => Object.entries(expected).every(([name, value]) => memory()[name as keyof MemoryStats] === value);
   for (let i = 0; i < 100 && !there(); i++) await new Promise((resolve) => setTimeout(resolve, 10));
   expect(memory()).toMatchObject(expected);
 }
 
-/** Memory in use after the uploads have been returned. */
+/** Memory in use after the uploads have been freed. */
 async function rest(): Promise<MemoryStats> {
   let now = memory();
   for (let quiet = 0; quiet < 5;) {
@@ -72,7 +72,7 @@ async function rest(): Promise<MemoryStats> {
   return now;
 }
 
-/** Makes the backend's own workspace, which stays as long as the process does. */
+/** Creates the backend's workspace, which lives as long as the process. */
 async function warm(): Promise<void> {
   await using uniflow = UniFlow.random('nano', { device: 'cuda' });
   await uniflow.encode(pixels());
@@ -104,17 +104,17 @@ function cosine(a: NdArray, b: NdArray): number {
   return xy / Math.sqrt(xx * yy);
 }
 
-/** Frees the tensors that earlier tests have left to the garbage collector: they would make room in the middle of a test. */
+/** Frees tensors that earlier tests left to the garbage collector, which would otherwise free memory in the middle of a test. */
 async function collectGarbage(): Promise<void> {
   setFlagsFromString('--expose-gc');
   const gc = runInNewContext('gc') as () => void;
   for (let i = 0; i < 3; i++) {
     gc();
-    await new Promise((resolve) => setImmediate(resolve)); // finalizers run between
+    await new Promise((resolve) => setImmediate(resolve)); // finalizers run in between
   }
 }
 
-/** Tensors that take all memory of the GPU but a few KiB. */
+/** Allocates tensors that fill the GPU's memory except for a few KiB. */
 async function filled(): Promise<Tensor[]> {
   await collectGarbage();
   const tensors: Tensor[] = [];
@@ -436,7 +436,7 @@ suite(`device 'cuda' (${reason})`, () => {
         expect(result.skipped).toBe(false);
       });
       expect(got.results[3]!.loss).toBeLessThan(got.results[0]!.loss);
-      expect(relativeL2(got.latents, want.latents)).toBeLessThan(tolerances.decode); // Adam's first steps are the gradient's sign
+      expect(relativeL2(got.latents, want.latents)).toBeLessThan(tolerances.decode); // Adam's first steps equal the gradient's sign
       expect(relativeL2(got.images, want.images)).toBeLessThan(tolerances.decode);
     });
 
@@ -495,7 +495,7 @@ suite(`device 'cuda' (${reason})`, () => {
       const handles = memoryStats().handles;
       for (let i = 0; i < 50; i++) await use();
       await settled({ active });
-      expect(memory().pool).toBeLessThan(pool + 1e5); // uploads under way at the same time may want a block each
+      expect(memory().pool).toBeLessThan(pool + 1e5); // concurrent uploads may each need a block
       expect(memoryStats().handles).toBe(handles);
     });
 
@@ -513,7 +513,7 @@ suite(`device 'cuda' (${reason})`, () => {
     test('returns there also when it decoded, repeatedly', async () => {
       const { active } = await rest();
       const uniflow = UniFlow.random('nano', { device: 'cuda' });
-      for (let i = 0; i < 3; i++) await uniflow.decode(latents(64)); // more than any test before this one
+      for (let i = 0; i < 3; i++) await uniflow.decode(latents(64)); // more than in any earlier test
       await uniflow.dispose();
       expect((await rest()).active).toBeLessThanOrEqual(active);
     });
@@ -532,19 +532,19 @@ suite(`device 'cuda' (${reason})`, () => {
 
     test('that is not there: OUT_OF_MEMORY with the sizes, and the next encode works', async () => {
       const gib = Number(/(\d+) GiB/.exec(gpu!.description)![1]);
-      const hidden = 65536; // 4 MiB a picture between the two layers of an MLP
+      const hidden = 65536; // 4 MiB per image between the two layers of an MLP
       const config = { ...presets.nano, num_hidden_layers: 1, intermediate_size: hidden };
       await using uniflow = UniFlow.random(config, { device: 'cuda' });
-      await uniflow.encode(pixels()); // its position table is kept
+      await uniflow.encode(pixels()); // caches its position table
       const want = (await uniflow.encode(pixels(1, 28))).latents;
       const before = { active: (await rest()).active, handles: memoryStats().handles };
-      const many = 280 * gib; // 1.16 times as much
+      const many = 280 * gib; // 1.16 times the memory
       const bytes = { pixels: ndarray(new Uint8Array(many * 56 * 56 * 3), [many, 56, 56, 3]) };
       const error = await failure(uniflow.encode(bytes, { batchSize: many }));
       expect(error.code).toBe('OUT_OF_MEMORY');
       expect(error.message).toContain(`asked for ${many * 17 * hidden * 4} bytes`);
       expect(error.message).toMatch(/\d+ bytes in use/);
-      expect(memoryStats().handles).toBeLessThanOrEqual(before.handles); // tables that may have failed are made again
+      expect(memoryStats().handles).toBeLessThanOrEqual(before.handles); // tables that may have failed are recreated
       await uniflow.encode(pixels());
       expect((await uniflow.encode(pixels(1, 28))).latents).toEqual(want);
       await settled({ active: before.active });
@@ -576,7 +576,7 @@ suite(`device 'cuda' (${reason})`, () => {
       await trainer.step(batch);
       const full: Tensor[] = [];
       const refusal = async (work: () => Promise<unknown>): Promise<UniFlowError> => {
-        full.push(...(await filled())); // also what garbage collection has given back since
+        full.push(...(await filled())); // refills memory that garbage collection has freed since
         return failure(work());
       };
       errors['encode'] = await refusal(() => uniflow.encode(pixels()));
@@ -652,7 +652,7 @@ suite(`device 'cuda' (${reason})`, () => {
       expect(error.code).toBe('ABORTED');
       expect(error.cause).toBe(reason);
       expect(performance.now() - start).toBeLessThan(5000);
-      expect(memoryStats().handles).toBeLessThanOrEqual(handles); // fewer, should garbage of another test be collected
+      expect(memoryStats().handles).toBeLessThanOrEqual(handles); // fewer if garbage of another test is collected
       expect((await rest()).active).toBeLessThanOrEqual(active + 1e6); // a recorded decode
       expect(await use()).toEqual(want);
     });

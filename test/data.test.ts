@@ -1,4 +1,4 @@
-/** Datasets and loader: real folders, lists, IDX files and tars, made here. */
+/** Data sets and loader, on generated folders, lists, IDX files and tars. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, readdir, readFile, readlink, rm, symlink, writeFile } from 'node:fs/promises';
@@ -14,11 +14,11 @@ import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 
 let dir: string;
-/** 10 pictures of 3 classes in two formats, in `pictures`. */
+/** 10 images of 3 classes in two formats, in `pictures`. */
 const files: string[] = [];
 let pictures: Dataset;
 
-/** Red is the column and green the row, so that pixels say where they come from; blue tells pictures apart. */
+/** Red encodes the column and green the row, so that pixels reveal their origin; blue distinguishes images. */
 function gradient(blue = 0, side = 256): Sharp {
   const data = Buffer.alloc(side * side * 3);
   for (let i = 0; i < side * side; i++) data.set([((i % side) * 256) / side, (Math.floor(i / side) * 256) / side, blue], 3 * i);
@@ -508,7 +508,7 @@ describe('loader', () => {
       expect(first!.pixels.shape).toEqual([2, 8, 8, 3]);
       expect(Buffer.from(first!.pixels.data)).toEqual(Buffer.from(second!.pixels.data.subarray(0, 2 * 192)));
       const [none] = await take(subset(broken, [2, 0]), 1, { batchSize: 1, size: 8, crop: 'center', epochs: 1, onDamaged });
-      expect(none!.ids).toEqual(['0.jpg']); // a batch of damaged ones only does not come
+      expect(none!.ids).toEqual(['0.jpg']); // a batch with only damaged images is skipped
     });
 
     test('rejects when all data is damaged', async () => {

@@ -1,11 +1,11 @@
-/** The small model that comes along: what `UniFlow.load()` gives, and how well it does on photographs that it was never trained on. */
+/** The small bundled model, as loaded by `UniFlow.load()`, and its quality on photographs that it was never trained on. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { embeddedModel, UniFlow } from '../lib/index.js';
 import { root } from './support.js';
 
-const LARGEST = 16e6; // bytes of the package that it may take
+const LARGEST = 16e6; // maximum size of the package in bytes
 
 let uniflow: UniFlow;
 let photos: string[];

@@ -1,4 +1,4 @@
-/** Evaluation: numbers that agree with numpy, scipy and scikit-image (fixtures/eval/make.py), do not depend on the batch, and are pinned. */
+/** Evaluation: metrics agree with numpy, scipy and scikit-image (fixtures/eval/make.py), do not depend on the batch, and are pinned. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { spawnSync } from 'node:child_process';
@@ -46,7 +46,7 @@ let expected: Record<'fid' | 'fidOfFew' | 'knn' | 'probe', number> &
 let dir: string;
 
 beforeAll(async () => {
-  setThreads(1); // the work is tiny: a team would only wait for each other
+  setThreads(1); // the work is too small for several threads
   dir = await mkdtemp(join(tmpdir(), 'uniflow-eval-'));
   expected = JSON.parse(await readFile(join(fixtures, 'eval', 'expected.json'), 'utf8'));
 });
@@ -153,7 +153,7 @@ describe('frozen features', () => {
   });
 });
 
-/** Pictures of two classes, brighter to the left or to the right, in sub-folders of these names. */
+/** Images of two classes, brighter on the left or on the right, in sub-folders of these names. */
 async function makePictures(folder: string, count: number, seed: number): Promise<void> {
   for (let i = 0; i < count; i++) {
     const side = i % 2 === 0 ? 'left' : 'right';
@@ -318,7 +318,7 @@ describe('evaluate', () => {
   });
 });
 
-/** Over the tokens behind the class token. */
+/** Mean over the tokens after the class token. */
 function meanCosine(a: NdArray, b: NdArray): number {
   const [images, tokens, width] = a.shape as [number, number, number];
   let sum = 0;
@@ -342,7 +342,7 @@ describe('rFID with a file of the user', () => {
     await expect(inceptionFeatures(path())).rejects.toMatchObject({ code: 'UNSUPPORTED', message: /npm install onnxruntime-node/ });
   });
 
-  const installed = existsSync(join(peers, 'node_modules', 'onnxruntime-node')); // by the benchmarks
+  const installed = existsSync(join(peers, 'node_modules', 'onnxruntime-node')); // installed by the benchmarks
   (installed ? test : test.skip)('features of its first output, pinned by its hash', async () => {
     const [colours, saved] = [join(dir, 'colours'), join(dir, 'inception.npy')];
     await mkdir(colours);
@@ -350,7 +350,7 @@ describe('rFID with a file of the user', () => {
       await sharp({ create: { width: 60, height: 60, channels: 3, background } })
         .png()
         .toFile(join(colours, `${i}.png`));
-    // In a process of its own: ONNX Runtime's results are no Float32Arrays in jest's realm.
+    // In a separate process, because ONNX Runtime's results are not Float32Arrays in jest's realm.
     const run = cli(
       peers,
       colours,
@@ -375,7 +375,7 @@ describe('rFID with a file of the user', () => {
   });
 });
 
-/** `uniflow eval` as a user runs it, in the folder `cwd`. */
+/** Runs `uniflow eval` in the folder `cwd`. */
 function cli(cwd: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
   const command = ['--import', 'tsx', join(root, 'lib', 'cli', 'main.ts'), 'eval', ...args, '--threads', '1'];
   return spawnSync(process.execPath, command, { cwd, encoding: 'utf8', env: { ...process.env, UNIFLOW_DEBUG: '', NODE_OPTIONS: '' } });

@@ -30,7 +30,7 @@ describe.each(families)('%s', (family) => {
     });
 
     test('takes another, non-square size', async () => {
-      if (!expected['pixels_rect']) return; // its own implementation refuses other sizes
+      if (!expected['pixels_rect']) return; // Hugging Face's implementation rejects other sizes
       const out = await encoder.encode({ pixels: expected['pixels_rect'] });
       expect(relativeL2(out.lastHiddenState, expected['last_hidden_state_rect']!)).toBeLessThan(tolerances[dtype]);
     });

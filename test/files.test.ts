@@ -1,4 +1,4 @@
-/** Writing files and folders, with names as long and as odd as the file system allows. */
+/** Writing files and folders, with the longest and most unusual names that the file system allows. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -1,6 +1,6 @@
 /**
- * Every differentiable operation against central differences: along random directions, the gradient that the tape finds must say
- * how the output changes. In bfloat16, the gradient must point where the float32 one does.
+ * Compares the gradients of every differentiable operation with central differences along random directions. In bfloat16, the gradient must
+ * have the direction of the float32 gradient.
  */
 import { describe, expect, test } from '@jest/globals';
 import { setThreads } from '../lib/device.js';
@@ -27,7 +27,7 @@ const around1 = (n: number): Input => ({ ...vector(n), std: 0.2, mean: 1 });
 const matrix = (outputs: number, inputs: number): Input => ({ ...tokens(outputs, inputs), std: 1 / Math.sqrt(inputs) });
 
 type Values = Record<string, Tensor>;
-/** An operation of named inputs; a gradient is wanted of each. `dtype` is the model's. */
+/** An operation on named inputs, all of which get gradients. `dtype` is the model's. */
 interface Case {
   name: string;
   inputs: Record<string, Input>;
@@ -52,7 +52,7 @@ const activations: Activation[] = ['gelu', 'gelu_tanh', 'quick_gelu', 'silu'];
 
 const P = 27;
 const M = 15;
-/** Parameters of a flow head of width 17, with one block, by path. */
+/** Parameters of a flow head of width 17 with one block, by path. */
 const headInputs: Record<string, Input> = Object.fromEntries(
   Object.entries({ time1: [OUT, 256], time2: [OUT, OUT], condition: [OUT, OUT], input: [OUT, P], fc1: [OUT, OUT], fc2: [OUT, OUT] })
     .concat(Object.entries({ modulation: [3 * OUT, OUT], final: [2 * OUT, OUT], output: [P, OUT] }))
@@ -156,7 +156,7 @@ const cases: Case[] = [
     of: (v) => recompute((x, residual) => ops.linear(x, layer(v), { activation: 'gelu', residual }), [v.x!, v.residual!]),
   },
   { name: 'crossEntropy', inputs: { logits: tokens(OUT, 1025) }, of: (v) => crossEntropy(v.logits!, labels(OUT, 1025)) },
-  // The adaptive weights are constants for the gradient: with beta 0 they are constants.
+  // The adaptive weights are constants for the gradient; with beta 0 they really are constant.
   ...(['adaptive', 'uniform', 'last'] as const).map((weights): Case => ({
     name: `distillationLoss, ${weights}`,
     inputs: weights === 'last' ? { last: x } : { first: x, last: x },
@@ -176,7 +176,7 @@ const cases: Case[] = [
   },
 ];
 
-/** The content of a tensor that is no longer needed. */
+/** Reads and disposes of a tensor. */
 async function take(t: Tensor): Promise<Float32Array> {
   using last = t;
   return (await last.read()).data as Float32Array;
@@ -196,7 +196,7 @@ const dot = (a: ArrayLike<number>, b: ArrayLike<number>): number =>
   Array.prototype.reduce.call(a, (sum: unknown, v, i) => (sum as number) + (v as number) * b[i]!, 0) as number;
 const length = (a: ArrayLike<number>): number => Math.sqrt(dot(a, a));
 
-/** The operation with values for its inputs, in a dtype. The number that is differentiated is Σ cotangent · output. */
+/** The operation with given inputs, in a dtype. The differentiated function is Σ cotangent · output. */
 class Probe {
   constructor(
     private readonly of: Case,
@@ -229,7 +229,7 @@ class Probe {
     return constant(100 + i, output.shape, output.dtype as FloatType);
   }
 
-  /** The gradients of the inputs, or of those alone that are named. */
+  /** The gradients of the named inputs. */
   async gradients(names = Object.keys(this.of.inputs)): Promise<Record<string, Float32Array>> {
     const found = here(() =>
       tidy(() => {
@@ -247,7 +247,7 @@ class Probe {
     return Object.fromEntries(await Promise.all(found.map(read)));
   }
 
-  /** Σ cotangent · output in float64, with `values` in place of the input's own. */
+  /** Σ cotangent · output in float64, with `values` replacing the input. */
   async value(name: string, values: Float32Array): Promise<number> {
     const moved = new Probe(this.of, this.dtype, { ...this.values, [name]: values });
     const { loss, pairs } = here(() =>
@@ -262,8 +262,8 @@ class Probe {
   }
 
   /**
-   * The largest |slope − gradient · direction| along some random directions, in units of the gradient's length, which is how
-   * large gradient · direction is.
+   * The largest |slope − gradient · direction| over some random directions, relative to the gradient's length, which is the scale of
+   * gradient · direction.
    */
   async error(name: string, gradient: Float32Array): Promise<number> {
     const STEP = 1e-2;
@@ -286,7 +286,7 @@ class Probe {
 
 const TOLERANCE = 1e-3;
 
-setThreads(1); // the operations are too small for more
+setThreads(1); // the operations are too small for more threads
 
 describe.each(cases.map((c) => [c.name, c] as const))('%s', (_, of) => {
   test('float32: the gradient of every input is the slope', async () => {

@@ -35,14 +35,14 @@ function sharded(shards: Files): Files {
   return { ...SMALL, 'model.safetensors.index.json': Buffer.from(JSON.stringify({ metadata: {}, weight_map })), ...shards };
 }
 
-/** The hub's responses for the repository `org/model`, whose safetensors come from another origin, as on the real hub. */
+/** A hub with the repository `org/model`, which redirects safetensors to another origin, like the real hub. */
 class FakeHub {
   readonly requests: string[] = [];
   readonly tokens: (string | undefined)[] = [];
   readonly cdnTokens: (string | undefined)[] = [];
   files: Files = SINGLE;
   commit: string = COMMITS[0];
-  /** Takes over every request where it returns true. */
+  /** Handles a request itself if it returns true. */
   intercept: (request: IncomingMessage, response: ServerResponse) => boolean = () => false;
   /** Sends the body of a file from the other origin. */
   send = (response: ServerResponse, data: Buffer): void => void response.end(data);
@@ -67,7 +67,7 @@ class FakeHub {
     }
   }
 
-  /** The names of the files whose bytes were asked for. */
+  /** Names of the files whose contents were requested. */
   get downloads(): string[] {
     return this.requests.filter((url) => url.includes('/resolve/')).map((url) => url.split('/').at(-1)!);
   }
@@ -137,7 +137,7 @@ beforeEach(async () => {
   events = [];
   for (const name of ENVIRONMENT) delete process.env[name];
   process.env['HF_ENDPOINT'] = hub.endpoint;
-  process.env['HF_HOME'] = join(root, 'home'); // does not exist: the token of whoever runs the tests stays out of them
+  process.env['HF_HOME'] = join(root, 'home'); // does not exist, so that the tests never use the developer's token
 });
 afterEach(() => hub.stop());
 afterAll(async () => {
@@ -155,7 +155,7 @@ const failure = (promise: Promise<unknown>): Promise<UniFlowError> =>
     (value) => Promise.reject(new Error(`unexpected success: ${String(value)}`)),
     (error: UniFlowError) => error,
   );
-/** `toEqual` takes a second for a file of this size. */
+/** Faster than `toEqual`, which takes a second for a file of this size. */
 const holds = async (path: string, data: Buffer): Promise<boolean> => data.equals(await readFile(path));
 const repository = (...path: string[]): string => join(cacheDir, 'models--org--model', ...path);
 const snapshot = (commit: string = hub.commit): string => repository('snapshots', commit);

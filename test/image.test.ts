@@ -15,7 +15,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
-/** Four quarters: red, green / blue, white. Each is flat, so that lossy formats keep its color nearly. */
+/** Four quarters: red, green / blue, white. Each is uniform, so that lossy formats nearly preserve its colour. */
 const WIDTH = 48;
 const HEIGHT = 32;
 const CORNERS = [
@@ -105,7 +105,7 @@ describe('formats', () => {
 
 describe('pixels', () => {
   test.each([
-    // Where the corners come to lie by the EXIF standard; 5 to 8 exchange width and height.
+    // Positions of the corners according to the EXIF standard; 5 to 8 swap width and height.
     [1, [0, 1, 2, 3]],
     [2, [1, 0, 3, 2]],
     [3, [3, 2, 1, 0]],
@@ -178,7 +178,7 @@ describe('pixels', () => {
   });
 });
 
-/** A PNG of any size with next to no data. */
+/** A PNG of any size with almost no data. */
 function pngOf(width: number, height: number): Buffer {
   const chunk = (type: string, data: Buffer) => {
     const body = Buffer.concat([Buffer.from(type, 'latin1'), data]);
@@ -231,7 +231,7 @@ describe('bad input', () => {
       .toBuffer();
     const error = await failure(whole.subarray(0, whole.length >> 1));
     expect(error.code).toBe('BAD_INPUT');
-    // The directory of a TIFF is at its end: without it, nothing says that this is one.
+    // The directory of a TIFF is at its end, so a truncated file is not recognised as a TIFF.
     const start = format === 'tiff' ? 'expected a JPEG' : 'the picture is damaged or incomplete: ';
     expect(error.message.startsWith(`<buffer>: ${start}`)).toBe(true);
     expect(error.message).not.toContain('\n');

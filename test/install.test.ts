@@ -1,4 +1,4 @@
-/** The package in an application's folder: what it brings, what it does without, and who can import it. */
+/** The package in an application's folder: installed packages, optional packages, and ways to import it. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { build } from 'esbuild';
 import { execFile } from 'node:child_process';
@@ -10,9 +10,9 @@ import { FEATURES, installCommand, optional } from '../lib/optional.js';
 import { failure, photos, root } from './support.js';
 
 const run = promisify(execFile);
-/** Entries of the package besides the main one. */
+/** Entry points of the package besides the main one. */
 const SUBPATHS = ['train', 'serve', 'queue', 'shards', 'eval'];
-/** Packages that an install brings besides this one and its addon, at most. */
+/** Maximum number of installed packages besides this one and its addon. */
 const MOST_PACKAGES = 50;
 
 let app: string;
@@ -31,7 +31,7 @@ beforeAll(async () => {
 
 afterAll(() => rm(app, { recursive: true }));
 
-/** Runs a program of the application. @returns what it prints. */
+/** Runs a program in the application. @returns its output. */
 async function execute(name: string, source: string): Promise<string> {
   await writeFile(join(app, name), source);
   return (await run(process.execPath, ['--no-warnings', name, 'photo.jpg'], { cwd: app })).stdout.trim();
@@ -152,7 +152,7 @@ test('an import that fails for another reason is not taken for a package that is
   });
 });
 
-/** Names of the packages in a node_modules folder, nested ones included. */
+/** Names of the packages in a node_modules folder, including nested ones. */
 async function packagesIn(folder: string): Promise<string[]> {
   const found: string[] = [];
   for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {

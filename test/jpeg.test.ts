@@ -1,6 +1,6 @@
 /**
- * JPEG files are decoded natively or, where they are not of the plain kinds, by sharp: which of the two must not be seen. So everything here is
- * compared with sharp alone, pixels and error texts.
+ * JPEG files are decoded natively or, if they use rare features, by sharp, and the results must not differ. All tests compare pixels and
+ * error messages with sharp alone.
  */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { execFileSync, spawn } from 'node:child_process';
@@ -29,7 +29,7 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 
 const FORMATS = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
 
-/** decodeImage as it is without a decoder of its own. */
+/** decodeImage without the native decoder. */
 async function bySharp(bytes: Uint8Array, maxPixels = 16383 * 16383, name = '<buffer>'): Promise<RgbImage> {
   const bad = (what: string) => new UniFlowError('BAD_INPUT', `${name}: ${what}`);
   const damaged = (error: unknown) => bad(`the picture is damaged or incomplete: ${(error as Error).message.split('\n')[0]}`);
@@ -58,7 +58,7 @@ async function bySharp(bytes: Uint8Array, maxPixels = 16383 * 16383, name = '<bu
   }
 }
 
-/** A picture or an error in a line: equal lines, equal outcomes. */
+/** An image or an error as one line: equal lines mean equal outcomes. */
 async function outcome(work: Promise<RgbImage>): Promise<string> {
   try {
     const { data, width, height } = await work;
@@ -73,7 +73,7 @@ async function expectAsSharp(bytes: Uint8Array, options: DecodeOptions = {}): Pr
   expect(await outcome(decodeImage(bytes, options))).toBe(await outcome(bySharp(bytes, options.maxPixels)));
 }
 
-/** The same of many files: those that differ, by name. */
+/** Compares many files, reporting the names of those that differ. */
 async function expectAllAsSharp(files: Iterable<readonly [string, Uint8Array]>, options: DecodeOptions = {}): Promise<void> {
   const got: Record<string, string> = {};
   const want: Record<string, string> = {};
@@ -84,7 +84,7 @@ async function expectAllAsSharp(files: Iterable<readonly [string, Uint8Array]>, 
   expect(got).toEqual(want);
 }
 
-/** So that a comparison cannot hold by sharp doing all the work. */
+/** Ensures that a comparison does not pass because sharp decodes both. */
 async function expectNative(bytes: Uint8Array): Promise<void> {
   const opened = await native.openJpeg(bytes, 2 ** 30);
   expect(opened).toBeDefined();
@@ -116,7 +116,7 @@ function segment(marker: number, body: Uint8Array): Buffer {
   return Buffer.concat([head, body]);
 }
 
-/** Where the header's segments begin, the first SOS the last of them. */
+/** Positions of the header's segments; the last is the first SOS. */
 function segments(file: Buffer): { marker: number; at: number; end: number }[] {
   const found = [];
   for (let at = 2, marker = SOI; marker !== SOS;) {
@@ -168,7 +168,7 @@ function tiff(order: Order, entries: Entry[], { directory = 8, count = entries.l
 const exif = (body: Uint8Array, head = 'Exif\x00\x00'): Buffer => segment(APP1, Buffer.concat([Buffer.from(head, 'latin1'), body]));
 const withExif = (file: Buffer, ...parts: Uint8Array[]): Buffer => insertAt(file, 2, ...parts);
 
-/** A sequence that is the same in every run: 0 to n - 1. */
+/** A reproducible sequence of numbers from 0 to n - 1. */
 function random(seed: number): (n: number) => number {
   let state = seed;
   return (n) => {
@@ -272,7 +272,7 @@ describe('what encoders write', () => {
   });
 
   test('a gain map for bright displays', async () => {
-    // Not among sharp's types yet
+    // Missing in sharp's types
     const bytes = await (scaled(40, 30) as Sharp & { withGainMap(): Sharp }).withGainMap().jpeg().toBuffer();
     expect((await sharp(bytes).metadata()).gainMap).toBeDefined();
     await expectAsSharp(bytes);
@@ -374,7 +374,7 @@ describe('damage', () => {
       }
       return [`file ${i}, changed at ${where.join(', ')}`, copy];
     });
-    // Sizes are hit too: not all the memory for them
+    // The size fields are damaged too: limits the memory for them
     await expectAllAsSharp(damaged, { maxPixels: 1e6 });
   });
 
@@ -475,7 +475,7 @@ describe('maxPixels', () => {
       copy.writeUInt16BE(65000, find(copy, SOF0).at + 5);
       copy.writeUInt16BE(65000, find(copy, SOF0).at + 7);
     });
-    const cut = vast.subarray(0, find(vast, SOS).end); // no data, so that neither starts on the pixels
+    const cut = vast.subarray(0, find(vast, SOS).end); // without data, so that neither decoder starts on the pixels
     await expectAsSharp(vast);
     await expectAsSharp(cut, { maxPixels: Infinity });
   });
@@ -526,7 +526,7 @@ describe('sources', () => {
     expect(await outcome(decodeImage(''))).toBe('NOT_FOUND : expected a file, but got no such file');
   });
 
-  const asRoot = process.getuid?.() === 0; // who may read everything
+  const asRoot = process.getuid?.() === 0; // root may read everything
   (asRoot ? test.skip : test)('a file that may not be read', async () => {
     const path = join(dir, 'locked.jpg');
     await writeFile(path, await jpeg(20, 10));
@@ -540,7 +540,7 @@ describe('sources', () => {
     expect(await outcome(decodeImage(`${path}\0.png`))).toMatch(/^BAD_INPUT .*: cannot be read: .*null bytes/);
   });
 
-  /** Writes into it in one go as soon as someone opens it for reading, as `program > pipe` does. */
+  /** Writes all bytes to the pipe at once when a reader opens it, like `program > pipe`. */
   async function feed(pipe: string, bytes: Uint8Array): Promise<{ exited: Promise<unknown> }> {
     const from = join(dir, 'fed.jpg');
     await writeFile(from, bytes);
@@ -549,11 +549,11 @@ describe('sources', () => {
     const writer = spawn(process.execPath, ['-e', script, from, pipe], { stdio: ['ignore', 'pipe', 'ignore'] });
     const exited = new Promise((resolve) => writer.on('exit', resolve));
     await new Promise((resolve) => writer.stdout.once('data', resolve));
-    await new Promise((resolve) => setTimeout(resolve, 50)); // until it waits for a reader
+    await new Promise((resolve) => setTimeout(resolve, 50)); // time for the writer to block on opening the pipe
     return { exited };
   }
 
-  // Five times: whether bytes are lost is for the two processes to race about.
+  // Repeated five times, because losing bytes would be a race between the processes.
   test.each([1, 2, 3, 4, 5])('a named pipe, time %i', async (time) => {
     const bytes = await jpeg(20, 10);
     const pipe = join(dir, `pipe-${time}`);
@@ -561,7 +561,7 @@ describe('sources', () => {
     const { exited } = await feed(pipe, bytes);
     let done = false;
     const got = outcome(decodeImage(pipe)).finally(() => (done = true));
-    // Where the writer's bytes were lost, the reader would wait for ever: let it see an end.
+    // If the writer's bytes were lost, the reader would wait forever: send it an end of file.
     await exited;
     for (let i = 0; !done; ++i) {
       await new Promise((resolve) => setTimeout(resolve, 20));
@@ -607,7 +607,7 @@ test('fifty at once give what each gives alone', async () => {
     (await jpeg(33, 64)).subarray(0, 800),
     await fixture('arithmetic'),
   ];
-  // Errors of libvips go through one buffer of the process: where several fail at once, its words may come out as "Unknown error".
+  // libvips has one error buffer per process: if several decodes fail at once, a message may become "Unknown error".
   const line = async (source: ImageSource) => (await outcome(decodeImage(source))).replace(/(damaged or incomplete: ).*/, '$1');
   const alone: string[] = [];
   for (const source of kinds) alone.push(await line(source));

@@ -1,4 +1,4 @@
-/** Where latents come from: the encoder's last layer, the sum of several, or a pass behind a patch embedding of their own. */
+/** Sources of latents: the encoder's last layer, the sum of several layers, or a separate pass with a second patch embedding. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import { batches } from '../lib/train/loader.js';
 import { awaken, failure, golden, photos, readTensors, relativeL2 } from './support.js';
 
 const sizes = { latentChannels: 8, globalBlocks: 1, flowBlocks: 1, seed: 3 };
-const FAMILIES = ['dinov2', 'clip', 'internvl'] as const; // a final norm; no bias of the patch embedding; neither
+const FAMILIES = ['dinov2', 'clip', 'internvl'] as const; // with a final norm; without a bias in the patch embedding; with neither
 
 let folder: string;
 let pixels: NdArray<Uint8Array>;
@@ -35,7 +35,7 @@ const bits = ({ data }: NdArray): Buffer => {
   return Buffer.from(buffer as ArrayBuffer, byteOffset, byteLength);
 };
 
-/** One step of training for the pixels, the encoder frozen or not; its gradients. */
+/** Gradients of one reconstruction-only training step, with the encoder frozen or not. */
 async function stepped(uniflow: UniFlow, freezeEncoder: boolean): Promise<Map<string, NdArray>> {
   const trainer = new Trainer(uniflow, { lambdaDistillation: 0, freezeEncoder, optimizer: { lr: 1e-3 } });
   await trainer.step({ pixels });
@@ -84,7 +84,7 @@ describe.each(FAMILIES)('%s', (family) => {
     const after = await own.encode({ pixels }, { tokens: true });
     expect(bits(after.tokens!).equals(bits(before.tokens!))).toBe(true);
     expect(bits(after.latents).equals(bits(before.latents))).toBe(false);
-    expect(bits((await own.encode({ pixels })).latents).equals(bits(after.latents))).toBe(true); // whether tokens are asked for or not
+    expect(bits((await own.encode({ pixels })).latents).equals(bits(after.latents))).toBe(true); // with or without tokens requested
   });
 });
 
@@ -99,7 +99,7 @@ test("the gradient of a latent embedding is that of the encoder's own", async ()
 test('the linear start regresses latents from the sum of layers', async () => {
   const data = await openDataset(photos);
   const images = subset(data, [0, 1]);
-  /** How much of the principal coefficients, of variance 1, latents are. */
+  /** Fraction of the principal coefficients, normalised to variance 1, that the latents explain. */
   const carried = async (latentLayers: number): Promise<number> => {
     await using uniflow = await tokenizer('dinov2', { latentLayers });
     await linearStart(uniflow, images, { encoder: 'pretrained', size: 112 });

@@ -1,4 +1,4 @@
-/** Latents as `decode` reads them: everything that `encode` writes, and arrays of others. */
+/** Latents as read by `decode`: everything that `encode` writes, and arrays from other programs. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { parquetWriteBuffer } from 'hyparquet-writer';
 import { once } from 'node:events';

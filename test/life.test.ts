@@ -1,4 +1,4 @@
-/** Life in Node: worker threads, the end of the process, memory, the event loop, aborting, many calls at once. */
+/** Behaviour inside Node: worker threads, process exit, memory, the event loop, aborting, concurrent calls. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { getEventListeners } from 'node:events';
@@ -8,16 +8,16 @@ import { memoryStats, setThreads, UniFlow, UniFlowError } from '../lib/index.js'
 import { Compiled, inWorker, type Options } from './fixtures/child.js';
 import { golden } from './support.js';
 
-jest.setTimeout(180_000); // on a machine that does much else; what may not take long says so
+jest.setTimeout(180_000); // for busy machines; tests with a time limit check it themselves
 
 let compiled: Compiled;
 beforeAll(async () => {
-  setThreads(1); // a team waits for its slowest thread, which another program's load may hold up
+  setThreads(1); // a thread team waits for its slowest thread, which another program may delay
   compiled = await Compiled.library();
 });
 afterAll(() => compiled.remove());
 
-/** Runs a script that has to end by itself and without an error, and gives what it printed. */
+/** Runs a script that must end by itself without an error. @returns what it printed. */
 async function finishes(body: string, options?: Options): Promise<unknown[]> {
   const { code, signal, printed, stderr } = await compiled.run(body, options);
   expect({ code, signal, stderr }).toEqual({ code: 0, signal: null, stderr: '' });
@@ -48,7 +48,7 @@ async function rejection(promise: Promise<unknown>): Promise<UniFlowError> {
 
 const load = (): Promise<UniFlow> => UniFlow.load(golden('uniflow-tiny'));
 
-/** Loads a model and encodes for ever; says so after the first time. */
+/** Loads a model and encodes in an endless loop; sends a message after the first time. */
 const encodesForEver = `
   const { UniFlow } = await library();
   const uniflow = await UniFlow.load(fixture);
@@ -60,7 +60,7 @@ const encodesForEver = `
 const message = `(worker) => new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))`;
 
 describe('worker threads', () => {
-  // Slow: some 5 s.
+  // Slow: about 5 s.
   test('sixteen are terminated while they encode; the main thread then works, and their memory is free', async () => {
     const [stats, shape] = await finishes(`
       const message = ${message};
@@ -429,7 +429,7 @@ test('the event loop is never held for 20 ms while a ViT-B encodes and decodes l
     }
   `);
   const largest = (rounds as number[]).sort((a, b) => a - b);
-  expect(largest[1]).toBeLessThan(20); // the machine's own hiccups are not the library's: two rounds without one will do
+  expect(largest[1]).toBeLessThan(20); // delays may also come from the machine, so two rounds without one suffice
 });
 
 describe('an AbortSignal', () => {
@@ -457,7 +457,7 @@ describe('an AbortSignal', () => {
 
   test('ends a long decode at once', async () => {
     const controller = new AbortController();
-    const running = uniflow.decode(latents(64), { steps: 5000, signal: controller.signal }); // minutes
+    const running = uniflow.decode(latents(64), { steps: 5000, signal: controller.signal }); // takes minutes
     setTimeout(() => controller.abort(reason), 100);
     const start = performance.now();
     await expectAborted(running);
@@ -485,7 +485,7 @@ describe('an AbortSignal', () => {
 
   test.each([56, 70])('of the first encode of %i-pixel pictures does no harm to the next', async (side) => {
     const fresh = await load();
-    const ahead = uniflow.decode(latents(16), { steps: 40 }); // keeps the device busy, so that all of the encode is aborted
+    const ahead = uniflow.decode(latents(16), { steps: 40 }); // keeps the device busy, so that the whole encode is aborted
     const controller = new AbortController();
     const aborted = fresh.encode(pixels(1, side), { signal: controller.signal });
     setImmediate(() => controller.abort(reason));

@@ -8,7 +8,7 @@ import { prebuiltManifest, publishedManifest } from '../scripts/platforms.mjs';
 
 const root = join(import.meta.dirname, '..');
 
-/** The files of the package as it would be published. */
+/** The files of the package as published. */
 async function packed(): Promise<string[]> {
   const { stdout } = await promisify(execFile)('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
     cwd: root,
@@ -45,7 +45,7 @@ test('the package has no install script, and names the prebuilt packages when it
   }
 });
 
-// Slow: it links the prebuilt addon and packs both packages.
+// Slow: links the prebuilt addon and packs both packages.
 test('both packages, unpacked where there is no compiler, network or install script, encode a photograph', async () => {
   const { stdout } = await promisify(execFile)(process.execPath, ['scripts/test-prebuilt.mjs', '--this-node'], { cwd: root });
   expect(stdout).toMatch(/1x\d+x\d+ [0-9a-f]{64}/);

@@ -8,7 +8,7 @@ import { Tensor } from '../lib/tensor.js';
 const values = (count: number, seed: number): Float32Array => Float32Array.from({ length: count }, (_, i) => Math.sin(seed + 1.7 * i * i));
 const rows = (data: Float32Array, width: number): Tensor => Tensor.from({ data, shape: [data.length / width, width] });
 
-/** Mean and covariance by their definitions. */
+/** Mean and covariance, computed by definition. */
 function direct(data: Float32Array, width: number): { mean: number[]; covariance: number[] } {
   const n = data.length / width;
   const at = (r: number, c: number): number => data[r * width + c]!;

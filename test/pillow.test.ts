@@ -1,4 +1,7 @@
-/** Pixels mean the same as to Pillow, which published models were trained with; and an image that it reads otherwise is refused by name. */
+/**
+ * Decoded pixels equal Pillow's, which published models were trained with; images that Pillow reads differently are refused with the
+ * reason.
+ */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { execFileSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -7,7 +10,7 @@ import { join } from 'node:path';
 import { decodeImage, type RgbImage } from '../lib/index.js';
 import { failure, root } from './support.js';
 
-/** Images of an odd size in all 8-bit modes of each format, and what Pillow makes of them as RGB. */
+/** Images of an odd size in all 8-bit modes of each format, and Pillow's conversion of them to RGB. */
 const PROGRAM = `
 import sys
 from PIL import Image
@@ -59,7 +62,7 @@ interface Tiff {
 
 const [WIDTH, HEIGHT] = [96, 64];
 
-/** An uncompressed TIFF; `pixel` writes one pixel's samples at an offset. */
+/** An uncompressed TIFF; `pixel` writes the samples of one pixel at an offset. */
 function tiff(
   { samples, bits, photometric, extra = [], format = 1 }: Tiff,
   pixel: (data: Buffer, at: number, x: number, y: number) => void,
@@ -139,7 +142,7 @@ describe('bands of a TIFF', () => {
 });
 
 describe('BMP', () => {
-  /** 24-bit BGR, rows from the bottom. */
+  /** 24-bit BGR, bottom row first. */
   function bmp(width: number, height: number): Buffer {
     const stride = Math.ceil((3 * width) / 4) * 4;
     const bytes = Buffer.alloc(54 + stride * Math.abs(height), 200);
@@ -163,7 +166,7 @@ describe('BMP', () => {
 
   test('rows from the top are as they are', async () => {
     const [up, down] = [bmp(2, 2), bmp(2, -2)];
-    for (const bytes of [up, down]) bytes.set([1, 2, 3], 54); // the first row that is stored
+    for (const bytes of [up, down]) bytes.set([1, 2, 3], 54); // the first stored row
     expect([...(await decodeImage(up)).data.subarray(6, 9)]).toEqual([3, 2, 1]);
     expect([...(await decodeImage(down)).data.subarray(0, 3)]).toEqual([3, 2, 1]);
   });

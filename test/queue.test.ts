@@ -1,4 +1,4 @@
-/** Batch encoding on many machines: workers in processes of their own, a real Redis, a real S3 server, and all of them killed. */
+/** Batch encoding on many machines: worker processes, a real Redis and a real S3 server, all of which are killed. */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from '@jest/globals';
 // @ts-expect-error it comes without types
 import Server3 from '@20minutes/s3rver';
@@ -36,7 +36,7 @@ import { failure, startCommand, type CommandRun } from './support.js';
 
 const S3rver = Server3 as new (options: object) => { run(): Promise<AddressInfo>; close(): Promise<void> };
 
-const BUSY = 120_000; // the machine may have other work
+const BUSY = 120_000; // for busy machines
 
 let dir: string;
 let uniflow: UniFlow;
@@ -57,7 +57,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-/** Debian's redis-server with its append-only file, which it has again after a kill. */
+/** Debian's redis-server with its append-only file, which survives a kill. */
 class RedisServer {
   private child: ChildProcess | undefined;
   private constructor(
@@ -106,13 +106,13 @@ class RedisServer {
     }
   }
 
-  /** Jobs in a state. */
+  /** Number of jobs in a state. */
   async count(state: 'wait' | 'active' | 'failed'): Promise<number> {
     return (await this.command(state === 'failed' ? 'ZCARD' : 'LLEN', `bull:uniflow:${state}`)) as number;
   }
 }
 
-/** Pictures over HTTP. Some are broken. It answers all requests up to one, and holds the others back until it is opened. */
+/** An HTTP server of images, some of them damaged. It answers requests up to a limit and holds the others until it is opened. */
 class Pictures {
   private readonly server: Server;
   private readonly held: (() => void)[] = [];
@@ -181,7 +181,7 @@ const plan = (
     ...options,
   });
 
-/** What a run is, less what only says how it went. */
+/** Contents of a run, except files that only record its course. */
 async function contents(output: Output): Promise<Record<string, string>> {
   const found: Record<string, string> = {};
   for (const name of await output.list(''))
@@ -192,7 +192,7 @@ async function contents(output: Output): Promise<Record<string, string>> {
   return found;
 }
 
-/** The run is the one that a single machine makes of the same pictures, and nothing else is left. @returns the folder of that one. */
+/** Checks that the run equals that of a single machine, and that no other files remain. @returns the folder of the local run. */
 async function expectSameAsLocal(
   folder: string,
   source: () => Iterable<Item> | AsyncIterable<Item> = () => web.items(COUNT),
@@ -205,7 +205,7 @@ async function expectSameAsLocal(
   return local;
 }
 
-/** `uniflow worker` in a process of its own. */
+/** `uniflow worker` in a separate process. */
 class WorkerProcess {
   static readonly all: WorkerProcess[] = [];
   readonly child: ChildProcess;
@@ -230,7 +230,7 @@ class WorkerProcess {
   }
 }
 
-/** Numbers of a worker by name. */
+/** Metrics of a worker by name. */
 async function metricsOf(worker: { url: string | undefined }): Promise<Record<string, number>> {
   const text = await (await fetch(`${worker.url}/metrics`)).text();
   return Object.fromEntries([...text.matchAll(/^(\w+(?:\{.*\})?) (\S+)$/gm)].map(([, name, value]) => [name, Number(value)]));
@@ -252,7 +252,7 @@ beforeAll(async () => {
     port: 0,
     address: '127.0.0.1',
     silent: true,
-    allowMismatchedSignatures: true, // of requests for the bucket itself: it leaves out the slash at the end
+    allowMismatchedSignatures: true, // for requests to the bucket itself, where the server omits the trailing slash
     directory: inDir('s3'),
     configureBuckets: [{ name: 'bucket', configs: [] }],
   });
@@ -288,7 +288,7 @@ describe('two workers', () => {
         onState: (text) => states.push(text),
         onProgress: ({ workers }) => progress.push(workers),
       });
-      await until(() => web.holds >= 24); // shards of both workers are under way
+      await until(() => web.holds >= 24); // shards of both workers are in progress
       await first.kill('SIGKILL');
       await redis.kill();
       await sleep(500);
@@ -442,7 +442,7 @@ describe('a worker', () => {
       await here.close();
       expect(await redis.count('failed')).toBe(0);
       await rename(inDir('elsewhere'), inDir('mount'));
-      await redis.command('FLUSHALL'); // or the shards would come back after ten seconds
+      await redis.command('FLUSHALL'); // otherwise the shards would be retried after ten seconds
       await workHere();
       const { manifest } = await plan('mounted', items);
       expect([manifest!.count, manifest!.failures]).toEqual([16, 0]);
@@ -532,14 +532,14 @@ describe('the planner', () => {
       const killed = command('--max-waiting', '10');
       await until(async () => (await redis.count('wait')) === 10);
       await sleep(200);
-      expect(await redis.count('wait')).toBe(10); // no more than that
+      expect(await redis.count('wait')).toBe(10); // the limit holds
       killed.child.kill('SIGKILL');
       const { code, stdout } = await command('--detach').ended;
       expect([code, stdout]).toEqual([0, expect.stringMatching(/^30 shards of .* planned/)]);
       expect(await redis.count('wait')).toBe(SHARDS);
       const worker = await workHere();
       const sealed = await command('--json').ended;
-      expect(sealed.code).toBe(1); // some pictures are broken
+      expect(sealed.code).toBe(1); // some images are damaged
       expect(JSON.parse(sealed.stdout)).toMatchObject({ images: 230, failures: 10, shards: SHARDS, complete: false });
       expect(await shardsOf(worker, 'made')).toBe(SHARDS);
       expect(await shardsOf(worker, 'there')).toBe(0);
@@ -666,7 +666,7 @@ describe('S3', () => {
   test(
     'a run in a bucket is the run in a folder, and is read from there',
     async () => {
-      // S3rver removes a folder that has become empty, with what has come into it meanwhile: this one never is
+      // S3rver deletes a folder that becomes empty, including files created meanwhile; this file keeps it from becoming empty
       await mkdir(inDir('s3', 'bucket', 'runs', '1', 'staging'), { recursive: true });
       await writeFile(inDir('s3', 'bucket', 'runs', '1', 'staging', 'no object'), '');
       const worker = await WorkerProcess.start();
@@ -681,7 +681,7 @@ describe('S3', () => {
     BUSY,
   );
 
-  /** With `server` in the place of the store. */
+  /** Runs `work` with `server` in place of the store. */
   async function behind<T>(server: NetServer, work: () => Promise<T>): Promise<T> {
     const real = process.env['AWS_ENDPOINT_URL'];
     server.listen(0, '127.0.0.1');

@@ -1,4 +1,4 @@
-/** Activation recomputation: the same gradients for less memory. */
+/** Activation recomputation: the same gradients with less memory. */
 import { describe, expect, test } from '@jest/globals';
 import { presets } from '../lib/config.js';
 import { memoryStats, resetPeakMemory, setThreads } from '../lib/device.js';
@@ -13,14 +13,14 @@ import { awaken } from './support.js';
 
 const [BATCH, SIZE, PATCHES, TOKENS, WIDTH, VALUES] = [32, 56, 16, 17, 64, 588];
 
-/** A random model whose parameters are plain, as training has them. */
+/** A random model with unpacked parameters, as in training. */
 function trainable(layers: number, dtype: FloatType, seed = 0): UniFlow {
   const uniflow = awaken(UniFlow.random({ ...presets.nano, num_hidden_layers: layers }, { dtype, seed }));
   for (const { tensor } of uniflow.parameters) if (tensor.packed) tensor.assign(native.copyParameter(tensor.handle, dtype));
   return uniflow;
 }
 
-setThreads(1); // the operations are too small for more
+setThreads(1); // the operations are too small for more threads
 
 const random = (shape: number[]): Tensor => tensorOf(native.randomParameter(shape, 'float32', false, 5, 0, 1));
 
@@ -66,7 +66,9 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
 });
 
 test('memory grows with the depth by the outputs of the blocks alone', async () => {
-  /** Bytes at the peak, of encoders with so many layers. Only vectors are trained: gradients of matrices are not activations. */
+  /**
+   * Peak bytes of encoders with the given number of layers. Only vectors are trained, because gradients of matrices are not activations.
+   */
   const peak = async (layers: number, recompute: boolean): Promise<number> => {
     const uniflow = trainable(layers, 'float32');
     const vectors = uniflow.parameters.map((p) => p.tensor).filter((t) => t.shape.length === 1);
@@ -84,7 +86,7 @@ test('memory grows with the depth by the outputs of the blocks alone', async () 
   const [again4, again12] = [await peak(4, true), await peak(12, true)];
   const mebibytes = [kept4, kept12, again4, again12].map((bytes) => (bytes / 2 ** 20).toFixed(1));
   console.log('MiB at the peak with 4 and 12 layers: %s and %s; with recomputation %s and %s', ...mebibytes);
-  // The teacher is the student here and its states stay for the distillation: two outputs a layer.
+  // The teacher is the student here, and the distillation keeps its states: two outputs per layer.
   const outputs = 8 * 2 * BATCH * TOKENS * WIDTH * 4;
   const block = (kept12 - kept4 - outputs) / 8;
   expect(again12 - again4).toBeLessThan(outputs + block);

@@ -1,4 +1,4 @@
-/** The log of a training run, and the report made of it, as Chromium shows it. */
+/** The log of a training run, and its report as rendered by Chromium. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { spawnSync } from 'node:child_process';
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -115,7 +115,7 @@ describe('writeReport', () => {
   });
   afterAll(() => browser?.close());
 
-  /** The report in a browser, with whatever it complains of and asks for. */
+  /** Opens the report in a browser, and collects its errors and requests. */
   async function opened(report: Partial<Report>, scheme = 'light'): Promise<{ page: Page; complaints: string[]; requests: string[] }> {
     const path = join(folder, 'report.html');
     await writeReport(path, { title: 'A run', log: [], rows: [], ...report });
@@ -127,13 +127,13 @@ describe('writeReport', () => {
     page.on('request', (request) => requests.push(request.url()));
     await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
     await page.goto(pathToFileURL(path).href);
-    await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))'); // charts draw when they can
+    await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))'); // charts draw on animation frames
     return { page, complaints, requests: requests.filter((url) => url !== pathToFileURL(path).href && !url.startsWith('data:')) };
   }
 
   const chartIds = (page: Page): Promise<string[]> => page.$$eval('.charts figure', (figures) => figures.map((figure: any) => figure.id));
 
-  /** For every chart, the number of coloured pixels: lines and marks do, axes and grid are grey. */
+  /** The number of coloured pixels of each chart: lines and marks are coloured, axes and grid are grey. */
   const colouredPixels = (page: Page): Promise<number[]> =>
     page.$$eval('.charts canvas', (canvases) =>
       canvases.map((canvas: any) => {

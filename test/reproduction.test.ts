@@ -1,4 +1,4 @@
-/** The reproduction: its seam metric, what it does to pictures, its claims, and the whole command on a few pictures for a few steps. */
+/** The reproduction: its seam metric, augmentations and claims, and the whole command on a few images for a few steps. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { execFile } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -19,7 +19,7 @@ import { openDataset } from '../lib/sources/dataset.js';
 import { photos } from './support.js';
 
 describe('seams', () => {
-  /** A ramp down and to the right, in steps of 1 inside patches of 4 and of `border` across their borders. */
+  /** A ramp down and to the right, with steps of 1 inside patches of 4 and of `border` across their borders. */
   const ramp = (border: number) => {
     const at = (i: number): number => i + (border - 1) * Math.floor(i / 4);
     const data = Uint8Array.from({ length: 64 }, (_, i) => at(i % 8) + at(i >> 3));
@@ -37,7 +37,7 @@ describe('seams', () => {
 });
 
 describe('pictures of a teacher', () => {
-  /** Two pictures of 4×4, with the values 1 to 16 and 101 to 116 in all three channels. */
+  /** Two images of 4×4, with the values 1 to 16 and 101 to 116 in all three channels. */
   const two = () =>
     ndarray(
       Uint8Array.from({ length: 96 }, (_, i) => (i < 48 ? 1 : 101) + Math.floor((i % 48) / 3)),
@@ -70,7 +70,7 @@ describe('pictures of a teacher', () => {
 
 describe('claims', () => {
   const plan = quick(plans['fashion-mnist']);
-  /** Runs of a plan in which every variant is as good as the others, but for `changes` of some. */
+  /** Results of a plan in which all variants are equal, except for `changes` of some. */
   const resultsWith = (changes: Record<string, Partial<RunResult>>): Results => {
     const run = (variant: string, globalBlocks: number): RunResult => ({
       ...{ variant, seed: 0, globalBlocks, psnr: 28, ssim: 0.9, fid: 1, seams: 1.1, seconds: 1, layers: [1, 1, 1, 1] },
@@ -173,7 +173,7 @@ describe('the command, on cuttings of photographs', () => {
     expect(usual.map((run) => run.variant)).toEqual(['frozen', 'reparam', 'finetune', 'adaptive2-1']);
     for (const { psnr, ssim, fid, seams, layers, pca, understanding } of usual) {
       expect([psnr, ssim, fid, seams, pca.psnr, ...layers].every(Number.isFinite)).toBe(true);
-      expect(understanding!.latents).toBeGreaterThan(1 / 6); // more than chance
+      expect(understanding!.latents).toBeGreaterThan(1 / 6); // better than chance
     }
     for (const { variant, understanding } of usual)
       if (['frozen', 'reparam'].includes(variant)) expect(understanding!.tokens).toBe(understanding!.teacher);
@@ -191,7 +191,7 @@ describe('the command, on cuttings of photographs', () => {
     expect(page).not.toMatch(/NaN|undefined/);
     const { data, info } = await sharp(join(folder, 'reproduction.svg')).raw().toBuffer({ resolveWithObject: true });
     expect([info.width, info.height]).toEqual([860, 480]);
-    expect(new Set(data).size).toBeGreaterThan(50); // something is drawn
+    expect(new Set(data).size).toBeGreaterThan(50); // the image is not empty
   });
 
   test('goes on where it was stopped', async () => {
@@ -206,7 +206,7 @@ describe('the command, on cuttings of photographs', () => {
   });
 });
 
-/** Grey cuttings of 28 x 28, `count` of each photograph, which is their class, as IDX files. */
+/** Writes greyscale crops of 28 x 28 as IDX files, `count` from each photograph, which is their class. */
 async function writeIdx(stem: string, count: number): Promise<void> {
   const names = (await readdir(photos)).filter((name) => name.endsWith('.jpg')).sort();
   const cuttings = await Promise.all(

@@ -1,4 +1,4 @@
-/** Round trips: what is saved loads as what it was, in the layout that others read, and a save that fails leaves the old files. */
+/** Round trips: saved models load unchanged, other programs can read them, and a failed save keeps the old files. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { createHash } from 'node:crypto';
@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { setThreads, UniFlow, UniFlowError, VisionEncoder } from '../lib/index.js';
 import { golden, readTensors } from './support.js';
 
-jest.setTimeout(120_000); // on a machine that does much else
+jest.setTimeout(120_000); // for busy machines
 
 let dir: string;
 beforeAll(async () => {
@@ -50,7 +50,7 @@ const floats = (...shape: number[]): NdArray<Float32Array> =>
 const digest = (data: NodeJS.ArrayBufferView): string => createHash('sha256').update(data).digest('hex');
 const bits = ({ data, shape }: NdArray): string => `${shape.join('x')} ${digest(data as unknown as Float32Array)}`;
 
-/** Everything that a tokenizer computes, to compare bit by bit. */
+/** All results of a tokenizer, for bit-exact comparison. */
 async function results(uniflow: UniFlow): Promise<Record<string, string[]>> {
   const { patch, encoder, imageSize } = uniflow.config;
   const { latents, tokens, hiddenStates } = await uniflow.encode(
@@ -75,7 +75,7 @@ async function encoderResults(encoder: VisionEncoder): Promise<Record<string, st
   return { hiddenStates: hiddenStates!.map(bits), last: [bits(lastHiddenState), bits((await encoder.encode(photo)).lastHiddenState)] };
 }
 
-/** The files of a folder with what is in them. */
+/** The files of a folder with their contents. */
 async function contents(folder: string): Promise<Record<string, string>> {
   const names = (await readdir(folder)).sort();
   return Object.fromEntries(await Promise.all(names.map(async (name) => [name, digest(await readFile(join(folder, name)))] as const)));
@@ -115,7 +115,7 @@ describe.each(dtypes)('UniFlow in %s', (dtype) => {
       return encoder.dispose();
     }
     const uniflow = UniFlow.fromEncoder(encoder, { ...config, seed: 5 });
-    await encoder.dispose(); // they share the weights; each has them until it goes
+    await encoder.dispose(); // they share the weights, which stay until both are disposed of
     await uniflow.save(folder);
     const again = await UniFlow.load(folder, { dtype });
     expect(await results(again)).toEqual(await results(uniflow));
@@ -153,7 +153,7 @@ describe('the layout', () => {
     await encoder.save(folder);
     await encoder.dispose();
     const [saved, published] = [await shapes(folder), await shapes(golden(family))];
-    // a published checkpoint may hold more: a mask token, a pooling head, an unused norm; and prefixes of a larger model
+    // a published checkpoint may contain more: a mask token, a pooling head, an unused norm; and prefixes of a larger model
     for (const [name, shape] of Object.entries(saved)) {
       const theirs = Object.keys(published).find((key) => key === name || key.endsWith(`.${name}`));
       expect({ name, shape: theirs && published[theirs] }).toEqual({ name, shape });
@@ -212,7 +212,7 @@ test('a UniFlow on an InternViT keeps the statistics that the encoder had', asyn
   for (const model of [encoder, uniflow, again]) await model.dispose();
 });
 
-/** The encoder of uniflow-tiny as a checkpoint of its own. */
+/** The encoder of uniflow-tiny as a separate checkpoint. */
 async function writeInternVit(folder: string): Promise<void> {
   await mkdir(folder);
   const { hidden_size, intermediate_size, num_attention_heads, num_hidden_layers, image_size, patch_size } = await json(

@@ -32,7 +32,7 @@ const { threads } = cpuInfo();
 const opened: { close(): unknown }[] = [];
 
 beforeAll(async () => {
-  setThreads(1); // a model this small only waits for more
+  setThreads(1); // a model this small gains nothing from more threads
   uniflow = UniFlow.random('nano');
   dir = await mkdtemp(join(tmpdir(), 'uniflow-serve-'));
   pictures = await Promise.all(Array.from({ length: PICTURES }, (_, i) => picture(40 + i, 60, i)));
@@ -92,7 +92,7 @@ async function expectProblem(response: Response, status: number, rest: Record<st
   return body;
 }
 
-/** Everything a raw connection receives until the server ends it. */
+/** Everything that a raw connection receives until the server ends it. */
 async function spoken(to: Service, ...parts: string[]): Promise<string> {
   const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
   let text = '';
@@ -397,7 +397,7 @@ describe('limits', () => {
     await expectProblem(await post('/v1/decode', file, { type: 'application/octet-stream' }), 413, { subject: 'body' });
     const wrong = `{${latents(`[${Array(1000).fill(0).join()}]`)}}`;
     const { errors } = await expectProblem(await post('/v1/decode', wrong, { type: 'application/json' }), 422);
-    expect(errors).toHaveLength(20); // is enough to see what is wrong
+    expect(errors).toHaveLength(20); // the list is limited
   });
 
   test('a full queue: 503 with Retry-After, and everybody else is served', async () => {
@@ -496,7 +496,7 @@ async function waitFor(check: () => boolean | Promise<boolean>): Promise<void> {
 
 describe('URLs', () => {
   let asked: string[];
-  /** A host on this machine. */
+  /** Starts a host on this machine. */
   async function host(listener: RequestListener): Promise<string> {
     asked = [];
     const server = http.createServer((request, response) => {

@@ -1,4 +1,4 @@
-/** Shards as other programs read them: by the Python of docs/shards.md, as it stands there, and Parquet by Arrow's own library. */
+/** Reading shards with other programs: with the Python code of docs/shards.md, verbatim, and Parquet with Arrow's library. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { tableFromIPC } from 'apache-arrow';
 import { execFile } from 'node:child_process';
@@ -22,14 +22,14 @@ const fits = ['crop', 'native'] as const;
 type Run = [format: (typeof formats)[number], store: (typeof stores)[number], fit: (typeof fits)[number]];
 const runs = formats.flatMap((format) => stores.flatMap((store) => fits.map((fit): Run => [format, store, fit])));
 
-/** Six photos in four shards of two. No picture of the second can be read: it has no files. */
+/** Six photographs in four shards of two. The second shard has no files, because both of its images are damaged. */
 const names = ['brook.jpg', 'brushes.jpg', 'broken-1.jpg', 'broken-2.jpg', 'dandelion.jpg', 'dogs.jpg', 'fig.jpg', 'über "Berge" 山.jpg'];
 
 let dir: string;
 let uniflow: UniFlow;
 let interpreter: string;
 const inDir = (...parts: string[]): string => join(dir, ...parts);
-/** Where a run is, as the documentation calls it. */
+/** Folder of a run, with the name used in the documentation. */
 const folderOf = (...run: Run): string => inDir(run.join('-'), 'folder');
 
 async function samplesOf(folder: string): Promise<ShardSample[]> {
@@ -41,14 +41,14 @@ async function samplesOf(folder: string): Promise<ShardSample[]> {
 const shardsIn = async (folder: string, ending: string): Promise<string[]> =>
   (await readdir(folder)).filter((name) => name.startsWith('shard-') && name.endsWith(ending)).sort();
 
-/** Runs a program in the folder, where text is ASCII unless the program says otherwise. @returns what it printed, line by line, from JSON. */
+/** Runs a program in the folder, with ASCII as the default text encoding. @returns its output lines, parsed as JSON. */
 async function python(program: string, cwd: string): Promise<any[]> {
   const env = { ...process.env, LC_ALL: 'C', PYTHONUTF8: '0', PYTHONCOERCECLOCALE: '0', PYTHONPATH: inDir('modules') };
   const { stdout } = await promisify(execFile)(interpreter, ['-c', program], { cwd, env });
   return stdout.split('\n').filter(Boolean).map((line) => JSON.parse(line) as unknown); // prettier-ignore
 }
 
-/** The code of the documentation that reads a format. */
+/** The documentation's code for reading a format. */
 async function documented(format: Run[0]): Promise<string> {
   const text = await readFile(join(root, 'docs', 'shards.md'), 'utf8');
   const found = [...text.matchAll(/^```python\n(.*?)^```/gms)].map(([, code]) => code!).filter((code) => code.includes(`.${format}")):`));
@@ -56,7 +56,7 @@ async function documented(format: Run[0]): Promise<string> {
   return found[0]!;
 }
 
-/** pyarrow cannot be installed from where the tests install: in its place are the rows that {@link readRows} has read, as pyarrow gives them. */
+/** A substitute for pyarrow, which the tests cannot install: it returns the rows read by {@link readRows} in pyarrow's form. */
 const pyarrow = `
 import base64, json, types
 class ParquetFile:
@@ -125,7 +125,7 @@ def show(record, values):
   expect(read).toEqual(expected.flat());
 });
 
-/** Writes a shard of pictures with one float32 vector each, all of which are `bytes`. */
+/** Writes a shard of images with one float32 vector each, with the contents `bytes`. */
 async function writeShard(format: Run[0], ids: string[], bytes: Buffer): Promise<string> {
   const rows = await Spool.open(inDir('scratch'));
   await rows.write(bytes, 0);
@@ -247,7 +247,7 @@ for path in sorted(pathlib.Path(".").glob("shard-*.tar")):
   });
 
   test('Parquet of many pages in two row groups', async () => {
-    const [count, row] = [40, 500_000]; // bytes a picture; a group has 16 MiB at most
+    const [count, row] = [40, 500_000]; // bytes per image; a row group has at most 16 MiB
     const bytes = Buffer.alloc(count * row, Buffer.from(names.join()));
     const ids = Array.from({ length: count }, (_, i) => `${i}`);
     const path = await writeShard('parquet', ids, bytes);

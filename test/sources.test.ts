@@ -1,4 +1,4 @@
-/** One way in: what is an image, what belongs to one, and that nothing is passed over in silence. Real files, made here. */
+/** Sources: detection of images, grouping of their companions, and reports of everything skipped. Uses generated files. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { parquetWriteBuffer } from 'hyparquet-writer';
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
@@ -33,7 +33,7 @@ async function put(name: string, content: string | Uint8Array = jpeg): Promise<s
   return path;
 }
 
-/** A tar of files with these names. */
+/** Creates a tar of files with these names. */
 async function tar(name: string, files: readonly string[]): Promise<string> {
   for (const file of files) await put(`${name}-files/${file}`, /\.(json|txt|cls)$/.test(file) ? '{}' : jpeg);
   await mkdir(dirname(inDir(name)), { recursive: true });
@@ -245,7 +245,7 @@ describe('Parquet as a data set', () => {
     const blocks = { begins: Uint32Array.from({ length: 21 }, (_, i) => i * size), held };
     const order = [...blockwisePermutation(length, blocks, 7, 0)];
     expect([...order].sort((a, b) => a - b)).toEqual(Array.from({ length }, (_, i) => i));
-    const used = new Set<number>(); // blocks that are over must not come again
+    const used = new Set<number>(); // finished blocks must not recur
     for (let begin = 0; begin < length;) {
       const window = new Set<number>();
       let end = begin;
@@ -260,7 +260,7 @@ describe('Parquet as a data set', () => {
 
   test('with a row group of nulls, whose LZ4 pages are empty, has the other images', async () => {
     let empty = 0;
-    /** LZ4 without a match: a token, the length over 15, and the bytes. */
+    /** LZ4 without matches: a token, the remaining length above 15, and the bytes. */
     const compress = (bytes: Uint8Array): Uint8Array => {
       if (bytes.length === 0) empty++;
       const more = bytes.length - 15;

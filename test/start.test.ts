@@ -1,4 +1,4 @@
-/** How fresh models begin: random weights by fan-in, or as the linear codec of images. */
+/** Initialisation of new models: random weights by fan-in, or the linear codec of images. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { Matrix } from 'ml-matrix';
 import ndarray, { type NdArray } from 'ndarray';
@@ -98,7 +98,7 @@ async function centres(size: number): Promise<NdArray<Uint8Array>> {
   return first.value!.pixels;
 }
 
-/** PSNR of the PCA of the pixels' own patches with so many coefficients, mean over the images. */
+/** Mean PSNR over the images of a PCA of their own patches with the given number of coefficients. */
 async function pcaQuality(uniflow: UniFlow, pixels: NdArray<Uint8Array>, channels: number): Promise<number> {
   const { patch } = uniflow.config;
   const { normalisation } = uniflow;
@@ -126,7 +126,7 @@ describe('the linear start', () => {
     { patch: 8, channels: 48, width: 256 },
     { patch: 8, channels: 16, width: 208 },
     { patch: 4, channels: 8, width: 64 },
-    { patch: 4, channels: 40, width: 64 }, // two units a channel are too many
+    { patch: 4, channels: 40, width: 64 }, // two units per channel are too many for the width
     { patch: 4, channels: 24, width: 128, blocks: 0 },
     { patch: 14, channels: 64, width: 768 },
   ])(
@@ -160,20 +160,20 @@ describe('the linear start', () => {
     const neighbours = [[0, -1], [0, 1], [-1, 0], [1, 0], [-1, -1], [-1, 1], [1, -1], [1, 1]] as const; // prettier-ignore
     const weights = new Weights(uniflow);
     await weights.edit('encoder.layers.0.attn.proj', ({ weight }) => {
-      for (let head = 0; head < heads / 2; head++) weight.set(head, (head * width) / heads, 1); // each head's first channel to a channel of its own
+      for (let head = 0; head < heads / 2; head++) weight.set(head, (head * width) / heads, 1); // copies each head's first channel to a separate channel
     });
     uniflow.encoder.invalidate();
 
     const { hiddenStates } = await uniflow.encode({ pixels: await noisePixels(4 * rows, 4 * cols) }, { hiddenStates: true });
     const [before, after] = hiddenStates as [NdArray, NdArray];
-    const row = (r: number, c: number): number => 1 + r * cols + c; // behind the class token
+    const row = (r: number, c: number): number => 1 + r * cols + c; // after the class token
     const normed = (n: number): number => {
       const h = Array.from({ length: width }, (_, d) => before.get(0, n, d));
       const mean = h.reduce((a, b) => a + b) / width;
       const variance = h.reduce((sum, v) => sum + (v - mean) ** 2, 0) / width;
       return (h[0]! - mean) / Math.sqrt(variance + 1e-6);
     };
-    // but for the first corner: the class token, which is not turned, is as near as its patch
+    // except near the first corner: the class token is not rotated, so it is as close as the corner patch
     for (let r = 2; r < rows - 1; r++) {
       for (let c = 2; c < cols - 1; c++) {
         neighbours.forEach(([dr, dc], head) => {
@@ -216,7 +216,7 @@ describe('the linear start', () => {
     await linearStart(uniflow, data, { encoder: 'pretrained' });
     const after = await uniflow.encode({ pixels }, { tokens: true });
     expect(after.tokens!.data).toEqual(before.tokens!.data);
-    // each latent is the best linear guess of a coefficient of variance 1: its variance is the share that the tokens explain
+    // each latent is the best linear estimate of a coefficient of variance 1, so its variance is the fraction explained by the tokens
     const variances = Array.from({ length: 8 }, (_, k) => meanSquare(ndarray(Float32Array.from({ length: after.latents.size / 8 }, (_, i) => (after.latents.data as unknown as Float32Array)[8 * i + k]!)))); // prettier-ignore
     expect(variances[0]).toBeGreaterThan(0.5);
     for (const variance of variances) expect(variance).toBeLessThan(1.1);

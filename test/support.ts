@@ -1,4 +1,4 @@
-/** Shared by the tests: fixtures, golden tensors, and the one place with their tolerances. */
+/** Shared by the tests: fixtures, golden tensors, and the tolerances for comparing with them. */
 import { expect } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
 import { spawn, type ChildProcess } from 'node:child_process';
@@ -16,13 +16,16 @@ export const fixtures = join(dirname(fileURLToPath(import.meta.url)), 'fixtures'
 export const golden = (name: string): string => join(fixtures, 'golden', name);
 export const photos = join(root, 'examples', 'photos');
 
-/** Where models are by default: the first GPU that works, else the CPU. */
+/** Default device of models: the first working GPU, else the CPU. */
 export const device = checkDevice({}).device;
 
-/** Makes tensors there. */
+/** Creates tensors on that device. */
 export const here = <T>(fn: () => T): T => onDevice(device, fn);
 
-/** Gives the layers of a random model that begin at zero weights of deviation 0.02, so that its velocity depends on everything. */
+/**
+ * Replaces the zero-initialised layers of a random model by weights with standard deviation 0.02, so that its velocity depends on
+ * everything.
+ */
 export function awaken(uniflow: UniFlow): UniFlow {
   uniflow.parameters.forEach((parameter, i) => {
     const { tensor, parts, matrix } = parameter;
@@ -36,7 +39,7 @@ export function awaken(uniflow: UniFlow): UniFlow {
   return uniflow;
 }
 
-/** Relative L2 against the golden values. */
+/** Relative L2 error against the golden values. */
 export const tolerances = {
   float32: 2e-4,
   decode: 1e-3,
@@ -72,14 +75,14 @@ export function relativeL2(actual: NdArray, expected: NdArray): number {
   return Math.sqrt(difference / norm);
 }
 
-/** The output of a command, and its exit code; null if a signal ended it. */
+/** Output and exit code of a command; the code is null if a signal ended it. */
 export interface CommandRun {
   code: number | null;
   stdout: string;
   stderr: string;
 }
 
-/** Starts `uniflow` with these arguments in a process of its own. */
+/** Starts `uniflow` with these arguments in a separate process. */
 export function startCommand(args: readonly string[], env: NodeJS.ProcessEnv = {}): { child: ChildProcess; ended: Promise<CommandRun> } {
   const child = spawn(process.execPath, ['--import', 'tsx', join('lib', 'cli', 'main.ts'), ...args], {
     cwd: root,
@@ -91,7 +94,7 @@ export function startCommand(args: readonly string[], env: NodeJS.ProcessEnv = {
   return { child, ended: new Promise((resolve) => child.on('close', (code) => resolve({ ...run, code }))) };
 }
 
-/** The UniFlowError that `work` rejects with. */
+/** Returns the UniFlowError that `work` rejects with. */
 export async function failure(work: Promise<unknown>): Promise<UniFlowError> {
   const error: unknown = await work.then(
     () => undefined,

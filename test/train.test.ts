@@ -1,4 +1,4 @@
-/** Whole training runs on photographs: what they leave, how they go on after a stop, a kill, a full disk, and what they refuse. */
+/** Whole training runs on photographs: their results, resuming after a stop, a kill or a full disk, and refused settings. */
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import type { NdArray } from 'ndarray';
 import { execFileSync } from 'node:child_process';
@@ -18,16 +18,16 @@ import { regimes, type Regime } from '../lib/train/regimes.js';
 import { learningRate } from '../lib/train/schedule.js';
 import { golden, photos, readTensors, startCommand, type CommandRun } from './support.js';
 
-jest.setTimeout(180_000); // on a machine that does much else
+jest.setTimeout(180_000); // for busy machines
 
 let dir: string;
 const inDir = (...parts: string[]): string => join(dir, ...parts);
 
-/** The photographs, in a size that decodes quickly. */
+/** The photographs, at a size that decodes quickly. */
 let data: string;
 
 beforeAll(async () => {
-  setThreads(1); // as the processes have: the sums of a product depend on it
+  setThreads(1); // equal to that of the processes, because the sums of a product depend on it
   dir = await mkdtemp(join(tmpdir(), 'uniflow-train-'));
   data = inDir('photos');
   await mkdir(data);
@@ -41,7 +41,7 @@ const micro = {
   ...{ hidden_size: 32, vit_hidden_size: 32, intermediate_size: 128, image_size: 28, latent_ch: 8, num_decoder_layers: 1 },
 };
 
-/** A few steps of the smallest model. */
+/** Settings for a few steps of the smallest model. */
 const small = (changes: Partial<TrainConfig> = {}): TrainConfig => ({
   ...{ init: micro, start: 'random', regime: 'finetune', data, steps: 4, batch: 6, lr: 2e-3, warmup: 2, ema: 0.9, seed: 7 },
   ...changes,
@@ -65,7 +65,7 @@ const mean = (values: number[]): number => values.reduce((a, b) => a + b, 0) / v
 
 const weightsOf = (folder: string): string => join(folder, 'model', 'model.safetensors');
 const stateOf = (folder: string): string => join(folder, 'state.safetensors');
-/** Whether both runs came to the same bits. */
+/** Expects both runs to have bit-identical results. */
 function expectTwins(folder: string, other: string): void {
   for (const file of [stateOf, weightsOf]) expect(readFileSync(file(folder)).equals(readFileSync(file(other)))).toBe(true);
 }
@@ -79,13 +79,13 @@ async function refusal(promise: Promise<unknown>): Promise<UniFlowError> {
   return error as UniFlowError;
 }
 
-/** Stops a run after `steps`, as a signal would. */
+/** Stops a run after `steps`, like a signal. */
 function until(steps: number): { signal: AbortSignal; onStep: (entry: LogEntryOf<'step'>) => void } {
   const controller = new AbortController();
   return { signal: controller.signal, onStep: ({ step }) => step === steps && controller.abort() };
 }
 
-/** Resolves when the log of a run has this many steps. */
+/** Resolves once the log of a run has this many steps. */
 async function reaches(folder: string, steps: number): Promise<void> {
   for (;;) {
     const text = await readFile(join(folder, 'log.jsonl'), 'utf8').catch(() => '');
@@ -129,7 +129,7 @@ describe('a minute on photographs', () => {
     });
     const steps = only(log, 'step');
     expect(steps.map(({ step }) => step)).toEqual(numbersTo(240));
-    expect(steps.map(({ epoch }) => epoch)).toEqual(numbersTo(240).map((n) => n - 1)); // six pictures are one batch
+    expect(steps.map(({ epoch }) => epoch)).toEqual(numbersTo(240).map((n) => n - 1)); // six images make one batch
     steps.forEach(({ lr, step }) => expect(lr).toBe(5e-3 * learningRate(step - 1, { steps: 240, warmup: 10 })));
     expect(only(log, 'validation').map(({ step }) => step)).toEqual([120, 240]);
     expect(only(log, 'checkpoint').map(({ step }) => step)).toEqual([0, 60, 120, 180, 240]);
@@ -181,7 +181,7 @@ describe('the baseline', () => {
     expect(log.map(({ event }) => event).slice(0, 4)).toEqual(['start', 'baseline', 'checkpoint', 'step']);
     expect(log[1]).toMatchObject({ channels: 8, fitted: { path: data, images: 6 } });
     const [baseline] = only(log, 'baseline');
-    expect(baseline!.psnr).toBeGreaterThan(only(log, 'validation').at(-1)!.psnr + 1); // six steps teach nothing
+    expect(baseline!.psnr).toBeGreaterThan(only(log, 'validation').at(-1)!.psnr + 1); // six steps are too few to learn anything
     for (const { effectiveRank, channelsInUse } of only(log, 'validation')) {
       expect(effectiveRank).toBeGreaterThanOrEqual(1);
       expect(effectiveRank).toBeLessThanOrEqual(8);
@@ -212,7 +212,7 @@ describe('the baseline', () => {
 });
 
 describe('a damaged image', () => {
-  /** The photographs and, in the middle of them, one that is none. */
+  /** The photographs, with a damaged file among them. */
   async function damagedPhotos(name: string): Promise<string> {
     const folder = inDir(name);
     await cp(data, folder, { recursive: true });
@@ -244,7 +244,7 @@ describe('a damaged image', () => {
       folder,
     );
     expect(code).toBe(0);
-    expect(stderr.match(/uniflow: dz-broken\.jpg: .*; the image is skipped\n/g)).toHaveLength(2); // of each of the two sets
+    expect(stderr.match(/uniflow: dz-broken\.jpg: .*; the image is skipped\n/g)).toHaveLength(2); // one from each of the two sets
     expect(stdout).toMatch(/; 2 damaged images skipped; see /);
     const entries = only(await logOf(folder), 'damaged');
     expect(entries.map(({ of, id }) => [of, id]).sort()).toEqual([
@@ -321,7 +321,7 @@ describe('SIGKILL', () => {
       child.kill('SIGKILL');
       await ended;
       const temporaries = (await readdir(folder, { recursive: true })).filter((name) => name.endsWith('.tmp')).length;
-      expect(temporaries).toBeLessThanOrEqual(2); // those of this kill
+      expect(temporaries).toBeLessThanOrEqual(2); // left by this kill
       kills.push({ steps: (await stepsOf(folder)).length, temporaries });
     }
     expect(await run('--resume', folder)).toMatchObject({ code: 0 });
@@ -374,7 +374,7 @@ describe('SIGKILL', () => {
 
   test('redoes a truncated log line and lines after the checkpoint', async () => {
     const folder = inDir('torn');
-    await train(folder, { ...settings(), checkpointEvery: 5 }, until(7)); // a signal writes a checkpoint: as if the kill came later
+    await train(folder, { ...settings(), checkpointEvery: 5 }, until(7)); // a signal writes a checkpoint; simulates a later kill
     const [line] = (await readFile(join(folder, 'log.jsonl'), 'utf8')).split('\n').filter((text) => text.includes('"step":7'));
     appendFileSync(join(folder, 'log.jsonl'), `${line!.replace('"step":7', '"step":8')}\n{"event":"step","st`);
     await resume(folder);
@@ -405,7 +405,7 @@ describe('a full disk', () => {
     return path;
   }
 
-  /** Takes all the space but `left` bytes. */
+  /** Fills the file system, leaving `left` bytes. */
   function fill(folder: string, left: number): void {
     const free = Number(execFileSync('df', ['--output=avail', '-B1', folder]).toString().split('\n')[1]);
     writeFileSync(join(folder, 'filler'), new Uint8Array(Math.max(0, free - left)));
@@ -461,7 +461,7 @@ describe('from an encoder', () => {
     const folder = inDir(family);
     const { model } = await train(folder, from(family, { validation: data }));
     const [first, , third] = await stepsOf(folder);
-    expect(Math.max(...first!.alpha)).toBeLessThan(1e-6); // the student is the teacher
+    expect(Math.max(...first!.alpha)).toBeLessThan(1e-6); // the student still equals the teacher
     expect(first!.alpha).toHaveLength(2);
     expect(mean(first!.weight)).toBeCloseTo(1 / 2, 5);
     expect(Math.min(...third!.alpha)).toBeGreaterThan(1e-6);
@@ -479,7 +479,7 @@ describe('from an encoder', () => {
       }
     });
 
-    /** 1 − cos of the layers of the trained encoder and its source, on the photographs. */
+    /** 1 − cos between the layers of the trained encoder and its source, on the photographs. */
     async function distances(regime: Regime): Promise<number[]> {
       await using student = await UniFlow.load(join(folders[regime], 'model'));
       await using teacher = await VisionEncoder.load(golden('dinov2'));
@@ -546,7 +546,7 @@ describe('from an encoder', () => {
 });
 
 describe('model/', () => {
-  /** The parameters that a checkpoint and a state have under the same name. */
+  /** Counts the parameters that are equal in a checkpoint and in a state under the same name. */
   async function sameIn(folder: string, kind: 'average' | 'master'): Promise<{ same: number; of: number }> {
     const [model, state] = [await readTensors(weightsOf(folder)), await readTensors(stateOf(folder))];
     const names = Object.keys(model).filter((name) => state[`${name}.${kind}`] !== undefined);
@@ -581,7 +581,7 @@ test('exits with 1, logs the end and keeps the last checkpoint when a run diverg
   expect(stderr).toMatch(/\nuniflow: 3 steps in a row had a gradient that is not finite: lower the learning rate\n$/);
   const log = await logOf(folder);
   expect(log.at(-1)).toMatchObject({ event: 'end', reason: 'failed', message: expect.stringContaining('lower the learning rate') });
-  expect(only(log, 'step').filter(({ skipped }) => skipped)).toHaveLength(2); // the third is what ends it
+  expect(only(log, 'step').filter(({ skipped }) => skipped)).toHaveLength(2); // the third ends the run
   const bytes = readFileSync(stateOf(folder));
   await using uniflow = await UniFlow.load(join(folder, 'model'));
   expect(uniflow.dtype).toBe('float32');

@@ -1,6 +1,6 @@
 /**
- * The trainer: three steps against the reference implementation (losses, every gradient, every parameter), and its rules, one by one:
- * what a step changes and what it leaves alone.
+ * The trainer: three steps against the reference implementation (losses, every gradient, every parameter), followed by its rules: which
+ * values a step changes and which it keeps.
  */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import ndarray, { type NdArray } from 'ndarray';
@@ -34,7 +34,7 @@ const before = await readTensors(join(golden('uniflow-tiny'), 'model.safetensors
 const { hyper, log } = JSON.parse(await readFile(join(golden('uniflow-tiny'), 'training.json'), 'utf8')) as Golden;
 const batch = { pixels: tensors['batch.pixels']!, noise: tensors['batch.noise']!, time: tensors['batch.time']! };
 
-/** A folder like uniflow-tiny's with the golden teacher's encoder in it. */
+/** A folder like uniflow-tiny's, with the golden teacher's encoder. */
 async function teacherFolder(): Promise<string> {
   const dir = await mkdtemp(join(tmpdir(), 'uniflow-teacher-'));
   await cp(golden('uniflow-tiny'), dir, { recursive: true });
@@ -58,7 +58,7 @@ function safetensors(arrays: Record<string, NdArray>): Buffer {
   return Buffer.concat([length, json, ...chunks]);
 }
 
-beforeAll(() => setThreads(1)); // a team waits for its slowest thread, which another program's load may hold up
+beforeAll(() => setThreads(1)); // a thread team waits for its slowest thread, which another program may delay
 
 describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
   const loose = dtype === 'bfloat16';
@@ -93,13 +93,13 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
   });
 
   test('losses, alpha, weights and gradient norm of every step', () => {
-    // Adam's first steps are the gradients' signs, which amplify bfloat16's rounding; a GPU sums in another order than the CPU.
+    // Adam's first steps equal the gradients' signs, which amplify bfloat16's rounding; a GPU sums in another order than the CPU.
     const bfloat16 = device === 'cpu' ? 0.03 : 0.05;
     const close = (actual: number, wanted: number, absolute: number): void =>
       expect(Math.abs(actual - wanted)).toBeLessThan((loose ? bfloat16 : absolute) * Math.max(1, Math.abs(wanted)));
     results.forEach((r, i) => {
       const want = log[i]!;
-      const tolerance = i === 0 ? 1e-5 : 1e-4; // later steps stand on earlier ones
+      const tolerance = i === 0 ? 1e-5 : 1e-4; // later steps accumulate the errors of earlier ones
       close(r.loss, want.loss, tolerance);
       close(r.flow, want.flow, tolerance);
       close(r.distillation, want.dist, tolerance);
@@ -119,7 +119,7 @@ describe.each(['float32', 'bfloat16'] as const)('%s', (dtype) => {
   });
 
   test('every parameter after three steps', async () => {
-    if (loose) return; // the first steps of Adam are the gradient's sign: in bfloat16 small gradients change theirs
+    if (loose) return; // Adam's first steps equal the gradient's sign, and in bfloat16 small gradients change theirs
     const after = await trainer.parameters();
     for (const [name, value] of after) {
       const want = tensors[`after.${name}`]!;
@@ -141,7 +141,7 @@ function norm(a: NdArray): number {
   return Math.sqrt((a.data as unknown as Float32Array).reduce((sum, v) => sum + v * v, 0));
 }
 
-// ----- the rules, on a small model ------------------------------------------------------------------------------
+// ----- rules, on a small model ----------------------------------------------------------------------------------
 
 const micro = {
   ...presets.nano,
@@ -149,7 +149,7 @@ const micro = {
 };
 const [PATCHES, VALUES] = [4, 588];
 
-/** Numbers on [-1, 1), always the same. */
+/** Reproducible numbers on [-1, 1). */
 function numbers(count: number): Float32Array {
   let state = 1;
   const next = (): number => ((state = (state * 16807) % 2147483647) / 2147483647) * 2 - 1;
@@ -284,7 +284,7 @@ test('noise and times may be views of other arrays', async () => {
 });
 
 describe('the moving average', () => {
-  const ema = 0.3; // from the third step on, when (1 + 3) / (10 + 3) is more
+  const ema = 0.3; // in effect from the third step on, where (1 + 3) / (10 + 3) is larger
 
   test('is used by evaluating(), and gives the start less weight in early steps', () =>
     small(
@@ -345,7 +345,7 @@ test('decays only matrices, by lr · weightDecay', () =>
     async ({ uniflow, trainer }) => {
       const matrices = new Set(uniflow.parameters.flatMap(({ matrix, parts }) => (matrix ? parts.map(({ name }) => name) : [])));
       const start = await trainer.parameters();
-      const { gradNorm, skipped } = await trainer.step({ pixels: pixels() }); // no loss: all gradients are zero
+      const { gradNorm, skipped } = await trainer.step({ pixels: pixels() }); // without a loss, all gradients are zero
       expect({ gradNorm, skipped }).toEqual({ gradNorm: 0, skipped: false });
       const end = await trainer.parameters();
       for (const [name, value] of end) {
@@ -364,7 +364,7 @@ test('decays only matrices, by lr · weightDecay', () =>
   ));
 
 describe('learning rates', () => {
-  /** The changes made by two steps, without Adam's moments. */
+  /** The parameters changed by two steps, without Adam's moments. */
   const moved = (options: TrainerOptions, lrScale = 1): Promise<string[]> =>
     small(async ({ trainer }) => {
       const before = await trainer.parameters();
@@ -423,7 +423,7 @@ describe('times', () => {
     expect(Math.min(...all)).toBeGreaterThan(0);
     expect(Math.max(...all)).toBeLessThan(1);
     const logits = all.map((t) => Math.log(t / (1 - t)));
-    expect(Math.abs(mean(logits) + 0.5)).toBeLessThan(0.04); // three deviations of the mean of 16,384
+    expect(Math.abs(mean(logits) + 0.5)).toBeLessThan(0.04); // three standard errors of the mean of 16,384
     expect(Math.abs(deviation(logits) - 1.5)).toBeLessThan(0.03);
   });
 

@@ -1,6 +1,6 @@
 /**
- * Others side by side: the same float32 work in this process, with as many threads, on the same numbers. What they compute is
- * compared with ours first, so that both do the same work.
+ * Comparisons with other libraries: the same float32 work in this process, with the same number of threads, on the same data. Results are
+ * compared first, to ensure that both do the same work.
  */
 import type { Effort, Row } from '../harness.js';
 import { Inputs } from '../inputs.js';
@@ -8,11 +8,11 @@ import { encoders, pictures } from './encoders.js';
 import { loadPeer } from './install.js';
 import { operations } from './operations.js';
 
-/** Who is compared with, and its package. */
+/** The compared libraries and their packages. */
 const PACKAGES = { 'ONNX Runtime': 'onnxruntime-node', 'transformers.js': '@huggingface/transformers' } as const;
 export type Peer = keyof typeof PACKAGES;
 
-/** Milliseconds of both, and the relative L2 of our result against theirs. */
+/** Milliseconds of both, and the relative L2 difference of the results. */
 export interface Measured {
   oursMs: number;
   theirsMs: number;
@@ -23,7 +23,7 @@ export interface Comparison<Package = never> {
   peer: Peer;
   name: string;
   shape: string;
-  /** `inputs` are released after it. */
+  /** `inputs` are released afterwards. */
   measure: (theirs: Package, inputs: Inputs, effort: Effort) => Promise<Measured>;
 }
 
@@ -33,14 +33,14 @@ export interface PeerResult extends Measured {
   name: string;
   shape: string;
   dtype: 'float32';
-  /** oursMs / theirsMs: below 1 we are faster. */
+  /** oursMs / theirsMs; below 1, this library is faster. */
   ratio: number;
 }
 
 const MAX_DIFFERENCE = 1e-4;
 const comparisons: Comparison[] = [...operations, ...encoders, ...pictures];
 
-/** All comparisons that are wanted, but for those with what cannot be had. */
+/** Runs the selected comparisons, except those whose packages are unavailable. */
 export async function comparePeers(
   effort: Effort,
   wanted: (row: Pick<Row, 'family' | 'name' | 'shape' | 'dtype'>) => boolean,

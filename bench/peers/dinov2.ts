@@ -1,21 +1,22 @@
-/** DINOv2 in ONNX, for pictures of the size that its positions are for. */
+/** DINOv2 in ONNX, for images of the size that its positions were trained for. */
 import type { EncoderConfig } from '../../lib/encoder/config.js';
 import { families } from '../../lib/encoder/families.js';
 import { MICROSOFT, transposed, type Attribute, type FloatArray, type Graph, type IntArray, type Node } from './onnx.js';
 
-/** By their names in the checkpoint. */
+/** Weights by their names in the checkpoint. */
 export type Weights = ReadonlyMap<string, FloatArray>;
 
 /**
- * exported: products of [B,S,D] and attention of single operators, as PyTorch's exporter writes it and ONNX Runtime's optimiser knows it.
+ * exported: products of [B,S,D] and attention of single operators, as written by PyTorch's exporter and recognised by ONNX Runtime's
+ * optimiser.
  * fused: Gemm over all tokens, which adds the bias, and ONNX Runtime's own attention.
- * Which is faster depends on the width and the batch. Others were never the fastest on a CPU: SkipLayerNormalization (slower than
- * the two operators that it stands for), Attention with its own projection, one product for query, key and value.
+ * Which one is faster depends on the width and the batch. Other forms were never the fastest on a CPU: SkipLayerNormalization (slower than
+ * the two operators that it replaces), Attention with its own projection, one product for query, key and value.
  */
 export const forms = ['exported', 'fused'] as const;
 export type Form = (typeof forms)[number];
 
-/** Operators one after the other, each with one output of a name of its own. */
+/** A sequence of operators, each with one uniquely named output. */
 class Draft {
   readonly nodes: Node[] = [];
   readonly initializers: Record<string, FloatArray | IntArray> = {};
@@ -42,7 +43,7 @@ class Draft {
   }
 }
 
-/** From `pixel_values` [B,3,H,W], normalised, to `last_hidden_state` [B,S,D]: the names that transformers.js knows. */
+/** From `pixel_values` [B,3,H,W], normalised, to `last_hidden_state` [B,S,D], the names that transformers.js uses. */
 export function dinoV2Graph(config: EncoderConfig, weights: Weights, batch: number, form: Form): Graph {
   return new DinoV2(config, weights, batch, form).graph();
 }
@@ -123,7 +124,7 @@ class DinoV2 extends Draft {
     return this.op('LayerNormalization', [x, this.weight(`${name}.weight`), this.weight(`${name}.bias`)], attributes);
   }
 
-  /** LayerScale is made part of the weight and the bias, as whoever wants it fast does once for all. */
+  /** Folds LayerScale into the weight and the bias, an optimisation that a user would do once in advance. */
   private linear(x: string, name: string, scale?: string): string {
     const scales = scale === undefined ? undefined : this.array(scale).data;
     const scaled = ({ data, shape }: FloatArray): FloatArray =>
@@ -133,7 +134,7 @@ class DinoV2 extends Draft {
     return this.form === 'fused' ? this.op('Gemm', [x, weight, bias]) : this.op('Add', [this.op('MatMul', [x, weight]), bias]);
   }
 
-  /** [B,S,D] → [B*S,D] where the form has all tokens under each other. */
+  /** [B,S,D] → [B*S,D], if the form flattens all tokens. */
   private flat(x: string): string {
     return this.reshapeFlat(x, this.batch * this.seq, this.config.width);
   }

@@ -25,11 +25,11 @@ const configOf = (size: Size): Record<string, unknown> => ({
 interface Model {
   encoder: VisionEncoder;
   weights: Weights;
-  /** Its checkpoint. */
+  /** Folder of its checkpoint. */
   folder: string;
 }
 
-/** A checkpoint with random weights, and ours loaded from it. */
+/** A checkpoint with random weights, loaded into this library. */
 async function model(make: Inputs, size: Size): Promise<Model> {
   const folder = await mkdtemp(join(tmpdir(), 'uniflow-bench-'));
   make.onRelease(() => rm(folder, { recursive: true }));
@@ -48,7 +48,7 @@ async function model(make: Inputs, size: Size): Promise<Model> {
   return { encoder, weights, folder };
 }
 
-/** Biases and scales are random too: where a fresh model has them at 0 and 1, nobody sees them missing. */
+/** Biases and scales are random too, because missing ones would go unnoticed at the initial values of 0 and 1. */
 async function randomWeight(make: Inputs, name: string, shape: readonly number[]): Promise<FloatArray> {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
   const mean = /norm\d?\.weight$|\.lambda1$/.test(name) ? 1 : 0;
@@ -56,7 +56,7 @@ async function randomWeight(make: Inputs, name: string, shape: readonly number[]
   return { data: data.map((value) => mean + 0.02 * value), shape };
 }
 
-/** As many numbers go in and come out on both sides, from and to JavaScript's memory. */
+/** Both sides read and write the same amount of data in JavaScript's memory. */
 function encodePixels(size: Size, batch: number): Comparison<OnnxRuntime> {
   const shape = [batch, 3, SIDE, SIDE];
   return {
@@ -78,12 +78,12 @@ async function features(encoder: VisionEncoder, pixels: Float32Array, shape: num
   return lastHiddenState.data as Float32Array;
 }
 
-/** One at a time: they hold all weights. */
+/** Creates the graphs one at a time, because each holds all weights. */
 function* eachForm<T>(make: (form: (typeof forms)[number]) => T): Generator<T> {
   for (const form of forms) yield make(form);
 }
 
-/** What is used of transformers.js. */
+/** The parts of transformers.js used here. */
 interface Transformers {
   env: { localModelPath: string; allowRemoteModels: boolean };
   RawImage: { read(path: string): Promise<unknown> };
@@ -100,8 +100,8 @@ interface TheirModel {
 }
 
 /**
- * From files to features. Its resize does not antialias, so it sees other pixels than we do; features are compared on
- * its pixels, and times from the files.
+ * From files to features. transformers.js resizes without antialiasing, so its pixels differ from ours: features are compared on its
+ * pixels, and times are measured from the files.
  */
 function encodeFiles(size: Size, count: number): Comparison<Transformers> {
   return {
@@ -134,7 +134,7 @@ function encodeFiles(size: Size, count: number): Comparison<Transformers> {
   };
 }
 
-/** Makes the checkpoint one of theirs, with a graph of each form. Returns its name. */
+/** Turns the checkpoint into one for transformers.js, with a graph of each form. @returns its name. */
 async function publish({ env }: Transformers, { encoder, weights, folder }: Model, batch: number): Promise<string> {
   await mkdir(join(folder, 'onnx'));
   for (const form of forms)

@@ -1,10 +1,13 @@
-/** The packages that are compared with: of no use to the project itself, so they are installed when they are first asked for. */
+/** Installs the compared packages on first use, because the project itself does not need them. */
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 
 const require = createRequire(import.meta.url);
 
-/** Loads a package of bench/peers/package.json, installing them all where it is not there; undefined, and says why, where it cannot be had. */
+/**
+ * Loads a package of bench/peers/package.json, installing all of them if it is missing. If that fails, prints the reason and returns
+ * undefined.
+ */
 export function loadPeer<T>(name: string, say: (line: string) => void): T | undefined {
   try {
     return require(name) as T;
@@ -20,7 +23,7 @@ export function loadPeer<T>(name: string, say: (line: string) => void): T | unde
   }
 }
 
-/** Install scripts are left out: onnxruntime-node's only fetches GPU libraries, and the CPU's are in the package. */
+/** Install scripts are skipped: onnxruntime-node's script only fetches GPU libraries, and the package includes those of the CPU. */
 function install(): void {
   const npm = ['install', '--prefix', import.meta.dirname, '--ignore-scripts', '--no-package-lock', '--no-audit', '--no-fund'];
   const { status, stderr, error } = spawnSync('npm', npm, { encoding: 'utf8' });

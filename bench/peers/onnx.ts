@@ -1,9 +1,9 @@
 /**
- * Writes ONNX models: just enough of protocol buffers for that.
+ * Writes ONNX models with a minimal protocol buffers encoder.
  *
- * A message is a sequence of fields: a key, (number << 3) | wire type, then the value. Wire type 0 is an integer of 7 bits
- * per byte, lowest first, the eighth bit set on all bytes but the last; 5 is four bytes; 2 is a length, then so many bytes:
- * text, raw data, or a message in turn. Field numbers are those of onnx.proto, whose messages the functions are named after.
+ * A message is a sequence of fields: a key, (number << 3) | wire type, followed by the value. Wire type 0 is an integer of 7 bits per byte,
+ * lowest first, with the eighth bit set on all bytes except the last; 5 is four bytes; 2 is a length and that many bytes: text, raw data,
+ * or a nested message. Field numbers are those of onnx.proto, and functions are named after its messages.
  */
 
 type Field = Buffer;
@@ -33,7 +33,7 @@ export const MICROSOFT = 'com.microsoft';
 const IR_VERSION = 10;
 const OPSET = 21;
 
-/** Integers (none negative) and lists of them, and floats where told so. */
+/** Non-negative integers, lists of them, or explicitly marked floats. */
 export type Attribute = number | readonly number[] | { float: number };
 
 export interface Node {
@@ -74,13 +74,13 @@ export function transposed({ data, shape }: FloatArray): FloatArray {
   return { data: out, shape: [cols, rows] };
 }
 
-/** Shapes, where an operator takes one as an operand. */
+/** An operand that contains a shape. */
 export interface IntArray {
   data: BigInt64Array;
   shape: readonly number[];
 }
 
-/** Raw data is little-endian, as this machine is assumed to be. */
+/** Raw data is little-endian; this machine is assumed to be too. */
 function tensorProto(name: string, { data, shape }: FloatArray | IntArray): Field[] {
   const raw = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   const type = data instanceof BigInt64Array ? INT64_TENSOR : FLOAT_TENSOR;
@@ -97,14 +97,14 @@ const operatorSet = (domain: string, version: number): Field => message(8, text(
 
 export interface Graph {
   nodes: Node[];
-  /** Shapes of inputs and outputs, float32 all. */
+  /** Shapes of inputs and outputs, all float32. */
   inputs: Record<string, readonly number[]>;
   outputs: Record<string, readonly number[]>;
   /** Weights. */
   initializers?: Record<string, FloatArray | IntArray>;
 }
 
-/** A ModelProto, ready to be loaded. */
+/** A serialised ModelProto. */
 export function onnxModel({ nodes, inputs, outputs, initializers = {} }: Graph): Uint8Array {
   const graph = [
     ...nodes.map((node) => message(1, ...nodeProto(node))),

@@ -1,10 +1,10 @@
-/** ONNX Runtime's CPU provider: graphs that say the same in several ways, of which the fastest counts. */
+/** ONNX Runtime's CPU provider: several equivalent graphs, of which the fastest counts. */
 import { cpuInfo } from '../../lib/device.js';
 import { time, type Effort, type Work } from '../harness.js';
 import type { Measured } from './compare.js';
 import { onnxModel, type FloatArray, type Graph } from './onnx.js';
 
-/** What is used of onnxruntime-node, whose own types are there only once it is installed. */
+/** The parts of onnxruntime-node used here. Its own types exist only after installing it. */
 export interface OnnxRuntime {
   Tensor: new (type: 'float32', data: Float32Array, shape: readonly number[]) => unknown;
   InferenceSession: { create(model: Uint8Array, options: object): Promise<Session> };
@@ -14,7 +14,7 @@ interface Session {
   release(): Promise<void>;
 }
 
-/** Its defaults but for the threads, which are as many as ours. */
+/** Default options, except for the number of threads, which equals ours. */
 export const sessionOptions = (): object => ({
   executionProviders: ['cpu'],
   graphOptimizationLevel: 'all',
@@ -22,7 +22,9 @@ export const sessionOptions = (): object => ({
   interOpNumThreads: 1,
 });
 
-/** The fastest of graphs that have one output and the same inputs; the largest difference of any from `expected`. */
+/**
+ * Time of the fastest graph; all have one output and the same inputs. Also returns the largest difference of any output from `expected`.
+ */
 export async function timeGraphs(
   runtime: OnnxRuntime,
   graphs: Iterable<Graph>,

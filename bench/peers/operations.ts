@@ -10,15 +10,15 @@ interface Operation {
   name: string;
   shape: string;
   output: readonly number[];
-  /** Queues our operation; its operands are `inputs`. */
+  /** Queues this library's operation on operands from `inputs`. */
   ours: (inputs: Inputs) => Promise<{ work: () => TensorHandle; feeds: Record<string, FloatArray>; weights?: Record<string, FloatArray> }>;
-  /** Ways to say the same in ONNX. Every graph ends in `out`. */
+  /** Equivalent ONNX graphs. The output of each is named `out`. */
   graphs: Node[][];
 }
 
 const EPS = 1e-6;
 
-/** Values on both sides: ours as a tensor, theirs as an array. */
+/** The same values for both sides: a tensor and an array. */
 async function shared(inputs: Inputs, ...shape: number[]): Promise<{ tensor: TensorHandle; array: FloatArray }> {
   const tensor = inputs.tensor(shape, 'float32');
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1));

@@ -1,17 +1,17 @@
-/** The paper's claims, and whether the numbers say so. */
+/** Checks the paper's claims against the numbers. */
 import { adaptiveId, BETAS, LAMBDAS, type Plan } from './plan.js';
 import type { Quality, Results, RunResult } from './reproduce.js';
 
 export interface Claim {
   text: string;
   seen: boolean;
-  /** The numbers that decided. */
+  /** The numbers behind the decision. */
   because: string;
 }
 
 export interface Statistic {
   mean: number;
-  /** Standard deviation over the seeds, divisor N − 1; 0 of one seed. */
+  /** Standard deviation over the seeds, with divisor N − 1; 0 for a single seed. */
   std: number;
 }
 
@@ -21,12 +21,12 @@ export function statistic(values: readonly number[]): Statistic {
   return { mean, std: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0 };
 }
 
-/** Runs of a variant with the usual number of global blocks, in the order of their seeds. */
+/** Runs of a variant with the default number of global blocks, in the order of their seeds. */
 export function runsOf(results: Results, plan: Plan, variant: string): RunResult[] {
   return results.runs.filter((run) => run.variant === variant && run.globalBlocks === plan.globalBlocks);
 }
 
-/** Accuracy of a linear probe on the untouched teacher's tokens: what the students' probes are compared with. */
+/** Accuracy of a linear probe on the original teacher's tokens: the reference for the students' probes. */
 export function teacherProbe({ runs }: Results): number {
   return runs.find((run) => run.understanding)?.understanding?.teacher ?? NaN;
 }
@@ -34,15 +34,15 @@ export function teacherProbe({ runs }: Results): number {
 export const tokensOf = (run: RunResult): number => run.understanding?.tokens ?? NaN;
 export const pcaOf = ({ runs }: Results): RunResult['pca'] => runs[0]?.pca ?? { psnr: NaN, ssim: NaN };
 
-/** Points of accuracy that may be lost, dB that may be missing. */
+/** Tolerances: loss of accuracy in points, and of PSNR in dB. */
 const POINTS = 0.01;
 const DECIBELS = 1;
-/** One step is enough where more of them gain less than this. */
+/** One step is sufficient if more steps gain less than this. */
 const STEP_DECIBELS = 0.5;
-/** Seams are gone where no more than this share of what is visible without global blocks is left. */
+/** Seams count as removed if at most this fraction of the seams without global blocks remains. */
 const SEAMS_LEFT = 0.5;
 
-/** Those whose variants the plan has. */
+/** The claims whose variants are in the plan. */
 export function claimsOf(results: Results, plan: Plan): Claim[] {
   const where = (ids: readonly string[], claim: () => Claim): Claim[] =>
     ids.every((id) => plan.variants.some((variant) => variant.id === id)) ? [claim()] : [];
@@ -98,7 +98,7 @@ function nearFineTuning(results: Results, plan: Plan): Claim {
   };
 }
 
-/** In pairs of the same seed and λ: not worse in either on average, and better in one by more than the standard error. */
+/** Compares pairs with the same seed and λ: not worse in either metric on average, and better in one by more than the standard error. */
 function beats(
   results: Results,
   plan: Plan,
@@ -119,7 +119,7 @@ function beats(
   };
 }
 
-/** Those that keep the teacher's tokens to the bit. */
+/** Compares with a variant that leaves the teacher's tokens unchanged to the bit. */
 function beatsFrozen(results: Results, plan: Plan, id: string): Claim {
   const [own, other] = [plan.paper, id].map((variant) => statistic(runsOf(results, plan, variant).map(psnrOf))) as [Statistic, Statistic];
   const accuracy = meanOf(results, plan, plan.paper, tokensOf);
@@ -130,7 +130,7 @@ function beatsFrozen(results: Results, plan: Plan, id: string): Claim {
   };
 }
 
-/** Runs of the paper's variant with this K. */
+/** Statistic over the runs of the paper's variant with this number of global blocks K. */
 export function withBlocks({ runs }: Results, plan: Plan, globalBlocks: number, of: (run: RunResult) => number): Statistic {
   return statistic(runs.filter((run) => run.variant === plan.paper && run.globalBlocks === globalBlocks).map(of));
 }
@@ -176,12 +176,12 @@ function oneStep(results: Results, plan: Plan): Claim {
   };
 }
 
-/** Of the paper's variant with this number of Euler steps. */
+/** Quality of the paper's variant with this number of Euler steps. */
 export function samplingOf(results: Results, plan: Plan, steps: number, of: keyof Quality): Statistic {
   return statistic(runsOf(results, plan, plan.paper).map((run) => run.sampling?.[steps]?.[of] ?? NaN));
 }
 
-/** Mean misalignment α after each layer, on the test pictures. */
+/** Mean misalignment α after each layer, on the test images. */
 export function alphaOf(runs: readonly RunResult[]): number[] {
   return (runs[0]?.layers ?? []).map((_, layer) => statistic(runs.map((run) => 1 - (run.layers[layer] as number))).mean);
 }

@@ -1,4 +1,4 @@
-/** `npm run reproduce:fashion-mnist`, `npm run reproduce:cifar10`: the paper's claims on a small scale. */
+/** `npm run reproduce:fashion-mnist`, `npm run reproduce:cifar10`: the paper's claims at a small scale. */
 import { Argument, Command } from 'commander';
 import { spawnSync } from 'node:child_process';
 import { cpus } from 'node:os';
@@ -24,7 +24,7 @@ interface Options {
   out?: string;
 }
 
-/** Where the data is when it is not said. */
+/** Default locations of the data. */
 const INSTALLED: Partial<Record<PlanName, string>> = { 'fashion-mnist': '/usr/share/datasets/fashion-mnist' };
 
 const program = new Command('npm run reproduce:DATA --')

@@ -1,4 +1,4 @@
-/** Small labelled pictures in memory, decoded once, and what is done to them while a teacher learns. */
+/** Small labelled images in memory, decoded once, with augmentations for training a teacher. */
 import ndarray, { type NdArray } from 'ndarray';
 import { batches } from '../../lib/train/loader.js';
 import type { Dataset } from '../../lib/sources/dataset.js';
@@ -11,7 +11,7 @@ export class Labelled {
     readonly side: number,
   ) {}
 
-  /** All pictures of a data set, brought to `side`. */
+  /** Reads all images of a data set, resized to `side`. */
   static async read(data: Dataset, side: number): Promise<Labelled> {
     const bytes = new Uint8Array(data.length * 3 * side ** 2);
     const labels = new Int32Array(data.length);
@@ -39,8 +39,8 @@ export class Labelled {
 }
 
 /**
- * Each picture moved by a whole number of pixels, from −shift to shift, with black where nothing is (a crop of the padded picture), and
- * every other one mirrored. @param draws three for each picture, on [0, 1).
+ * Shifts each image by a whole number of pixels, from −shift to shift, fills the rest with black (a crop of the padded image), and mirrors
+ * every other one. @param draws three for each image, on [0, 1).
  */
 export function augment(
   pixels: NdArray<Uint8Array>,
@@ -64,8 +64,9 @@ export function augment(
 }
 
 /**
- * Shows in a box of each picture the one before it in the batch, in the first the last. The box is the same for all of them, of a uniform area
- * and place, cut off at the borders. @param draws three, on [0, 1). @returns the share of the area that was pasted.
+ * Fills a box of each image from the previous image in the batch; the first takes it from the last. All images share the box, which has
+ * uniform area and position and is clipped at the borders. @param draws three, on [0, 1). @returns the fraction of the area that was
+ * pasted.
  */
 export function paste(pixels: NdArray<Uint8Array>, draws: ArrayLike<number>): number {
   const [count, side] = pixels.shape as [number, number];

@@ -1,11 +1,11 @@
-/** What the reproductions train and measure: one plan for each data set, sized for at most three hours on two cores. */
+/** Trainings and measurements of the reproductions: one plan per data set, sized for at most three hours on two cores. */
 import type { TrainConfig } from '../../lib/train/config.js';
 import type { Regime } from '../../lib/train/regimes.js';
 import type { TeacherTraining } from './teacher.js';
 
 /** One way to train a tokenizer. */
 export interface Variant {
-  /** A name for files, and for people. */
+  /** A name for files, and a name for readers. */
   id: string;
   name: string;
   regime: Regime;
@@ -14,11 +14,11 @@ export interface Variant {
 }
 
 export interface Plan {
-  /** As in sentences. */
+  /** Title for use in sentences. */
   title: string;
-  /** What the pictures are, for the report. */
+  /** Description of the images, for the report. */
   about: string;
-  /** Files of the data's folder, as openDataset takes them. */
+  /** File names in the data folder, in any form that openDataset accepts. */
   files: { train: string; test: string };
   /** The report is docs/NAME.md, .svg and .json. */
   report: string;
@@ -27,21 +27,21 @@ export interface Plan {
   /** config.json of the teacher: an InternViT, the family of the published checkpoints. */
   encoder: Record<string, unknown>;
   teacher: TeacherTraining;
-  /** The same for all runs. */
+  /** Training settings shared by all runs. */
   adaptation: Omit<TrainConfig, 'encoder' | 'data' | 'regime' | 'beta' | 'lambdaDistillation' | 'globalBlocks' | 'seed'>;
   variants: readonly Variant[];
-  /** The variant with the paper's settings: seams and sampling steps are measured on it. */
+  /** The variant with the paper's settings, on which seams and sampling steps are measured. */
   paper: string;
-  /** K of all runs but those that seams are compared over. */
+  /** Number of global blocks K of all runs except the comparison of seams. */
   globalBlocks: number;
   seamBlocks: readonly number[];
   samplingSteps: readonly number[];
   seeds: number;
-  /** Pictures: the first of the test set, of the training set for the probe, and of the test set for the seams. */
+  /** Numbers of images, always the first ones: of the test set, of the training set for the probe, and of the test set for the seams. */
   pictures: { test: number; probe: number; seams: number };
 }
 
-/** Weights of the distillation, and strengths of its adaptation, that are compared. */
+/** Compared distillation weights, and strengths of its adaptation. */
 export const LAMBDAS = [0.1, 1] as const;
 export const BETAS = [2, 10, 50] as const;
 
@@ -52,7 +52,7 @@ function distilled(id: string, name: string, regime: Regime, beta?: number): Var
   }));
 }
 
-/** Id of the adaptive variant with this β; 0 is the hierarchical one, whose weights rise with depth alone. */
+/** Id of the adaptive variant with this β. β = 0 is the hierarchical variant, whose weights depend only on depth. */
 export const adaptiveId = (beta: number, lambda: number): string => `adaptive${beta}-${lambda}`;
 
 const variants: readonly Variant[] = [
@@ -73,7 +73,7 @@ const shared = {
   ...{ paper: adaptiveId(2, 1), patch: 4, classes: 10, globalBlocks: 2, seamBlocks: [0, 2, 6], samplingSteps: [1, 2, 4, 10], seeds: 3 },
 };
 
-/** Settings of training that both data sets have. */
+/** Training settings shared by both data sets. */
 const adaptation: Omit<Plan['adaptation'], 'steps' | 'lr' | 'encoderLr'> = {
   ...{ latentChannels: 8, flowBlocks: 3, dtype: 'bfloat16', start: 'linear' },
   ...{ batch: 32, warmup: 50, ema: 0.99, weightDecay: 0, betas: [0.9, 0.99] },
@@ -107,7 +107,7 @@ export const plans: Record<PlanName, Plan> = {
   },
 };
 
-/** The same for a look, in about ten minutes: a weaker teacher, one seed, few steps; the numbers mean little. */
+/** A shortened plan of about ten minutes: a weaker teacher, one seed, few steps. The numbers mean little. */
 export function quick(plan: Plan): Plan {
   return {
     ...{ ...plan, seeds: 1, pictures: { test: 1000, probe: 2000, seams: 200 } },

@@ -1,12 +1,12 @@
-/** Understanding against reconstruction, as an SVG on a ground of its own: readable on light and dark pages. */
+/** Understanding against reconstruction, as an SVG with its own background: readable on light and dark pages. */
 import { statistic } from './claims.js';
 
 export interface Series {
   name: string;
   color: string;
-  /** Only outlines of the dots. */
+  /** Draws only the outlines of the dots. */
   hollow: boolean;
-  /** PSNR in dB and accuracy in %, a point a run. */
+  /** PSNR in dB and accuracy in %, one point per run. */
   points: readonly { x: number; y: number }[];
 }
 
@@ -17,13 +17,13 @@ interface Reference {
 
 const [WIDTH, HEIGHT] = [860, 480];
 const FRAME = { left: 64, right: 560, top: 24, bottom: 424 };
-/** Of the references. */
+/** Line styles of the references. */
 const DASHES = [
   'stroke="#57606a" stroke-width="1.5" stroke-dasharray="6 4"',
   'stroke="#57606a" stroke-width="1.5" stroke-dasharray="2 3"',
 ] as const;
 
-/** Small dots are runs, large ones their means; dashed lines are the references, by name. */
+/** Small dots are runs and large dots their means; dashed lines are the named references. */
 export function scatterPlot(
   series: readonly Series[],
   labels: { x: string; y: string },
@@ -74,7 +74,7 @@ function dot(x: number, y: number, r: number, { color, hollow }: Series, opacity
 
 const px = (value: number): string => value.toFixed(1);
 
-/** From values to [from, to] with some room at both ends, and round numbers in between. */
+/** Maps values to [from, to] with a margin at both ends, and chooses round ticks. */
 function axis(values: readonly number[], from: number, to: number): { at: (value: number) => number; ticks: number[] } {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const room = Math.max(0.08 * (high - low), 0.1);

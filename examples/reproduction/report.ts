@@ -1,4 +1,4 @@
-/** docs/reproduction*.md and what stands beside it, from the numbers alone. */
+/** Generates docs/reproduction*.md and its companion files from the numbers alone. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { alphaOf, claimsOf, pcaOf, runsOf, samplingOf, statistic, teacherProbe, tokensOf, withBlocks, type Statistic } from './claims.js';
@@ -6,7 +6,7 @@ import type { Plan, Variant } from './plan.js';
 import { scatterPlot } from './plot.js';
 import type { Results, RunResult } from './reproduce.js';
 
-/** How the numbers came about. */
+/** Origin of the numbers. */
 export interface Origin {
   command: string;
   machine: string;
@@ -14,7 +14,7 @@ export interface Origin {
   commit: string;
 }
 
-/** Okabe and Ito's, told apart by the colour-blind too; adaptive variants are of one colour, and β is their darkness. */
+/** Okabe and Ito's colours, distinguishable with colour blindness. Adaptive variants share one hue, which darkens with β. */
 const COLORS: Record<string, string> = {
   ...{ frozen: '#0072b2', layers: '#56b4e9', reparam: '#000000', finetune: '#d55e00', uniform: '#e69f00', last: '#cc79a7' },
   ...{ adaptive0: '#999999', adaptive2: '#9ad9c5', adaptive10: '#009e73', adaptive50: '#00563f' },

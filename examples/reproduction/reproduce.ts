@@ -1,4 +1,4 @@
-/** Trains and measures everything in a plan. What is done already, in the same folder with the same settings, is not done again. */
+/** Trains and measures everything in a plan. Results that already exist in the same folder with the same settings are reused. */
 import type { NdArray } from 'ndarray';
 import { createHash } from 'node:crypto';
 import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
@@ -24,33 +24,33 @@ export interface Quality {
 
 /** One trained tokenizer. Accuracies are in [0, 1]. */
 export interface RunResult extends Quality {
-  /** Of the plan. */
+  /** Id of the plan's variant. */
   variant: string;
   seed: number;
   globalBlocks: number;
   seams: number;
-  /** Linear probes; not measured where only the seams matter. */
+  /** Linear probes; not measured if only the seams matter. */
   understanding?: { tokens: number; latents: number; teacher: number };
   /** Mean cosine to the teacher after each layer. */
   layers: number[];
-  /** What a PCA of the tokenizer's size reaches. */
+  /** Quality of a PCA with as many coefficients. */
   pca: Pick<Baseline, 'psnr' | 'ssim'>;
-  /** By the number of Euler steps; where it was measured. */
+  /** Quality by number of Euler steps, if measured. */
   sampling?: Record<string, Quality>;
   seconds: number;
 }
 
 export interface Results {
-  teacher: { /** Of its own head. */ accuracy: number; seconds: number };
+  teacher: { /** Accuracy of its own classification head. */ accuracy: number; seconds: number };
   runs: RunResult[];
 }
 
 export interface ReproduceOptions {
-  /** Folder with the files of the plan. */
+  /** Folder with the data files of the plan. */
   data: string;
-  /** Folder for models and what was measured. */
+  /** Folder for models and measurements. */
   work: string;
-  /** A line about what has been done. */
+  /** Prints a line of progress. */
   print: (line: string) => void;
 }
 
@@ -117,7 +117,7 @@ class Reproduction {
     });
   }
 
-  /** Prints how the teacher comes on, ten times. */
+  /** Prints the teacher's progress, ten times. */
   private onTeacherStep(): (step: number) => void {
     const { steps } = this.plan.teacher;
     const every = Math.ceil(steps / 10);
@@ -145,7 +145,7 @@ class Reproduction {
     return result;
   }
 
-  /** Does `work` in a folder of its own, unless its result is there already. */
+  /** Runs `work` in its own folder, unless its result already exists. */
   private async once<T extends object>(
     name: string,
     settings: object,
@@ -164,7 +164,7 @@ class Reproduction {
   }
 }
 
-/** The variants with each seed in turn, so that early results are of all of them; then the other depths of the decoder. */
+/** All variants for each seed in turn, so that early results cover all variants; then the other decoder depths. */
 function runsOf({ variants, paper, globalBlocks, seamBlocks, seeds }: Plan): RunPlan[] {
   const all = Array.from({ length: seeds }, (_, seed) => seed);
   const others = seamBlocks.filter((blocks) => blocks !== globalBlocks);
@@ -174,7 +174,7 @@ function runsOf({ variants, paper, globalBlocks, seamBlocks, seeds }: Plan): Run
   ];
 }
 
-/** Trains, or goes on where a stopped run was. */
+/** Trains a model, or resumes an interrupted training. */
 async function modelOf(folder: string, config: TrainConfig): Promise<string> {
   const begun = await stat(join(folder, 'state.safetensors')).catch(() => undefined);
   if (begun) return (await resume(folder)).model;
@@ -184,7 +184,7 @@ async function modelOf(folder: string, config: TrainConfig): Promise<string> {
 
 /** Measures models on the test set. */
 class Meter {
-  /** Features of the originals, from the first measurement on. */
+  /** Features of the originals, cached by the first measurement. */
   private reference: FeatureSet | undefined;
 
   private constructor(
@@ -265,7 +265,7 @@ function pcaOf({ baseline }: Evaluation): RunResult['pca'] {
   return { psnr, ssim };
 }
 
-/** The first `count` samples. Evaluations ask for the hash again and again; it is computed once. */
+/** The first `count` samples. The hash is cached, because evaluations request it repeatedly. */
 function first(dataset: Dataset, count: number): Dataset {
   const kept = subset(
     dataset,

@@ -1,6 +1,6 @@
-/** How visible the borders between patches are. */
+/** Measures the visibility of patch borders. */
 
-/** Grey or RGB bytes, [B,H,W,C]. */
+/** Greyscale or RGB bytes, [B,H,W,C]. */
 export interface Pictures {
   data: Uint8Array;
   shape: readonly number[];
@@ -11,7 +11,7 @@ export interface Pictures {
  *
  *   r(x) = mean |x_i − x_j| over neighbours i, j in different patches / mean |x_i − x_j| over neighbours in one patch
  *
- * Neighbours are those to the right and below; the means are over all pictures and channels.
+ * Neighbours are those to the right and below; the means are over all images and channels.
  */
 export function borderRatio({ data, shape }: Pictures, patch: number): number {
   const [images, height, width, channels] = shape as [number, number, number, number];
@@ -33,7 +33,7 @@ export function borderRatio({ data, shape }: Pictures, patch: number): number {
   return across.sum / across.count / (within.sum / within.count);
 }
 
-/** {@link borderRatio} of reconstructions by that of their originals: 1 where they have no more of a grid than those. */
+/** {@link borderRatio} of the reconstructions divided by that of their originals: 1 if they have no more of a grid than the originals. */
 export function seams(reconstructions: Pictures, originals: Pictures, patch: number): number {
   return borderRatio(reconstructions, patch) / borderRatio(originals, patch);
 }

@@ -1,4 +1,4 @@
-/** The teacher: a small vision transformer, trained to classify. */
+/** The teacher: a small vision transformer, trained as a classifier. */
 import { stat } from 'node:fs/promises';
 import { onCpu } from '../../lib/device.js';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
@@ -16,19 +16,19 @@ import { learningRate } from '../../lib/train/schedule.js';
 import { loadState, saveState, type Resumable } from '../../lib/train/state.js';
 import { augment, paste, type Labelled } from './pictures.js';
 
-/** How a teacher is trained. */
+/** Options for training a teacher. */
 export interface TeacherTraining {
   steps: number;
   batch: number;
   lr: number;
   warmup: number;
   seed: number;
-  /** Pictures are moved by up to so many pixels, each way, and mirrored. */
+  /** Images are randomly shifted by up to this many pixels in each direction, and mirrored. */
   shift: number;
   flip: boolean;
-  /** Share of the steps in which a box of each picture shows another one (Yun et al. 2019, "CutMix"). */
+  /** Fraction of the steps in which a box of each image is replaced by another image (Yun et al. 2019, "CutMix"). */
   cutmix: number;
-  /** Weight of the old value in the moving average of the weights; 0: none. */
+  /** Weight of the old value in the moving average of the weights; 0 disables it. */
   ema: number;
 }
 
@@ -38,7 +38,7 @@ export interface TeacherOptions extends TeacherTraining {
   classes: number;
 }
 
-/** Pictures computed together where nothing is learnt. */
+/** Batch size for inference. */
 const BATCH = 128;
 
 /** An encoder, and a linear layer on the mean of its patch tokens. */
@@ -56,7 +56,7 @@ export class Classifier {
     this.mean = meanOfGroups(rows * cols, classes);
   }
 
-  /** Rotary heads begin by looking at neighbours, as a convolution does: a small transformer learns that slowly. */
+  /** Makes rotary heads initially look at neighbours, like a convolution, because a small transformer learns this slowly. */
   async lookAround(): Promise<void> {
     const { heads, layers, rope } = this.encoder.config;
     if (!rope) return;
@@ -64,7 +64,7 @@ export class Classifier {
     for (let i = 0; i < layers; i++) await lookAtNeighbours(weights, `encoder.layers.${i}`, { heads, rope });
   }
 
-  /** uint8 [B,H,W,3] → [B,C]. The mean of the tokens' logits is the logits of the mean token. */
+  /** uint8 [B,H,W,3] → [B,C]. The mean of the tokens' logits equals the logits of the mean token. */
   logits(pixels: Tensor): Tensor {
     const { encoder } = this.encoder;
     const { last } = encoder.forward(pixels);
@@ -72,7 +72,7 @@ export class Classifier {
     return linear(reshape(all, [all.dim(0), all.dim(1) * all.dim(2)]), { weight: this.mean });
   }
 
-  /** Share of the pictures that are classified right. */
+  /** Fraction of correctly classified images. */
   async accuracy(pictures: Labelled): Promise<number> {
     let correct = 0;
     for (let begin = 0; begin < pictures.count; begin += BATCH) {
@@ -91,14 +91,14 @@ export class Classifier {
 }
 
 export interface Progress {
-  /** File that a training goes on from; it is renewed every so many steps. */
+  /** Checkpoint file: resumed from if it exists, and rewritten every `every` steps. */
   state: string;
   every: number;
-  /** After every step, with its number from 1. */
+  /** Called after every step, with its number from 1. */
   onStep?: (step: number) => void;
 }
 
-/** Trains a classifier with cross-entropy and AdamW, or goes on where a training was stopped. The caller disposes of it. */
+/** Trains a classifier with cross-entropy and AdamW, or resumes an interrupted training. The caller disposes of it. */
 export async function trainTeacher(pictures: Labelled, options: TeacherOptions, progress?: Progress): Promise<Classifier> {
   const classifier = new Classifier(options);
   await classifier.lookAround();
@@ -116,7 +116,7 @@ export async function trainTeacher(pictures: Labelled, options: TeacherOptions, 
 
 class Training implements Resumable {
   private readonly optimizer: AdamW;
-  /** Steps. */
+  /** Number of completed steps. */
   done = 0;
 
   constructor(
@@ -162,7 +162,7 @@ class Training implements Resumable {
   }
 }
 
-/** Pixels of a step, and whose labels they have to which share. A function of the options and the step. */
+/** Pixels of a step, and the images that provide their labels, with weights. Depends only on the options and the step. */
 function batchOf(
   pictures: Labelled,
   step: number,
@@ -176,7 +176,7 @@ function batchOf(
   const pixels = augment(pictures.pixels(indices), options, uniforms(3 * batch, seed, 'pictures', step));
   const draws = uniforms(4, seed, 'cutmix', step);
   if ((draws[0] as number) >= cutmix) return { pixels, parts: [{ indices, share: 1 }] };
-  const pasted = paste(pixels, draws.subarray(1)); // each picture's box is the one's before it
+  const pasted = paste(pixels, draws.subarray(1)); // each box is filled from the previous image
   const before = [indices.at(-1) as number, ...indices.slice(0, -1)];
   return { pixels, parts: [{ indices, share: 1 - pasted }, { indices: before, share: pasted }] }; // prettier-ignore
 }
@@ -185,7 +185,7 @@ function labelsOf({ labels }: Labelled, indices: readonly number[]): Tensor {
   return Tensor.from({ data: Int32Array.from(indices, (i) => labels[i] as number), shape: [indices.length] });
 }
 
-/** The matrix that takes `groups` vectors of `width`, one behind the other, to their mean: [width, groups * width]. */
+/** The matrix that maps the concatenation of `groups` vectors of `width` to their mean: [width, groups * width]. */
 function meanOfGroups(groups: number, width: number): Tensor {
   const data = new Float32Array(width * groups * width);
   for (let c = 0; c < width; c++) for (let g = 0; g < groups; g++) data[(c * groups + g) * width + c] = 1 / groups;

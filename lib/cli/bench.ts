@@ -1,4 +1,4 @@
-/** `uniflow bench`: what a model reaches on this machine, beside what the machine could. */
+/** `uniflow bench`: the throughput of a model on this machine, compared with the machine's peak. */
 import ndarray, { type NdArray } from 'ndarray';
 import { randomFillSync } from 'node:crypto';
 import { Bench } from 'tinybench';
@@ -15,7 +15,7 @@ import { loadModel } from './shared.js';
 
 export interface BenchCommandOptions extends ModelOptions {
   steps?: number;
-  /** For each row. */
+  /** Duration of each row. */
   seconds?: number;
 }
 
@@ -23,22 +23,22 @@ interface Setting {
   model: string;
   device: string;
   dtype: FloatType;
-  /** Of the CPU, as the kernels are. */
+  /** Threads of the CPU, and the kernels' instruction set. */
   threads: number;
   kernels: string;
-  /** FLOP/s of the best product in `dtype`, measured before the rows. */
+  /** FLOP/s of the fastest matrix product in `dtype`, measured before the rows. */
   peak: number;
 }
 
 interface Row {
   work: string;
   batch: number;
-  /** Of a batch; of files, there are none. */
+  /** Time per batch; missing for files. */
   medianMs?: number;
   p99Ms?: number;
   imagesPerSecond: number;
   flopsPerImage: number;
-  /** FLOP/s reached, over the peak. Only matrix products count as FLOPs. */
+  /** Ratio of the reached FLOP/s to the peak. Only matrix products count as FLOPs. */
   ofPeak: number;
 }
 
@@ -112,7 +112,7 @@ class Measurements {
     return { ...this.row(work, batch, flopsPerImage, (1000 * batch) / medianMs), medianMs, p99Ms };
   }
 
-  /** The files again and again, decoded and encoded as `encodeStream` does it. */
+  /** Encodes the files in a loop with `encodeStream`. */
   private async stream(files: readonly string[], batch: number): Promise<Row> {
     const { uniflow, signal } = this;
     let begin = 0;
@@ -122,7 +122,7 @@ class Measurements {
     }
     for await (const { ids } of uniflow.encodeStream(cycle(this.seconds), { batchSize: batch, signal })) {
       if (begin > 0) images += ids.length;
-      else begin = performance.now(); // what is before the first batch is not the pace
+      else begin = performance.now(); // the time before the first batch is warm-up
     }
     const seconds = (performance.now() - begin) / 1000;
     return this.row(`encode ${plural(files.length, 'file')}`, batch, this.encodeFlops, images / seconds);

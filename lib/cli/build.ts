@@ -12,7 +12,7 @@ export function build(options: readonly string[]): void {
   const script = join(packageRoot, 'scripts', 'build.mjs');
   const { status, error } = spawnSync(process.execPath, [script, '--folder', folder, ...options], { stdio: 'inherit' });
   if (error) throw error;
-  if (status !== 0) process.exitCode = 1; // the script has said why
+  if (status !== 0) process.exitCode = 1; // the script has reported the reason
 }
 
 function writable(folder: string): boolean {

@@ -1,6 +1,6 @@
 /**
- * The commands: arguments, options and help. What a command does is in the file of its name, which is loaded only
- * when it runs: help appears at once, and also where the addon cannot be loaded.
+ * The commands: arguments, options and help. Each command's implementation is in the file of its name, which is loaded only when it runs:
+ * help appears at once, even if the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
 import type { Fit } from '../images/fit.js';

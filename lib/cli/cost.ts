@@ -1,4 +1,4 @@
-/** What a model costs: operations as native/ops/*.h count them, and parameters. */
+/** The cost of a model: operations as counted in native/ops/*.h, and parameters. */
 import type { DecoderConfig } from '../decoder/decoder.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { families } from '../encoder/families.js';
@@ -22,7 +22,7 @@ function transformerFlops(tokens: number, width: number, hidden: number, gated: 
   return attention + linear(tokens, width, gated ? 2 * hidden : hidden) + linear(tokens, hidden, width);
 }
 
-/** FLOPs of one picture, by default of the size that the positions were trained for. */
+/** FLOPs per image, by default at the size that the positions were trained for. */
 export function encoderFlops(config: EncoderConfig, size: Size = config.imageSize): number {
   const { patches, prefix } = tokensOf(config, size);
   const { width, hidden, layers, gated, patch } = config;
@@ -34,7 +34,7 @@ export function projectionFlops({ grid, width, latentChannels }: DecoderConfig):
   return linear(patches, width, width) + linear(patches, width, latentChannels);
 }
 
-/** FLOPs of one picture of the model's own size. */
+/** FLOPs per image at the model's own size. */
 export function decoderFlops(
   { grid, width, hidden, latentChannels, globalBlocks, flowBlocks, patch }: DecoderConfig,
   steps: number,
@@ -47,7 +47,7 @@ export function decoderFlops(
   return unprojection + blocks + linear(patches, width, width) + steps * step;
 }
 
-/** The parts of a UniFlow model, by what the names of their parameters start with; the rest is the encoder. */
+/** The parts of a UniFlow model, by the prefixes of their parameter names; everything else is the encoder. */
 const PARTS: Record<string, RegExp> = {
   'latent projection': /^chal_(un)?proj\./,
   'global blocks': /^global_block/,
@@ -63,7 +63,7 @@ export function countByPart(tensors: Iterable<readonly [name: string, shape: rea
   return counts;
 }
 
-/** `722 GFLOP`, `1.26 GB` */
+/** For example `722 GFLOP` or `1.26 GB`. */
 export function withPrefix(value: number, unit: string): string {
   const prefixes = ['', 'k', 'M', 'G', 'T', 'P'];
   const power = Math.min(prefixes.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, value)) / 3)));

@@ -1,4 +1,4 @@
-/** `uniflow decode`: latents to pictures. */
+/** `uniflow decode`: decodes latents to images. */
 import ndarray, { type NdArray } from 'ndarray';
 import { join } from 'node:path';
 import { prefetch } from '../prefetch.js';
@@ -52,20 +52,20 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
   else process.stdout.write(`${plural(files.length, 'picture')} in ${options.out}\n`);
 }
 
-/** Numbers where the file names no pictures. */
+/** Ids of the images; numbered if the file has none. */
 function idsOf({ pictures }: Latents): string[] {
   const digits = String(pictures.length).length;
   return pictures.map(({ id }, i) => id ?? `image-${String(i + 1).padStart(digits, '0')}`);
 }
 
-/** Pictures that follow each other and have one grid. */
+/** Consecutive images with the same grid. */
 interface Alike {
   begin: number;
   end: number;
   grid: Grid | undefined;
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` for a bad size of a batch. */
+/** @throws {UniFlowError} `BAD_INPUT` for an invalid batch size. */
 function alike({ pictures }: Latents, { batch, grid }: DecodeCommandOptions): Alike[] {
   const all: Alike[] = [];
   for (let begin = 0, end = 0; begin < pictures.length; begin = end) {

@@ -1,6 +1,6 @@
 /**
- * `uniflow doctor`: what there is, what is missing, and what to do about it. It must run where nothing else does,
- * so whatever may be broken is imported only when it is looked at.
+ * `uniflow doctor`: checks the installation and says how to fix problems. It must run even if nothing else does, so possibly broken modules
+ * are imported only by their own check.
  */
 import { access, constants } from 'node:fs/promises';
 import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os';
@@ -13,12 +13,12 @@ interface Finding {
   name: string;
   ok: boolean;
   detail: string;
-  /** What to do, where something is not as it should be. */
+  /** How to fix the problem, if there is one. */
   advice?: string;
 }
 
 const OLDEST_NODE = [20, 19] as const;
-/** sharp's names, and those of the files. */
+/** sharp's format names, with the file extensions. */
 const FORMATS = { jpeg: 'jpeg', png: 'png', webp: 'webp', heif: 'avif', tiff: 'tiff', gif: 'gif' } as const;
 
 export async function doctor(options: ReportOptions): Promise<void> {
@@ -127,7 +127,7 @@ async function pictures(): Promise<Omit<Finding, 'name'>> {
   };
 }
 
-/** The cache is made at the first download, so the nearest folder that exists must be writable. */
+/** The cache is created at the first download, so the nearest existing folder must be writable. */
 async function hubCache(): Promise<Omit<Finding, 'name'>> {
   const { getHFHubCachePath } = await import('@huggingface/hub');
   const path = getHFHubCachePath();
@@ -145,7 +145,7 @@ async function nearestExisting(path: string): Promise<string> {
   return dirname(path) === path || (await pathExists(path)) ? path : nearestExisting(dirname(path));
 }
 
-/** A small random model encodes a small picture. */
+/** Encodes a small image with a small random model. */
 async function selfTest(): Promise<Omit<Finding, 'name'>> {
   const [{ UniFlow }, { default: sharp }] = await Promise.all([import('../uniflow.js'), import('sharp')]);
   const picture = await sharp({ create: { width: 64, height: 48, channels: 3, background: '#4080c0' } })

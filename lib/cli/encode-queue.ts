@@ -1,4 +1,4 @@
-/** `uniflow encode --queue`: shards that workers on other machines make; see lib/queue. */
+/** `uniflow encode --queue`: shards encoded by workers on other machines; see lib/queue. */
 import { openSource } from '../sources/source.js';
 import { UniFlowError } from '../errors.js';
 import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
@@ -21,7 +21,7 @@ export async function encodeOnQueue(
     throw new UniFlowError('BAD_INPUT', 'standard input cannot be read by workers: --queue takes files, archives, lists and URLs', {
       subject: 'queue',
     });
-  (await connect(queue)).disconnect(); // where it cannot be reached, that is said before the model is loaded
+  (await connect(queue)).disconnect(); // reports an unreachable server before the model is loaded
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, json).start(undefined);
   const started = performance.now();

@@ -1,11 +1,11 @@
-/** What `uniflow encode` asks of a run and prints of it, whoever makes the shards. */
+/** Options and report of `uniflow encode`, shared by local and distributed runs. */
 import { embeddedName } from '../package.js';
 import type { RunOptions, RunResult } from '../shards/run.js';
 import type { EncodeCommandOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import type { Progress } from './progress.js';
 
-/** Options of the library. */
+/** Converts the command's options to those of the library. */
 export function runOptions(options: EncodeCommandOptions, progress: Progress, signal: AbortSignal): Omit<RunOptions, 'onProgress'> {
   const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures, verify } = options;
   return {

@@ -1,4 +1,6 @@
-/** `uniflow encode`: pictures to a file of latents, or to a folder of shards, which may take days and can be interrupted. */
+/**
+ * `uniflow encode`: encodes images to a file of latents, or to a folder of shards. Runs over shards may take days and can be interrupted.
+ */
 import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
 import { UniFlowError } from '../errors.js';
@@ -41,7 +43,7 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, options.json === true).start(undefined);
   const counting = new AbortController();
-  if (!inputs.includes(STDIN) && !options.json) void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run says what is wrong
+  if (!inputs.includes(STDIN) && !options.json) void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run reports errors of the source
   try {
     await (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal);
   } finally {
@@ -50,13 +52,13 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   }
 }
 
-/** Whether what --out names is a folder: it is one, ends as one, or has no extension. */
+/** Whether --out names a folder: an existing one, a name with a trailing slash, or one without extension. */
 async function isFolder(out: string): Promise<boolean> {
   if (isS3(out) || out.endsWith('/') || extname(out) === '') return true;
   return (await stat(out).catch(() => undefined))?.isDirectory() ?? false;
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where --out is no file of latents, or an option comes with it that is for a folder. */
+/** @throws {UniFlowError} `BAD_INPUT` if --out does not name a latents file, or an option for folders is given with it. */
 function refuseFolderOptions({ out, shardSize, format, maxFailures, verify, queue }: EncodeCommandOptions): void {
   formatOfFile(out, 'out');
   const given = { 'shard-size': shardSize, format, 'max-failures': maxFailures, verify, queue };
@@ -76,7 +78,7 @@ function refuseQueueOptions({ out, maxWaiting, detach }: EncodeCommandOptions): 
   if (given) throw new UniFlowError('BAD_INPUT', `--${given} is for runs with --queue`, { subject: 'queue' });
 }
 
-/** Goes through the source once more, to say how long it will take. */
+/** Counts the images of the source in a separate pass, for the time estimate. */
 async function expectCount(inputs: readonly string[], progress: Progress, signal: AbortSignal): Promise<void> {
   let total = 0;
   const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
@@ -92,7 +94,7 @@ type Target = (
   signal: AbortSignal,
 ) => Promise<void>;
 
-/** Ids are the paths as they were named; a picture that is named twice is there twice. */
+/** Ids are the paths as named; an image named twice is encoded twice. */
 const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const { out, json = false } = options;
   const started = performance.now();
@@ -134,13 +136,13 @@ const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
   });
   reportSkips(result.skips, progress, json);
   progress.stop();
-  if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // also of those that failed before a stop
+  if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // includes failures from before an interruption
   report(out, result, (performance.now() - started) / 1000, json);
 };
 
 const SECONDS_BETWEEN_READINGS = 1;
 
-/** How busy the stages were in about the last second, and how many pictures failed. */
+/** Utilisation of the stages over about the last second, and the number of failed images. */
 function details(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
   let next = 0;
   let stages = '';

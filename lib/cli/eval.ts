@@ -1,4 +1,4 @@
-/** `uniflow eval`: what a tokenizer is worth, in numbers that say what they were measured on. */
+/** `uniflow eval`: measures the quality of a tokenizer, and records the data of each measurement. */
 import { join } from 'node:path';
 import { openDataset, subset, type Dataset } from '../sources/dataset.js';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
@@ -90,7 +90,7 @@ interface Opened {
   origin: { path: string; split: string };
 }
 
-/** At most `limit` images. */
+/** Opens a data set, limited to `limit` evenly spaced images. */
 async function open(path: string, limit: number | undefined, signal: AbortSignal): Promise<Opened> {
   const dataset = await openDataset(path, { signal });
   const { length } = dataset;
@@ -107,7 +107,7 @@ async function featuresOf(options: EvalCommandOptions, signal: AbortSignal): Pro
   return encoderFeatures(model, { pool, weights });
 }
 
-/** A vision encoder, or that of a UniFlow model. */
+/** Loads a vision encoder, or a UniFlow model for its encoder. */
 async function loadEncoder(
   name: string,
   { json, device, dtype }: ModelOptions,

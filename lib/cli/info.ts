@@ -1,4 +1,4 @@
-/** `uniflow info`: what a model is and what it costs. The weights of a UniFlow model are not read, only their header. */
+/** `uniflow info`: the architecture and cost of a model. For a UniFlow model it reads only the header of the weights. */
 import { join } from 'node:path';
 import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
 import type { EncoderConfig } from '../encoder/config.js';
@@ -19,14 +19,14 @@ interface Info {
   family: string;
   encoder: EncoderConfig;
   tokens: ReturnType<typeof tokensOf>;
-  /** Of UniFlow models only, as the next one. */
+  /** Only for UniFlow models, like `decoder`. */
   latents?: { shape: [patches: number, channels: number]; bytes: number };
   decoder?: { width: number; globalBlocks: number; flowBlocks: number; steps: number };
   parameters: { total: number; parts: Record<string, number> };
-  /** Types that the tensors of a UniFlow model are stored in. */
+  /** Dtypes of a UniFlow model's stored tensors. */
   stored?: string[];
   weightBytes: { float32: number; bfloat16: number };
-  /** Of one picture of the model's own size; decoding in one step. */
+  /** FLOPs per image at the model's own size; decoding in one step. */
   flops: { encode: number; decode?: number };
   preprocessing: Preprocessing;
 }
@@ -61,7 +61,7 @@ async function uniFlowInfo(model: string, folder: string): Promise<Info> {
   };
 }
 
-/** Which tensors of a checkpoint are the encoder's, and how it is fed, only loading finds out. */
+/** The encoder's tensors and preprocessing are determined only by loading the checkpoint. */
 async function encoderInfo(model: string, folder: string): Promise<Info> {
   const loaded = await VisionEncoder.load(folder);
   const { config, preprocessing, parameters } = loaded;

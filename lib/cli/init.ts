@@ -1,4 +1,4 @@
-/** `uniflow init`: a model folder with random weights, or with the linear codec of photographs. */
+/** `uniflow init`: creates a model folder with random weights, or with the linear codec of photographs. */
 import { join } from 'node:path';
 import type { Preset } from '../config.js';
 import { throwIfAborted, UniFlowError } from '../errors.js';

@@ -1,4 +1,4 @@
-/** From what the user names to images, and from their ids to the names of the results. */
+/** Turns the user's inputs into images, and their ids into names of output files. */
 import { basename, extname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { cutName, MAX_NAME, pathExists } from '../io/files.js';
@@ -15,8 +15,9 @@ export interface Failure {
 }
 
 /**
- * Call before anything is written: where no input is there, a path is mistyped. One of several that is missing is a failure of its own.
- * @throws {UniFlowError} `NOT_FOUND` naming the first.
+ * Call before writing anything: if none of the inputs exists, the path is probably mistyped. If only some are missing, they are reported as
+ * failures.
+ * @throws {UniFlowError} `NOT_FOUND` naming the first input.
  */
 export async function refuseMissing(inputs: readonly string[]): Promise<void> {
   for (const input of inputs) if (await isThere(input)) return;
@@ -41,7 +42,7 @@ async function isThere(input: string): Promise<boolean> {
   return false;
 }
 
-/** All images of the inputs, by the paths as they were named; one that is named twice is there twice. */
+/** All images of the inputs, with their paths as named; an image named twice appears twice. */
 export async function collectItems(inputs: readonly string[], signal: AbortSignal): Promise<{ items: Item[]; skips: Skips }> {
   const skips = new Skips();
   const items: Item[] = [];
@@ -49,20 +50,20 @@ export async function collectItems(inputs: readonly string[], signal: AbortSigna
   return { items, skips };
 }
 
-/** Bytes left of a file's name for the number of one that several share, and for the extension. */
+/** Bytes reserved in a file name for the number that distinguishes duplicates, and for the extension. */
 const ENDING_BYTES = 16;
 
-/** The item, with a path that was named opened whatever it is: a pipe, for one. */
+/** The item, opening a named path of any kind, including pipes. */
 export function asNamed<T extends Item>(item: T): T {
   const { image } = item;
   return typeof image === 'string' ? { ...item, image: () => Promise.resolve(image) } : item;
 }
 
-/** A file name for each id: its last part with another extension, numbered where several share it. Long ones are cut. */
+/** A file name for each id: its base name with another extension, numbered if several ids share it. Long names are truncated. */
 export function fileNames(ids: readonly string[], format: string): string[] {
-  const taken = new Set<string>(); // without case, as some file systems compare
+  const taken = new Set<string>(); // in lower case, because some file systems ignore case
   return ids.map((id) => {
-    const path = isRemote(id) && URL.canParse(id) ? new URL(id).pathname : id; // a query is no part of the name
+    const path = isRemote(id) && URL.canParse(id) ? new URL(id).pathname : id; // drops the query
     const stem = cutName(basename(path, extname(path)), MAX_NAME - ENDING_BYTES) || 'image';
     let name = stem;
     for (let n = 2; taken.has(name.toLowerCase()); n++) name = `${stem}-${n}`;

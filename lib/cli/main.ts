@@ -11,7 +11,7 @@ import { printJson } from './output.js';
 const FAILED = 1;
 const BAD_USAGE = 2;
 
-/** What the library calls the values of options: bad ones are bad usage. */
+/** Subjects of errors that are option values: a `BAD_INPUT` about one is a usage error. */
 const OPTIONS = new Set([
   'model',
   'out',
@@ -37,7 +37,7 @@ const OPTIONS = new Set([
   'cors',
 ]);
 
-/** The first signal ends the work cleanly; a second one ends the process, whatever it does. */
+/** The first signal stops the work cleanly; a second one kills the process. */
 function interruption(): { signal: AbortSignal; exitCode: () => number | undefined } {
   const controller = new AbortController();
   let exitCode: number | undefined;
@@ -79,11 +79,11 @@ function oneLine(text: string): string {
   return text.trim().replace(/\s*\n\s*/g, ' ');
 }
 
-/** Says what went wrong, with --json on standard output as well. @returns the exit code. */
+/** Prints the error, with --json on standard output as well. @returns the exit code. */
 function report(error: unknown, verbose: boolean): number {
   if (error instanceof CommanderError && error.exitCode === 0) return 0;
   if (process.argv.includes('--json')) printJson({ error: problemOf(error) });
-  if (error instanceof CommanderError) return BAD_USAGE; // commander has said it
+  if (error instanceof CommanderError) return BAD_USAGE; // commander has printed it
   process.stderr.write(`uniflow: ${verbose ? inspect(error) : error instanceof Error ? error.message : String(error)}\n`);
   const usage = error instanceof UniFlowError && error.code === 'BAD_INPUT' && OPTIONS.has(error.subject ?? '');
   return usage ? BAD_USAGE : FAILED;
@@ -103,7 +103,7 @@ function problemOf(error: unknown): object {
 
 async function main(): Promise<void> {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(0); // the reader, as `head`, has had enough
+    if (error.code === 'EPIPE') process.exit(0); // the reader, for example `head`, has closed the pipe
     throw error;
   });
   const { signal, exitCode } = interruption();

@@ -1,4 +1,4 @@
-/** The options of the command line: how their values are read, and the groups that several commands share. */
+/** The options of the command line: parsers of their values, and groups shared by several commands. */
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
 import type { DeviceOptions } from '../device.js';
@@ -117,7 +117,7 @@ export function withRevision(command: Command): Command {
   return command.option('--revision <name>', 'branch, tag or commit of a model on the hub (default: main)');
 }
 
-/** A model and what to compute it with. */
+/** Options for loading a model: its source, device and dtype. */
 export function withLoadedModel(command: Command): Command {
   command.option(
     '-m, --model <model>',
@@ -130,7 +130,7 @@ export function withLoadedModel(command: Command): Command {
     .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1));
 }
 
-/** A model and how to run it. */
+/** Options for a model and its batch size. */
 export function withModel(command: Command): Command {
   return withLoadedModel(command).option(
     '--batch <n>',

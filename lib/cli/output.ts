@@ -1,7 +1,7 @@
-/** What the commands print. */
+/** Formats the output of the commands. */
 import type { Failure } from './inputs.js';
 
-/** ` (2 failed)` */
+/** For example ` (2 failed)`. */
 export function failures(failed: readonly Failure[]): string {
   return failed.length > 0 ? ` (${failed.length} failed)` : '';
 }
@@ -10,7 +10,7 @@ export function plural(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? '' : 's'}`;
 }
 
-/** How many a second, with three digits that say something. */
+/** A rate per second with three significant digits. */
 export function rateText(perSecond: number): string {
   return perSecond < 100 ? perSecond.toPrecision(3) : String(Math.round(perSecond));
 }

@@ -1,4 +1,4 @@
-/** Results never replace an input, and never are inputs of the same command given again. */
+/** Keeps results from replacing an input, or from becoming inputs when the same command runs again. */
 import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve, sep } from 'node:path';
 import { UniFlowError } from '../errors.js';
@@ -6,9 +6,9 @@ import { baseOf, isGlob } from '../sources/glob.js';
 import { isRemote } from '../sources/url.js';
 
 /**
- * Call before anything is written.
+ * Call before writing anything.
  * @param inputs as on the command line
- * @throws {UniFlowError} `BAD_INPUT` where `folder` is, or is in, a folder that is searched for inputs.
+ * @throws {UniFlowError} `BAD_INPUT` if `folder` is, or is inside, a folder that is searched for inputs.
  */
 export async function refuseInside(folder: string, inputs: readonly string[]): Promise<void> {
   const out = await realPathOf(folder);
@@ -21,7 +21,7 @@ export async function refuseInside(folder: string, inputs: readonly string[]): P
   }
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where one of the originals is in `folder`. */
+/** @throws {UniFlowError} `BAD_INPUT` if one of the originals is in `folder`. */
 export async function refuseBeside(folder: string, originals: readonly string[]): Promise<void> {
   const out = await realPathOf(folder);
   for (const directory of new Set(originals.filter((path) => !isRemote(path)).map((path) => dirname(path)))) {
@@ -40,14 +40,14 @@ function refusal(folder: string, actual: string): UniFlowError {
   );
 }
 
-/** The folder that is searched with all folders in it; undefined for a file. */
+/** The folder that is searched recursively; undefined for a file. */
 async function searchedFolder(input: string): Promise<string | undefined> {
   const info = await stat(input).catch(() => undefined);
   if (info) return info.isDirectory() ? input : undefined;
   return isGlob(input) ? baseOf(input) : undefined;
 }
 
-/** Without links, also where the last parts are not there yet. */
+/** Resolves links, even if the last parts of the path do not exist yet. */
 async function realPathOf(path: string): Promise<string> {
   const whole = resolve(path);
   const real = await realpath(whole).catch(() => undefined);

@@ -1,13 +1,13 @@
-/** How far the work is: a bar on a terminal, a line now and then elsewhere, nothing where it would disturb. */
+/** Progress of the work: a bar on a terminal, occasional lines elsewhere, nothing if quiet. */
 import cliProgress, { type MultiBar, type SingleBar } from 'cli-progress';
 import { rateText } from './output.js';
 
 const SECONDS_BETWEEN_LINES = 3;
 
 export interface Amount {
-  /** What is counted, as in `images/s`. */
+  /** Unit of the count, as in `images/s`. */
   unit: string;
-  /** How many are one unit. */
+  /** Count per unit. */
   scale?: number;
 }
 
@@ -28,14 +28,14 @@ export class Progress {
   ) {
     if (quiet) return;
     if (process.stderr.isTTY) {
-      // A MultiBar of one: a lone SingleBar goes back to where it started when it stops, over the lines printed since.
+      // A MultiBar with one bar, because a SingleBar moves back to its first line when it stops and overwrites lines printed since.
       this.bars = new cliProgress.MultiBar({
         format: (options, { progress }) => `${label} [${cliProgress.Format.BarFormat(progress, options)}] ${this.state()}`,
         barsize: 24,
         fps: 4,
-        forceRedraw: true, // or it would not come back after print()
-        gracefulExit: false, // Ctrl-C is for main.ts
-        linewrap: true, // of the terminal, for lines printed meanwhile; the bar itself is cut at its width
+        forceRedraw: true, // redraws the bar after print()
+        gracefulExit: false, // main.ts handles Ctrl-C
+        linewrap: true, // lets the terminal wrap lines printed meanwhile; the bar itself is cut to the width
       });
     } else {
       this.timer = setInterval(() => this.line(`${this.label}: ${this.state()}`), SECONDS_BETWEEN_LINES * 1000).unref();
@@ -43,8 +43,8 @@ export class Progress {
   }
 
   /**
-   * @param total undefined where it is not known, or not yet
-   * @param before so many were done earlier, and do not count for the rate
+   * @param total undefined if it is not known yet
+   * @param before number completed earlier, which does not count for the rate
    */
   start(total: number | undefined, before = 0): this {
     this.total = total;
@@ -55,13 +55,13 @@ export class Progress {
     return this;
   }
 
-  /** The total is known now. */
+  /** Sets the total once it is known. */
   expect(total: number): void {
     this.total = total;
     this.bar?.setTotal(total);
   }
 
-  /** `done` of the total are done, `before` of them earlier; `detail` says more, beside them. */
+  /** Updates the bar: `done` of the total, `before` of them completed earlier; `detail` is shown beside them. */
   update(done: number, detail = '', before = this.before): void {
     this.done = done;
     this.before = before;
@@ -69,13 +69,13 @@ export class Progress {
     this.bar?.update(done);
   }
 
-  /** A line of the result, to stdout. */
+  /** Prints a line of the result to stdout. */
   print(text: string): void {
     this.clear();
     process.stdout.write(`${text}\n`);
   }
 
-  /** A line about the work, to stderr. */
+  /** Prints a line about the work to stderr. */
   line(text: string): void {
     this.clear();
     process.stderr.write(`${text}\n`);
@@ -105,7 +105,7 @@ export class Progress {
   }
 }
 
-/** `1:05` */
+/** For example `1:05`. */
 function duration(seconds: number): string {
   const s = Math.round(seconds);
   const two = (n: number): string => String(n).padStart(2, '0');
@@ -113,7 +113,7 @@ function duration(seconds: number): string {
   return hours > 0 ? `${hours}:${two(minutes)}:${two(s % 60)}` : `${minutes}:${two(s % 60)}`;
 }
 
-/** One progress bar after the other. */
+/** Progress bars of consecutive stages. */
 export class Stages {
   private stage: string | undefined;
   private bar: Progress | undefined;
@@ -129,7 +129,7 @@ export class Stages {
     this.bar?.update(done);
   }
 
-  /** A line about the work, to stderr. */
+  /** Prints a line about the work to stderr. */
   line(text: string): void {
     if (this.bar) this.bar.line(text);
     else process.stderr.write(`${text}\n`);

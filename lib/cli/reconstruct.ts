@@ -1,4 +1,4 @@
-/** `uniflow reconstruct`: pictures beside what is left of them after encoding and decoding. */
+/** `uniflow reconstruct`: writes images beside their reconstructions. */
 import { join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { type RgbImage } from '../images/decode.js';

@@ -1,4 +1,4 @@
-/** `uniflow serve`: the HTTP service, until it is told to stop. */
+/** `uniflow serve`: runs the HTTP service until it is stopped. */
 import { once } from 'node:events';
 import { optional } from '../optional.js';
 import { serve, type ServeOptions } from '../serve/index.js';
@@ -19,7 +19,7 @@ export interface ServeCommandOptions extends ModelOptions, Pick<ServeOptions, Sa
 }
 
 export async function serveCommand(options: ServeCommandOptions, signal: AbortSignal): Promise<void> {
-  await optional('serve', () => import('../serve/server.js')); // what is not installed is named before a model is loaded
+  await optional('serve', () => import('../serve/server.js')); // reports missing packages before a model is loaded
   const uniflow = await loadModel(options, signal);
   const times = (value: number | undefined, factor: number): number | undefined => (value === undefined ? undefined : value * factor);
   const service = await serve(uniflow, {
@@ -37,5 +37,5 @@ export async function serveCommand(options: ServeCommandOptions, signal: AbortSi
   if (!signal.aborted) await once(signal, 'abort');
   await service.close();
   await uniflow.dispose();
-  process.exit(0); // a service that was told to stop was not interrupted, as main.ts would say
+  process.exit(0); // exits with 0, because stopping a service is not an interruption, as main.ts would report
 }

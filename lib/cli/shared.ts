@@ -1,4 +1,4 @@
-/** Common work of the commands that run a model: loading it, and taking images through it batch by batch. */
+/** Shared by the commands that run a model: loads it, and processes images in batches. */
 import ndarray, { type NdArray } from 'ndarray';
 import { uniFlowPreprocessing } from '../config.js';
 import { setThreads } from '../device.js';
@@ -25,7 +25,7 @@ export async function loadModel(options: ModelOptions, signal: AbortSignal): Pro
   });
 }
 
-/** Shows the progress of what `load` downloads, if it does. */
+/** Shows the progress of downloads by `load`, if there are any. */
 export async function downloading<T>(quiet: boolean, load: (onProgress: (progress: HubProgress) => void) => Promise<T>): Promise<T> {
   let progress: Progress | undefined;
   try {
@@ -44,24 +44,24 @@ export interface ImageRun<R> {
   label: string;
   options: ModelOptions & PictureOptions;
   signal: AbortSignal;
-  /** Called once, with all images that will be tried. */
+  /** Called once, with all images to be processed. */
   begin?(items: readonly Item[]): Promise<void>;
-  /** Takes images, at most `batchSize`, through the model. */
+  /** Runs the model on at most `batchSize` images. */
   work(uniflow: UniFlow, images: PixelInput, batchSize: number): Promise<R>;
-  /** Uses a result, in the order of the images. */
+  /** Receives the results in the order of the images. */
   finish(result: R, ids: readonly string[], progress: Progress): Promise<void>;
 }
 
 export interface Outcome {
-  /** Images that went through. */
+  /** Number of successfully processed images. */
   images: number;
   failed: Failure[];
-  /** Files that were passed over. */
+  /** Number of skipped files. */
   skipped: number;
   seconds: number;
 }
 
-/** Takes all images through the model. Broken ones are reported and left out, and make the exit code 1. */
+/** Runs the model on all images. Damaged images are reported and skipped, and set the exit code to 1. */
 export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   const { options, signal } = run;
   const { items, skips } = await collectItems(run.inputs, signal);
@@ -102,7 +102,7 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   }
 }
 
-/** Says which files were passed over; where images may be among them, the exit code is 1. */
+/** Reports the skipped files. Sets the exit code to 1 if some of them may be images. */
 export function reportSkips(skips: Skips, progress: Progress | undefined, json: boolean): void {
   if (skips.lost > 0) process.exitCode = 1;
   if (json || skips.summary === undefined) return;

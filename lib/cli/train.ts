@@ -1,4 +1,4 @@
-/** `uniflow train`: an encoder and pictures to a tokenizer, in a folder of its own. */
+/** `uniflow train`: trains a tokenizer from an encoder and images, in a run folder. */
 import { UniFlowError } from '../errors.js';
 import { setThreads, type DeviceOptions } from '../device.js';
 import { parseTrainConfig, readSettings, type FullTrainConfig, type TrainConfig } from '../train/config.js';
@@ -12,7 +12,7 @@ import { Progress, Stages } from './progress.js';
 import { Skips } from '../sources/skips.js';
 import { reportSkips } from './shared.js';
 
-/** What the command line says of the run itself; everything else is a setting, and wins over the config file's. */
+/** Options of the command itself. All others are settings, which override the config file. */
 export interface TrainCommandOptions extends ReportOptions, Partial<TrainConfig> {
   out?: string;
   resume?: string;
@@ -35,7 +35,7 @@ export async function trainCommand(options: TrainCommandOptions, signal: AbortSi
   report(await shown(settings, json === true, (o) => train(out, settings, { ...o, device, signal })), json);
 }
 
-/** Runs `work` under a progress bar with the losses beside it. */
+/** Runs `work` with a progress bar that shows the losses. */
 async function shown(
   { steps, batch, validation }: FullTrainConfig,
   quiet: boolean,
@@ -69,7 +69,7 @@ async function shown(
   }
 }
 
-/** Losses as a moving average over about twenty steps. */
+/** Moving average of the losses over about twenty steps. */
 class Recent {
   private flow: number | undefined;
   private distillation: number | undefined;

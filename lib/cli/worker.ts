@@ -1,4 +1,4 @@
-/** `uniflow worker`: makes shards that `uniflow encode --queue` has planned, until it is told to stop. */
+/** `uniflow worker`: encodes shards planned by `uniflow encode --queue`, until it is stopped. */
 import { setThreads, type DeviceOptions } from '../device.js';
 import { startWorker } from '../queue/index.js';
 import type { HubModelOptions } from './options.js';
@@ -38,5 +38,5 @@ export async function workerCommand(options: WorkerCommandOptions, signal: Abort
   signal.addEventListener('abort', stop);
   if (signal.aborted) stop();
   await worker.ended;
-  process.exit(0); // a worker that was told to stop was not interrupted, as main.ts would say
+  process.exit(0); // exits with 0, because stopping a worker is not an interruption, as main.ts would report
 }

@@ -36,9 +36,9 @@ export async function removeTemporaries(folder: string): Promise<void> {
 }
 
 /**
- * Makes a folder and those above it. Node's own recursive mkdir never returns, and cannot be interrupted, where the system answers ENOENT although the
- * folder above is there, as in /proc.
- * @throws UniFlowError `BAD_INPUT` naming a folder that cannot be made.
+ * Creates a folder and its parents. Node's own recursive mkdir loops forever, and cannot be interrupted, if the system answers ENOENT
+ * although the parent exists, as in /proc.
+ * @throws UniFlowError `BAD_INPUT` naming a folder that cannot be created.
  */
 export async function makeFolder(path: string): Promise<void> {
   try {
@@ -58,15 +58,15 @@ async function makeBelow(path: string): Promise<void> {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || above === path || (await pathExists(above))) throw error;
     await makeBelow(above);
     await mkdir(path).catch(async (late: unknown) => {
-      if (!(await stat(path).catch(() => undefined))?.isDirectory()) throw late; // somebody else may have made it
+      if (!(await stat(path).catch(() => undefined))?.isDirectory()) throw late; // another process may have created it
     });
   }
 }
 
-/** Bytes of a name on the usual file systems. */
+/** Maximum length of a file name in bytes, on common file systems. */
 export const MAX_NAME = 255;
 
-/** A name for a file until it is complete: of its own beginning, as much of it as fits. */
+/** The temporary name of a file until it is complete: the start of its own name, truncated to fit, and a unique ending. */
 export function temporaryOf(path: string): string {
   const ending = `.${randomUUID()}.tmp`;
   const name = basename(path);
@@ -74,7 +74,7 @@ export function temporaryOf(path: string): string {
   return path.slice(0, path.length - name.length) + cut + ending;
 }
 
-/** The beginning of a text, in at most so many bytes. */
+/** Truncates a text to at most `bytes` bytes of UTF-8. */
 export function cutName(text: string, bytes: number): string {
   let size = 0;
   let cut = '';
@@ -92,7 +92,7 @@ export function isTemporary(path: string): boolean {
 
 const TEMPORARY = /\.[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}\.tmp$/;
 
-/** The same for several files: none is renamed before all are written. */
+/** Like {@link replaceFile} for several files: none is renamed before all are written. */
 export async function replaceFiles(files: readonly Replacement[]): Promise<void> {
   const written = files.map(({ path, write }) => ({ path, write, temporary: temporaryOf(path) }));
   try {

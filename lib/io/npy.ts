@@ -54,7 +54,7 @@ function isNpyType(type: string): type is NpyType {
   return Object.hasOwn(BYTES, type);
 }
 
-/** Where the elements begin, by the first bytes of a file. @throws UniFlowError `BAD_INPUT` for another file. */
+/** Offset of the elements, from the first bytes of a file. @throws UniFlowError `BAD_INPUT` if it is not a .npy file. */
 export function npyBegin(path: string, bytes: Buffer): number {
   if (bytes.length < NPY_PREFIX || !bytes.subarray(0, MAGIC.length).equals(MAGIC))
     throw UniFlowError.expected('BAD_INPUT', path, 'a .npy file', 'another file');
@@ -62,7 +62,7 @@ export function npyBegin(path: string, bytes: Buffer): number {
   return NPY_PREFIX + bytes.readUInt16LE(8);
 }
 
-/** The type and shape of an array by what stands in front of its elements. @throws UniFlowError `BAD_INPUT` where it is not in C order. */
+/** Dtype and shape of an array, from the bytes before its elements. @throws UniFlowError `BAD_INPUT` if it is not in C order. */
 export function parseNpy(path: string, head: Buffer): { type: string; shape: number[] } {
   const text = head.subarray(NPY_PREFIX).toString('latin1');
   const type = /'descr': '([^']*)'/.exec(text)?.[1];

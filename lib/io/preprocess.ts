@@ -6,7 +6,7 @@ import { decodeAhead } from '../images/decode-ahead.js';
 import { openImage, type DecodeOptions, type ImageSource, type RgbImage } from '../images/decode.js';
 import type { Item } from '../sources/item.js';
 
-/** How images become [height, width, 3] bytes. */
+/** Conversion of images to [height, width, 3] bytes. */
 export interface Preprocessing {
   /** cover: the published UniFlow centre crop. shortest_edge: resize, then centre crop. stretch: no crop. */
   mode: 'cover' | 'shortest_edge' | 'stretch';

@@ -1,10 +1,10 @@
 /**
- * What workers and planners agree by, all of it in the output: Redis only hands out work, and may lose it.
+ * The protocol between workers and planners. All of its state is in the output: Redis only hands out work, and may lose it.
  *
  *     run.json                     the run: its header
- *     staging/ID.shard-000003...   files of a worker that are not committed
- *     records/shard-000003.json    the commit: written once, it says whose files are the shard
- *     shard-000003...              the files, moved there by whoever comes after the commit first
+ *     staging/ID.shard-000003...   uncommitted files of a worker
+ *     records/shard-000003.json    the commit: written once, it names the files that form the shard
+ *     shard-000003...              the files, moved here by the first process that sees the commit
  */
 import { randomUUID } from 'node:crypto';
 import { UniFlowError } from '../errors.js';
@@ -17,13 +17,13 @@ const RUN = 'run.json';
 const RECORDS = 'records/';
 const STAGING = 'staging/';
 
-/** A shard, and the worker's attempt that made its files. */
+/** A committed shard: its record, and the attempt that wrote its files. */
 interface Commit {
   staged: string;
   record: ShardRecord;
 }
 
-/** Begins a run, or goes on with it. @returns its header. @throws {UniFlowError} `BAD_INPUT` where the output has another one. */
+/** Starts or resumes a run. @returns its header. @throws {UniFlowError} `BAD_INPUT` if the output holds a different run. */
 export async function beginRun(output: Output, header: Header): Promise<Header> {
   if ((await output.size(JOURNAL)) !== undefined)
     throw new UniFlowError('BAD_INPUT', `${output.name} has a run of one machine: go on without --queue, or choose another folder`);
@@ -33,12 +33,12 @@ export async function beginRun(output: Output, header: Header): Promise<Header> 
   return there;
 }
 
-/** @throws {UniFlowError} `NOT_FOUND` where there is no run. */
+/** @throws {UniFlowError} `NOT_FOUND` if there is no run. */
 export async function readRun(output: Output): Promise<Header> {
   return parse<Header>(output, RUN, await output.read(RUN));
 }
 
-/** One attempt at a shard. What it writes is seen by nobody until it is committed. */
+/** One attempt at a shard. Its files stay invisible until they are committed. */
 export class Attempt implements ShardSink {
   private readonly staged = `${STAGING}${randomUUID()}.`;
   private readonly names: string[] = [];
@@ -54,13 +54,13 @@ export class Attempt implements ShardSink {
     await this.output.write(this.staged + name, chunks);
   }
 
-  /** @returns false where another attempt at the shard was committed before: then this one's files are removed. */
+  /** @returns false if another attempt was committed first; this attempt's files are then deleted. */
   async commit(record: ShardRecord): Promise<boolean> {
     const commit: Commit = { staged: this.staged, record };
     if (!(await this.output.create(recordOf(record.index), [json(commit)]))) {
       const there = await readCommit(this.output, record.index);
       if (there?.staged !== this.staged) {
-        await this.drop(); // a store that answered twice may have said 'there is one' of our own
+        await this.drop(); // if the commit is ours, the store retried the request and found it
         return false;
       }
     }
@@ -68,37 +68,37 @@ export class Attempt implements ShardSink {
     return true;
   }
 
-  /** Removes what was written. */
+  /** Deletes the files written so far. */
   async drop(): Promise<void> {
     for (const name of this.names) await this.output.remove(this.staged + name);
   }
 }
 
-/** Whether the shard is committed; then its files are at their place when this resolves. */
+/** Whether the shard is committed. If so, its files are in place once this resolves. */
 export async function isCommitted(output: Output, index: number): Promise<boolean> {
   const commit = await readCommit(output, index);
   if (commit) await publish(output, commit);
   return commit !== undefined;
 }
 
-/** Whether the shard is committed, whatever has become of its files since. */
+/** Whether the shard is committed, regardless of the state of its files. */
 export async function isRecorded(output: Output, index: number): Promise<boolean> {
   return (await output.size(recordOf(index))) !== undefined;
 }
 
-/** Indices of the shards that are committed. */
+/** Indices of the committed shards. */
 export async function committed(output: Output): Promise<number[]> {
   const names = await output.list(RECORDS);
   return names.flatMap((name) => /shard-(\d+)\.json$/.exec(name)?.[1] ?? []).map(Number);
 }
 
-/** @throws {UniFlowError} `NOT_FOUND` where it is not committed. */
+/** @throws {UniFlowError} `NOT_FOUND` if the shard is not committed. */
 export async function readRecord(output: Output, index: number): Promise<ShardRecord> {
   const name = recordOf(index);
   return parse<Commit>(output, name, await output.read(name)).record;
 }
 
-/** Moves the files of workers that were killed between a commit and its end, and removes what was never committed. */
+/** Completes commits of workers that were killed halfway, and deletes files that were never committed. */
 export async function tidy(output: Output, records: Iterable<ShardRecord>): Promise<void> {
   const there = new Set(await output.list(''));
   for (const { index, files } of records) if (files.some(({ name }) => !there.has(name))) await isCommitted(output, index);
@@ -110,7 +110,7 @@ async function readCommit(output: Output, index: number): Promise<Commit | undef
   return (await output.size(name)) === undefined ? undefined : parse<Commit>(output, name, await output.read(name));
 }
 
-/** Several may do it at once: a file that is not staged any more is where it belongs. */
+/** Several processes may do this at once: a file that is no longer staged has already been moved. */
 async function publish(output: Output, { staged, record }: Commit): Promise<void> {
   for (const { name, bytes } of record.files) {
     if ((await output.size(staged + name)) === undefined) continue;

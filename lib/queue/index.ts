@@ -1,4 +1,4 @@
-/** Batch encoding on many machines. What it takes is loaded when it is used: importing the library stays light. */
+/** Batch encoding on many machines. Dependencies are loaded on first use, so importing the library stays cheap. */
 import { optional } from '../optional.js';
 import type { Item } from '../sources/item.js';
 import type { UniFlow } from '../uniflow.js';
@@ -9,14 +9,12 @@ export type { QueueOptions, QueueProgress, QueueResult } from './plan.js';
 export type { ShardWorker, WorkerOptions } from './worker.js';
 
 /**
- * Has the pictures of a source encoded by workers on as many machines as there are, into the shards and the manifest that
- * {@link encodeToShards} makes. Workers read the pictures by their paths or URLs, which have to be the same for them. It may be stopped and
- * called again at any time.
+ * Encodes the images of a source on any number of machines, into the same shards and manifest as {@link encodeToShards}. Workers read the
+ * images by their paths or URLs, which must be valid on their machines too. The call may be stopped and repeated at any time.
  *
  * @param out a folder that all machines see at the same path, or `s3://bucket/prefix`
- * @throws {UniFlowError} as encodeToShards; `NETWORK` where Redis cannot be reached; `UNSUPPORTED` for pictures that have no path or URL,
- * and where BullMQ is not installed;
- * `INTERNAL` where shards failed on all attempts: calling it again tries them again.
+ * @throws {UniFlowError} as encodeToShards; `NETWORK` if Redis cannot be reached; `UNSUPPORTED` for images without a path or URL, and if
+ * BullMQ is not installed; `INTERNAL` if shards failed on all attempts: calling it again retries them.
  */
 export async function encodeOnWorkers(
   uniflow: UniFlow,
@@ -28,8 +26,8 @@ export async function encodeOnWorkers(
 }
 
 /**
- * Starts a worker that encodes shards of any run in the queue, until it is closed.
- * @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached, `UNSUPPORTED` where BullMQ is not installed.
+ * Starts a worker that encodes shards of all runs in the queue until it is closed.
+ * @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` if Redis cannot be reached, `UNSUPPORTED` if BullMQ is not installed.
  */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
   return (await optional('queue', () => import('./worker.js'))).startWorker(options);

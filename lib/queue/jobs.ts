@@ -1,4 +1,4 @@
-/** Shards as jobs of BullMQ: what a job has, and how Redis is reached. */
+/** Shards as BullMQ jobs: their data, and the connection to Redis. */
 import { createHash } from 'node:crypto';
 import { Queue, type JobsOptions } from 'bullmq';
 import { Redis } from 'ioredis';
@@ -6,15 +6,15 @@ import { UniFlowError } from '../errors.js';
 import type { Header } from '../shards/manifest.js';
 import type { Item } from '../sources/item.js';
 
-/** All runs share one queue: a worker takes what there is. */
+/** All runs share one queue: a worker takes any job. */
 export const QUEUE = 'uniflow';
 
-/** A shard to make: where its pictures are, never the pictures. */
+/** A shard to encode. It holds references to the images, never the images themselves. */
 export interface ShardJob {
-  /** Of {@link runId}. */
+  /** The {@link runId} of the run. */
   run: string;
   index: number;
-  /** Where the run is: a path that is the same on all machines, or a URL. */
+  /** Location of the run: a path that is the same on all machines, or a URL. */
   out: string;
   items: Item[];
 }
@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT = 5_000;
 const MAX_RECONNECT_DELAY = 2_000;
 const BACKOFF = 1_000;
 
-/** Names a run: the same output and header have the same name. */
+/** Id of a run, determined by its output and header. */
 export function runId(out: string, header: Header): string {
   return createHash('sha256')
     .update(JSON.stringify([out, header]))
@@ -32,27 +32,27 @@ export function runId(out: string, header: Header): string {
 }
 
 /**
- * Connects to Redis; from then on the connection comes back by itself, and commands wait for it.
- * @param onState is told when it is lost, and when it is back
- * @throws {UniFlowError} `BAD_INPUT` for what is no URL of Redis, `NETWORK` where nothing answers.
+ * Connects to Redis. A lost connection is re-established automatically, and commands wait for it.
+ * @param onState called when the connection is lost and when it is back
+ * @throws {UniFlowError} `BAD_INPUT` if it is not a Redis URL, `NETWORK` if the server does not answer.
  */
 export async function connect(url: string, onState: (text: string) => void = () => undefined): Promise<Redis> {
   const parsed = URL.canParse(url) ? new URL(url) : undefined;
   if (!parsed || !/^rediss?:$/.test(parsed.protocol) || parsed.hostname === '' || !/^\/?\d*$/.test(parsed.pathname))
     throw UniFlowError.expected('BAD_INPUT', 'queue', 'redis://host:port, with /db where it is not 0', `'${url.replace(/\/\/.*@/, '//')}'`);
-  const name = `${parsed.protocol}//${parsed.host}${parsed.pathname}`; // without the password
+  const name = `${parsed.protocol}//${parsed.host}${parsed.pathname}`; // omits the password
   let connected = false;
   let failure: Error | undefined;
   const retryStrategy = (times: number): number | null => (connected ? Math.min(100 * times, MAX_RECONNECT_DELAY) : null);
   const client = new Redis(url, { lazyConnect: true, maxRetriesPerRequest: null, connectTimeout: CONNECT_TIMEOUT, retryStrategy });
-  client.on('error', (error: Error) => (failure = error)); // 'close' says it
+  client.on('error', (error: Error) => (failure = error)); // the 'close' event reports it
   const silent = setTimeout(() => {
     failure = new Error(`no answer in ${CONNECT_TIMEOUT / 1000} s`);
     client.disconnect();
   }, CONNECT_TIMEOUT);
   try {
     await client.connect();
-    await client.select(client.options.db ?? 0); // which the client tries as well, but goes on with database 0 where that fails
+    await client.select(client.options.db ?? 0); // the client also selects the database, but falls back to database 0 if that fails
   } catch (error) {
     client.disconnect();
     throw new UniFlowError('NETWORK', `${name} cannot be reached: ${(failure ?? (error as Error)).message}`, {
@@ -87,23 +87,23 @@ export class Jobs {
     attempts: number,
   ) {
     this.queue = new Queue(QUEUE, { connection: redis });
-    this.queue.on('error', () => undefined); // of the connection, which says so itself
+    this.queue.on('error', () => undefined); // connection errors are reported by the connection itself
     this.options = { attempts, backoff: { type: 'exponential', delay: BACKOFF }, removeOnComplete: true };
   }
 
-  /** Adds the shard's job; where there is one, nothing. */
+  /** Adds the shard's job, unless it exists. */
   async add(index: number, items: Item[]): Promise<void> {
     const { run, out } = this;
     await this.queue.add('shard', { run, index, out, items }, { ...this.options, jobId: this.idOf(index) });
   }
 
-  /** `none` also where it is done, for then it is in the output. */
+  /** `none` also covers finished shards, which are found in the output. */
   async state(index: number): Promise<'none' | 'failed' | 'there'> {
     const state = await this.queue.getJobState(this.idOf(index));
     return state === 'unknown' || state === 'completed' ? 'none' : state === 'failed' ? 'failed' : 'there';
   }
 
-  /** Why the shard's last attempt failed. */
+  /** Reason why the shard's last attempt failed. */
   async reason(index: number): Promise<string> {
     return (await this.queue.getJob(this.idOf(index)))?.failedReason ?? 'unknown';
   }
@@ -112,7 +112,7 @@ export class Jobs {
     await this.queue.remove(this.idOf(index));
   }
 
-  /** Jobs of all runs that no worker has begun. */
+  /** Number of waiting jobs of all runs. */
   async waiting(): Promise<number> {
     return this.queue.getWaitingCount();
   }
@@ -122,7 +122,7 @@ export class Jobs {
   }
 
   async close(): Promise<void> {
-    this.redis.disconnect(); // what still waits for it would not end
+    this.redis.disconnect(); // pending commands would never end
     await this.queue.close();
   }
 

@@ -1,4 +1,4 @@
-/** What a worker counts, for Prometheus, and whether it is well. */
+/** Prometheus metrics and health of a worker. */
 import { once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -7,7 +7,7 @@ import type { Utilisation } from '../shards/meter.js';
 import type { ShardRecord } from '../shards/shard.js';
 import { memoryStats } from '../device.js';
 
-/** What became of a job: the shard was made, it was there already, or the attempt failed. */
+/** Result of a job: the shard was encoded, it was already committed, or the attempt failed. */
 export type Outcome = 'made' | 'there' | 'failed';
 
 const SECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000];
@@ -25,8 +25,8 @@ export class Metrics {
   });
 
   /**
-   * @param active says how many shards are under way
-   * @param utilisation of the run that was begun last
+   * @param active returns the number of shards in progress
+   * @param utilisation returns the utilisation of the most recently opened run
    */
   constructor(active: () => number, utilisation: () => Utilisation | undefined) {
     this.gauge('uniflow_worker_shards_active', 'Shards under way.', active);
@@ -56,7 +56,7 @@ export class Metrics {
     this.seconds.observe(seconds);
   }
 
-  /** Serves /metrics, and /healthz, which is 503 where the worker is not well. @throws the system's error where it cannot listen. */
+  /** Serves /metrics and /healthz, which answers 503 if the worker is unhealthy. @throws the system's error if it cannot listen. */
   async serve(host: string, port: number, healthy: () => boolean): Promise<Server> {
     const server = createServer((request, response) => {
       const path = request.url?.split('?')[0];

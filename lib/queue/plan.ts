@@ -1,4 +1,4 @@
-/** A run on many machines, as its planner sees it: shards go out as jobs, and are sealed when all are in the output. */
+/** Plans a run on many machines: submits shards as jobs, and seals the run once all are in the output. */
 import type { Redis } from 'ioredis';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,50 +17,50 @@ import { itemsOfSource, unique, type Source } from '../sources/source.js';
 import { beginRun, committed, isRecorded, readRecord, tidy } from './commits.js';
 import { connect, Jobs, runId } from './jobs.js';
 
-/** Of encodeOnWorkers. */
+/** Options of encodeOnWorkers. */
 export interface QueueOptions extends Omit<RunOptions, 'onProgress'> {
   /** `redis://host:port/db`, or `rediss://`. */
   queue: string;
-  /** Jobs that wait for a worker, of all runs: planning goes on when there are fewer. Default 64. */
+  /** Maximum number of waiting jobs of all runs; planning pauses above it. Default 64. */
   maxWaiting?: number | undefined;
-  /** How often workers try a shard. Default 5. */
+  /** Maximum number of attempts per shard. Default 5. */
   attempts?: number | undefined;
-  /** Return when all shards are planned, without waiting for them. Calling it again waits, and seals the run. Default false. */
+  /** Return once all shards are planned, without waiting for them. Calling it again waits, and seals the run. Default false. */
   detach?: boolean | undefined;
   onProgress?: ((progress: QueueProgress) => void) | undefined;
-  /** Told what the work waits for. */
+  /** Called with a message about what the work is waiting for. */
   onState?: ((text: string) => void) | undefined;
 }
 
 export interface QueueProgress {
-  /** Pictures of the shards that are there. */
+  /** Images of the completed shards. */
   done: number;
-  /** Of these, how many were there before. */
+  /** Images completed by earlier calls. */
   before: number;
   failures: number;
-  /** Shards that are there. */
+  /** Completed shards. */
   shards: number;
-  /** Pictures of the source; undefined until it has been gone through. */
+  /** Images of the source; undefined until it has been read to the end. */
   total: number | undefined;
-  /** Workers that are connected. */
+  /** Connected workers. */
   workers: number;
 }
 
 export interface QueueResult {
-  /** Undefined where the run is not complete, with `detach`. */
+  /** Undefined with `detach` if the run is not complete. */
   manifest: Manifest | undefined;
   before: number;
   complete: boolean;
-  /** Shards of the run. */
+  /** Number of shards of the run. */
   planned: number;
-  /** Files that the source passed over; they are named in skipped.jsonl. */
+  /** Files that the source skipped; they are listed in skipped.jsonl. */
   skips: Skips;
 }
 
 type Items = Source | AsyncIterable<Item> | Iterable<Item>;
 
 const SECOND = 1_000;
-/** Looking at the output takes at most this share of the time. */
+/** Maximum fraction of the time spent polling the output. */
 const LOOKING = 0.1;
 
 /** See index.ts. */
@@ -80,7 +80,7 @@ export async function encodeOnWorkers(uniflow: UniFlow, source: Items, out: stri
     signal?.addEventListener('abort', () => reject(aborted(signal)), { signal: ended.signal });
   });
   try {
-    // What waits for a connection that is lost cannot be ended, but need not be waited for.
+    // Commands waiting for a lost connection cannot be cancelled, so this does not wait for them.
     return await Promise.race([
       planned(redis, encoder, source, out, { ...options, shardSize, maxFailures, maxWaiting, attempts }),
       abortion,
@@ -113,7 +113,7 @@ async function planned(redis: Redis, encoder: ShardEncoder, source: Items, out: 
 
 class Planner {
   private readonly records = new Map<number, ShardRecord>();
-  /** Of each shard, the hash of the ids that the source has for it now. */
+  /** Hash of the ids that the source currently has for each shard. */
   private readonly ids: string[] = [];
   private total: number | undefined;
   private done = 0;
@@ -146,7 +146,7 @@ class Planner {
     return { manifest, before: this.before, complete: false, planned: this.ids.length, skips: this.skips };
   }
 
-  /** Goes through the source, and sees to it that every shard is there or has a job. */
+  /** Reads the source and ensures that every shard is complete or has a job. */
   private async plan(again: boolean): Promise<void> {
     let index = 0;
     let total = 0;
@@ -165,11 +165,11 @@ class Planner {
     for (const known of this.records.keys()) this.checkIds(known);
   }
 
-  /** A job that failed in an earlier run of the planner is tried again. */
+  /** Retries a job that failed in an earlier call of the planner. */
   private async offer(index: number, items: Item[], again: boolean): Promise<void> {
     const state = await this.jobs.state(index);
     if (state === 'there' || (state === 'failed' && again)) return;
-    if (state === 'none' && (await isRecorded(this.output, index))) return; // since the last look
+    if (state === 'none' && (await isRecorded(this.output, index))) return; // completed since the last poll
     if (state === 'failed') await this.jobs.remove(index);
     const portable = items.map(portableItem);
     while ((await this.jobs.waiting()) >= this.options.maxWaiting) {
@@ -179,7 +179,7 @@ class Planner {
     await this.jobs.add(index, portable);
   }
 
-  /** Waits until all shards are there. @returns false where some have neither a record nor a job. */
+  /** Waits until all shards are complete. @returns false if some shard has neither a record nor a job. */
   private async settled(): Promise<boolean> {
     for (;;) {
       const before = await this.statesOfMissing();
@@ -213,7 +213,7 @@ class Planner {
     if (performance.now() >= this.nextLook) await this.look();
   }
 
-  /** Reads the records that are new. */
+  /** Reads new records. */
   private async look(): Promise<void> {
     throwIfAborted(this.options.signal);
     const begin = performance.now();
@@ -237,7 +237,7 @@ class Planner {
     this.nextLook = performance.now() + Math.max(SECOND, (performance.now() - begin) / LOOKING);
   }
 
-  /** @throws {UniFlowError} where the shard was made of other pictures than the source has for it. */
+  /** @throws {UniFlowError} if the shard was made from other images than those of the source. */
   private checkIds(index: number): void {
     const record = this.records.get(index);
     if (!record || record.ids === this.ids[index]) return;
@@ -264,7 +264,7 @@ class Planner {
   }
 }
 
-/** Consecutive items with the hash of their ids. */
+/** Groups consecutive items, with the hash of their ids. */
 async function* sections(source: AsyncIterable<Item>, size: number): AsyncGenerator<{ items: Item[]; ids: string }, void, undefined> {
   let items: Item[] = [];
   for await (const item of source) {
@@ -282,7 +282,7 @@ async function hashIds(items: readonly Item[]): Promise<string> {
   return census.record().ids;
 }
 
-/** The item as another process finds it. @throws {UniFlowError} `UNSUPPORTED` where only this one can. */
+/** The item in a form that other processes can read. @throws {UniFlowError} `UNSUPPORTED` if only this process can read it. */
 function portableItem({ id, image }: Item): Item {
   if (typeof image === 'string') return { id, image: resolve(image) };
   if (image instanceof URL && image.protocol === 'file:') return { id, image: fileURLToPath(image) };

@@ -1,4 +1,4 @@
-/** A worker: takes shards from the queue, whatever run they are of, and commits them to the run's output. */
+/** A worker: takes shards of any run from the queue and commits them to the run's output. */
 import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
 import type { Server } from 'node:http';
@@ -21,57 +21,60 @@ import { Attempt, isCommitted, readRun } from './commits.js';
 import { connect, QUEUE, type ShardJob } from './jobs.js';
 import { Metrics, urlOf } from './metrics.js';
 
-/** Of {@link startWorker}. */
+/** Options of {@link startWorker}. */
 export interface WorkerOptions {
   /** `redis://host:port/db`, or `rediss://`. */
   queue: string;
-  /** Folder or name of the model. Default: what the run says. Its weights have to be the run's either way. */
+  /** Folder or name of the model. Default: the model named by the run. In either case its weights must equal those of the run. */
   model?: string | undefined;
   revision?: string | undefined;
-  /** Default 'auto'. */
+  /** Device of the model. Default 'auto'. */
   device?: DeviceOptions['device'];
-  /** Shards under way at once: one is written while another is computed. Default 2. */
+  /** Number of concurrent shards: one is written while another is computed. Default 2. */
   concurrency?: number | undefined;
-  /** Milliseconds after which a shard of a worker that died is given to another, twice that at most. Default 30,000. */
+  /** Milliseconds after which the shard of a dead worker is reassigned, at most twice that. Default 30,000. */
   stall?: number | undefined;
   /** Serves /metrics and /healthz. */
   metrics?: { host?: string | undefined; port: number } | undefined;
-  /** Told of each shard that this worker has made. */
+  /** Called for each shard that this worker has committed. */
   onShard?: ((record: ShardRecord, seconds: number) => void) | undefined;
-  /** Told of attempts that failed, and what the work waits for. */
+  /** Called with failed attempts, and with what the work is waiting for. */
   onState?: ((text: string) => void) | undefined;
 }
 
-/** A worker that runs. */
+/** A running worker. */
 export interface ShardWorker {
-  /** Of its metrics, where they are served. */
+  /** URL of the metrics server, if enabled. */
   readonly url: string | undefined;
-  /** Resolves when the worker is closed; rejects where its model is not that of the work that is there. */
+  /** Resolves once the worker is closed; rejects if its model is not the one that a run needs. */
   readonly ended: Promise<void>;
-  /** Takes no more shards, finishes those under way, and stops. */
+  /** Takes no more shards, finishes those in progress, and stops. */
   close(): Promise<void>;
 }
 
-/** A run that the worker takes part in. */
+/** A run that the worker contributes to. */
 interface Run {
   encoder: ShardEncoder;
   output: Output;
 }
 
-/** Runs that are kept open. Their models are kept anyway. */
+/** Number of cached runs. Models are cached separately. */
 const KEPT_RUNS = 4;
-/** A shard whose workers died so many times is failed: it may be what kills them. */
+/** A shard fails after this many of its workers have died: it may be the cause. */
 const MAX_DEATHS = 10;
-/** Milliseconds before a shard is offered again that a worker could not begin. */
+/** Milliseconds before a shard is offered again after a worker could not start it. */
 const PUT_BACK = 10_000;
-/** So often a shard none of whose files can be seen is left to other workers; then they are taken to be gone, as its failures. */
+/**
+ * A shard whose files are all missing is left to other workers this many times. After that, the files are considered deleted and recorded
+ * as failures.
+ */
 const UNSEEN = 5;
-/** Milliseconds before Redis is asked again after an error. */
+/** Milliseconds to pause after an error of Redis. */
 const REST = 1_000;
-/** Milliseconds between looks at what a worker that stops waits for. */
+/** Poll interval of a stopping worker, in milliseconds. */
 const LOOK = 100;
 
-/** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` where Redis cannot be reached. */
+/** @throws {UniFlowError} `BAD_INPUT` for bad options, `NETWORK` if Redis cannot be reached. */
 export async function startWorker(options: WorkerOptions): Promise<ShardWorker> {
   checkOptions(options);
   const { queue, concurrency = 2, stall = 30_000, metrics } = options;
@@ -88,7 +91,7 @@ export async function startWorker(options: WorkerOptions): Promise<ShardWorker> 
   return tasks;
 }
 
-/** The output of a run is not to be seen from here: not mounted, not allowed, or not there any more. */
+/** The output of a run is not accessible from this machine: not mounted, not permitted, or deleted. */
 class OutOfReach extends Error {}
 
 async function openHeader(out: string): Promise<{ output: Output; header: Header }> {
@@ -117,7 +120,7 @@ class Tasks implements ShardWorker {
     this.ended = new Promise((resolve, reject) => {
       this.end = (error) => (error ? reject(error) : resolve());
     });
-    this.ended.catch(() => undefined); // who does not ask need not be told
+    this.ended.catch(() => undefined); // avoids an unhandled rejection if nobody uses `ended`
     this.metrics = new Metrics(
       () => this.active,
       () => this.last?.pipeline.meter.read(),
@@ -125,7 +128,7 @@ class Tasks implements ShardWorker {
     const intervals = { lockDuration: stall, stalledInterval: stall, maxStalledCount: MAX_DEATHS };
     this.worker = new Worker<ShardJob>(QUEUE, (job, token) => this.take(job, token), { connection: redis, concurrency, ...intervals });
     this.worker.on('error', (error) => {
-      if (this.redis.status !== 'ready') return; // a connection that is lost says so itself
+      if (this.redis.status !== 'ready') return; // lost connections are reported by the connection itself
       this.options.onState?.(error.message);
       this.rest();
     });
@@ -159,12 +162,12 @@ class Tasks implements ShardWorker {
     for (const model of this.models.values()) await (await model.catch(() => undefined))?.dispose();
   }
 
-  /** Until there is no shard under way, and no Redis that could be told: BullMQ would wait for it to come back. */
+  /** Resolves once no shard is in progress and Redis is disconnected. BullMQ would wait for the connection to return. */
   private async alone(): Promise<void> {
     while (this.active > 0 || this.redis.status === 'ready') await sleep(LOOK);
   }
 
-  /** What Redis refuses, as when its memory is full, BullMQ asks for again at once. */
+  /** Pauses after errors such as a full Redis memory, because BullMQ would retry immediately. */
   private rest(): void {
     if (this.worker.isPaused() || this.closing) return;
     void this.worker.pause(true);
@@ -188,7 +191,7 @@ class Tasks implements ShardWorker {
     }
   }
 
-  /** Leaves the job to workers that can do it; it is no failed attempt. @returns what BullMQ wants thrown. */
+  /** Returns the job to the queue for other workers, without counting it as a failed attempt. @returns the error that BullMQ expects. */
   private async giveBack(job: Job<ShardJob>, token: string | undefined, error: Error): Promise<Error> {
     if (error instanceof OutOfReach) {
       this.options.onState?.(`shard ${job.data.index} is put back: ${error.message}`);
@@ -206,7 +209,7 @@ class Tasks implements ShardWorker {
     const attempt = new Attempt(output);
     const onCount = (images: number): void => this.metrics.computed(images);
     const record = await encoder.encode(index, items, attempt, { onCount }).catch(async (error: unknown) => {
-      await attempt.drop().catch(() => undefined); // the planner removes what is left
+      await attempt.drop().catch(() => undefined); // the planner removes remaining files
       throw error;
     });
     if (!(await attempt.commit(record))) return this.metrics.ended('there');
@@ -229,7 +232,7 @@ class Tasks implements ShardWorker {
     return found;
   }
 
-  /** @throws {UniFlowError} where this worker would make other shards than the run's. */
+  /** @throws {UniFlowError} if this worker would produce different shards than the run's. */
   private async openRun(out: string): Promise<Run> {
     const { output, header } = await openHeader(out).catch((error: Error) => {
       if (error instanceof MissingPackageError) throw error;
@@ -259,12 +262,14 @@ class Tasks implements ShardWorker {
   }
 }
 
-/** @throws {MissingPackageError} where a package that reads its images is not installed here. */
+/** @throws {MissingPackageError} if a package for reading its images is not installed. */
 async function checkReadable({ items }: ShardJob): Promise<void> {
   if (items.some(({ image }) => typeof image === 'object' && 'parquet' in image)) await loadParquet();
 }
 
-/** Where this machine lacks a mount, all pictures would be missing, and a shard of failures made. @throws OutOfReach */
+/**
+ * Rejects a shard if none of its files exists: if a mount is missing, all of its images would be recorded as failures. @throws OutOfReach
+ */
 async function checkSeen({ items }: ShardJob): Promise<void> {
   const paths = new Set(items.flatMap(({ image }) => fileOf(image) ?? []));
   for (const path of paths) if (await pathExists(path)) return;

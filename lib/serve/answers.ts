@@ -1,4 +1,4 @@
-/** Answers: JSON, a safetensors file, or one picture, as the client's Accept says. */
+/** Formats responses as JSON, a safetensors file or one image, according to the Accept header. */
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { type RgbImage } from '../images/decode.js';
 import { encodeImage } from '../images/write.js';
@@ -11,7 +11,7 @@ import { safetensorsFile, tensorJson } from './tensors.js';
 export const JSON_TYPE = 'application/json';
 export const SAFETENSORS_TYPE = 'application/octet-stream';
 
-/** The first of `types` where the client has no preference. @throws Refusal 406. */
+/** Negotiates the response type; the first of `types` if the client has no preference. @throws Refusal 406. */
 export function accepted<T extends string>(request: FastifyRequest, types: readonly T[]): T {
   const type = request.accepts().type([...types]);
   if (typeof type === 'string') return type as T;
@@ -22,7 +22,7 @@ export interface EncodedAnswer {
   ids: string[];
   grid: Grid;
   rows: readonly EncodedPicture[];
-  /** Z and D. */
+  /** Dimensions Z and D. */
   channels: number;
   width: number;
 }
@@ -52,7 +52,7 @@ export interface PictureJson {
   data: string;
 }
 
-/** One picture as it is where the client wants that; else `json` of all, in the format that the options name. */
+/** Sends a single image as a file if the client accepts it; otherwise `json` of all images, in the format given in the options. */
 export async function answerPictures(
   reply: FastifyReply,
   type: typeof JSON_TYPE | PictureType,

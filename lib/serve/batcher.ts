@@ -1,12 +1,12 @@
-/** Gathers what concurrent requests want computed into batches. */
+/** Groups the work of concurrent requests into batches. */
 import { aborted, UniFlowError } from '../errors.js';
 
 /** Work that can share a batch: all items submitted under one key. */
 export interface Lane<Item, Result> {
-  /** Says all that `run` depends on besides the items. */
+  /** Identifies everything that `run` depends on besides the items. */
   key: string;
   maxBatch: number;
-  /** One result per item, in their order. */
+  /** Returns one result per item, in order. */
   run(items: Item[], signal: AbortSignal): Promise<Result[]>;
 }
 
@@ -23,15 +23,15 @@ interface Group {
   jobs: Job[];
 }
 
-/** One batch computes, another is queued behind it: the device never waits for this thread. */
+/** One batch computes while another is queued behind it, so that the device never waits for this thread. */
 const IN_FLIGHT = 2;
 
-/** How much a new batch counts in the moving average of the time per item. */
+/** Weight of a new batch in the moving average of the time per item. */
 const RECENT = 0.2;
 
 /**
- * A batch starts when it is full or its first item has waited `maxWait` ms, as soon as the device has room; while the device is busy,
- * batches grow by themselves. A job whose signal fires leaves at once; a batch that all jobs have left is stopped.
+ * A batch starts as soon as the device has room and the batch is full or its first item has waited `maxWait` ms; while the device is busy,
+ * batches grow. A job whose signal aborts leaves immediately; a batch is stopped once all of its jobs have left.
  */
 export class Batcher {
   private readonly groups = new Map<string, Group>();
@@ -73,14 +73,14 @@ export class Batcher {
     });
   }
 
-  /** A job that waits goes; one that is computed is left to {@link run}. */
+  /** Removes a waiting job. A job in a running batch is left to {@link run}. */
   private drop(key: string, job: Job): void {
     const group = this.groups.get(key);
     const place = group?.jobs.indexOf(job) ?? -1;
     if (!group || place < 0) return;
     group.jobs.splice(place, 1);
     if (group.jobs.length === 0) this.groups.delete(key);
-    this.pump(); // no timer stays for who left
+    this.pump(); // clears the timer if no job needs it
   }
 
   private pump(): void {
@@ -96,7 +96,7 @@ export class Batcher {
     }
   }
 
-  /** For the first group that falls due. */
+  /** Sets the timer for the first group that is due. */
   private wait(now: number): void {
     const due = Math.min(...[...this.groups.values()].map((group) => dueOf(group, this.maxWait)));
     if (due < Infinity) this.timer = setTimeout(() => this.pump(), Math.ceil(due - now));
@@ -125,7 +125,7 @@ function dueOf(group: Group, maxWait: number): number {
   return arrivalOf(group) + maxWait;
 }
 
-/** Computes a batch. Where it fails, each job has another try alone: nobody fails for what somebody else sent. */
+/** Computes a batch. If it fails, retries each job alone, so that no request fails because of another one. */
 async function run(lane: Lane<unknown, unknown>, jobs: readonly Job[]): Promise<void> {
   const items = jobs.map((job) => job.item);
   const controller = new AbortController();

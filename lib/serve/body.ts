@@ -1,4 +1,4 @@
-/** Requests: multipart, the bytes of one file, or JSON, all to the same form. */
+/** Parses request bodies: multipart, one file, or JSON, into the same form. */
 import type { MultipartFile } from '@fastify/multipart';
 import type { FastifyRequest } from 'fastify';
 import type { z } from 'zod';
@@ -9,18 +9,18 @@ import type { Budget, Remote } from './remote.js';
 import { parse, type RequestSchemas } from './schemas.js';
 import { fromBase64, fromDataUrl, isDataUrl, latentsOfSafetensors, tensorOfJson, type Latents } from './tensors.js';
 
-/** Of the options in a multipart body. */
+/** Maximum size of the options in a multipart body. */
 const MAX_FIELD_BYTES = 65536;
 
-/** Bytes of a request with a name: the file's, or its number. */
+/** The bytes of a request part, with an id: the name of the file, or its number. */
 export interface NamedBytes {
   id: string;
-  /** For errors: where it stands in the request. */
+  /** Its position in the request, for errors. */
   subject: string;
   bytes: Buffer;
 }
 
-/** A picture that is there, or is still to be fetched. */
+/** An image that was sent, or one that must be fetched. */
 export type Picture = NamedBytes | { id: string; subject: string; url: string };
 
 interface Files {
@@ -61,12 +61,12 @@ export async function readLatents<O>(
   return { latents: [{ latents: tensorOfJson(latents, 'latents'), grid, ids }], options: options(body.options) };
 }
 
-/** Too many is its own status, whatever else is wrong. */
+/** Too many images have their own status, whatever else is wrong. */
 function checkCount(images: unknown, { maxImages }: Settings): void {
   if (Array.isArray(images) && images.length > maxImages) throw Refusal.of(413, 'images', `at most ${maxImages}`, String(images.length));
 }
 
-/** The files of a multipart or plain body; undefined where it is JSON. */
+/** The files of a multipart or plain body; undefined for JSON. */
 async function readFiles(request: FastifyRequest, settings: Settings): Promise<Files | undefined> {
   if (request.isMultipart()) return readMultipart(request, settings).catch(refuseMalformed);
   if (!Buffer.isBuffer(request.body)) return undefined;
@@ -95,7 +95,7 @@ async function readMultipart(request: FastifyRequest, { maxBody, maxImages }: Se
   return { files, options };
 }
 
-/** The parser's errors are plain ones where the body is not what its type says; its 406 is what we call 400. */
+/** The parser throws plain errors if the body does not match its type, and uses 406 where this service uses 400. */
 function refuseMalformed(error: Error & { statusCode?: number }): never {
   if (error instanceof UniFlowError || (error.statusCode !== undefined && error.statusCode !== 406)) throw error;
   throw Refusal.of(400, 'body', 'multipart/form-data', error.message);
@@ -108,7 +108,7 @@ async function readFile(part: MultipartFile, i: number): Promise<NamedBytes> {
 }
 
 function jsonOf(value: unknown): unknown {
-  if (typeof value !== 'string') return value; // a part that says it is JSON is parsed already
+  if (typeof value !== 'string') return value; // parts with a JSON content type are already parsed
   try {
     return JSON.parse(value);
   } catch {
@@ -116,7 +116,7 @@ function jsonOf(value: unknown): unknown {
   }
 }
 
-/** The bytes of a picture, fetched where it is a URL. */
+/** The bytes of an image, fetched if it is a URL. */
 export async function bytesOf(picture: Picture, remote: Remote, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
   return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, budget, signal);
 }

@@ -1,10 +1,11 @@
-/** Connections, and whether a request is under way on them. */
+/** Tracks connections and their active requests. */
 import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
 
 /**
- * Node waits for connections that have not sent a request yet when a server closes, and counts one whose request is answered as idle only after that.
- * @returns closes all connections without a request under way, now and as soon as they have none.
+ * When a server closes, Node waits for connections that have not sent a request yet, and considers a connection idle only some time after
+ * its response.
+ * @returns a function that closes all connections without an active request, both now and as soon as they become idle.
  */
 export function idleCloser(server: Server): () => void {
   const requests = new Map<Socket, number>();
@@ -12,7 +13,7 @@ export function idleCloser(server: Server): () => void {
   const change = (socket: Socket, by: number): void => {
     const left = (requests.get(socket) ?? 0) + by;
     if (left === 0 && closing)
-      socket.destroySoon(); // when what was written has gone out
+      socket.destroySoon(); // after the pending data is written
     else if (!socket.destroyed) requests.set(socket, left);
   };
   server.on('connection', (socket) => {

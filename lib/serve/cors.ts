@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify';
 
 const HOUR = 3600;
 
-/** @param origins as `https://example.org`, or `*` for all; where there are none, browsers keep all pages of other origins out. */
+/** @param origins as `https://example.org`, or `*` for all. Without any, browsers block pages of all other origins. */
 export function allowOrigins(app: FastifyInstance, origins: readonly string[], methods: readonly string[]): void {
   if (origins.length === 0) return;
   const any = origins.includes('*');
@@ -14,7 +14,7 @@ export function allowOrigins(app: FastifyInstance, origins: readonly string[], m
     reply.header('Access-Control-Allow-Origin', any ? '*' : origin);
     reply.header('Access-Control-Expose-Headers', 'Retry-After');
     if (request.method !== 'OPTIONS' || wanted === undefined) return undefined;
-    // a question before the request, which never carries a token
+    // a preflight request, which never carries a token
     reply.header('Access-Control-Allow-Methods', methods.join(', '));
     if (headers !== undefined) reply.header('Access-Control-Allow-Headers', headers);
     return reply.header('Access-Control-Max-Age', HOUR).code(204).send();

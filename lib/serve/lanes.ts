@@ -1,4 +1,4 @@
-/** The model's work as lanes of the batcher: what can share a native call, and how it is stacked and taken apart. */
+/** The model's operations as lanes of the batcher: which items can share a native call, and how batches are stacked and split. */
 import ndarray, { type NdArray } from 'ndarray';
 import { Buffers } from '../images/buffers.js';
 import type { DecodeOptions } from '../decoder/options.js';
@@ -15,7 +15,7 @@ export type Sampling = Pick<DecodeOptions, 'steps' | 'schedule' | 'guidance' | '
 
 export type Work = 'encode' | 'decode' | 'reconstruct';
 
-/** A lane of pictures [H,W,3] or latents [N,Z] of one shape. */
+/** A lane of images [H,W,3] or latents [N,Z] of one shape. */
 export interface ModelLane<Item, Result> extends Lane<Item, Result> {
   work: Work;
 }
@@ -74,7 +74,7 @@ export class Lanes {
     return rows * cols;
   }
 
-  /** For a picture's pixels; {@link encode} and {@link reconstruct} take it back. */
+  /** A buffer for an image's pixels; {@link encode} and {@link reconstruct} recycle it. */
   roomFor([height, width]: Size): Uint8Array {
     return this.singles.take(3 * height * width);
   }
@@ -83,7 +83,7 @@ export class Lanes {
     const shape = [pictures.length, height, width, 3];
     const all = this.batches.take(3 * pictures.length * height * width);
     const result = await work({ pixels: ndarray(stack(pictures, all), shape) });
-    for (const picture of pictures) this.singles.give(picture); // where it failed, they are tried again
+    for (const picture of pictures) this.singles.give(picture); // not after a failure, because the images are then retried
     this.batches.give(all);
     return result;
   }
@@ -97,13 +97,13 @@ function keyOf({ steps, schedule, guidance, seed }: Sampling): unknown[] {
   return [steps, schedule, guidance, seed];
 }
 
-/** Arrays of one length, one after the other. */
+/** Concatenates arrays of equal length. */
 function stack<T extends Uint8Array | Float32Array>(rows: readonly T[], all: T): T {
   rows.forEach((row, i) => all.set(row, i * row.length));
   return all;
 }
 
-/** The rows of [B, ...] floats. */
+/** The rows of a float array [B, ...]. */
 export function rowsOf({ data, shape }: NdArray): Float32Array[] {
   const row = shape.slice(1).reduce((a, b) => a * b, 1);
   return Array.from({ length: shape[0] as number }, (_, i) => (data as unknown as Float32Array).subarray(i * row, (i + 1) * row));

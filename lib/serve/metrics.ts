@@ -1,4 +1,4 @@
-/** What the service counts, for Prometheus. */
+/** Prometheus metrics of the service. */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import { memoryStats } from '../device.js';
 import type { Work } from './lanes.js';
@@ -14,7 +14,7 @@ export class Metrics {
   private readonly computing = this.histogram('uniflow_batch_seconds', 'From the start of a batch to its end.', ['work'], SECONDS);
   private readonly images = this.counter('uniflow_images_total', 'Pictures computed.', ['work']);
 
-  /** @param queue says how many pictures are in the service. */
+  /** @param queue returns the number of images in the service. */
   constructor(queue: () => number) {
     this.gauge('uniflow_queue_images', 'Pictures in the service: read, waiting and computed.', queue);
     this.gauge('uniflow_native_memory_bytes', 'In live tensors, weights included.', () => memoryStats().host.active);

@@ -1,4 +1,4 @@
-/** The OpenAPI document, of the schemas that validate. */
+/** Builds the OpenAPI document from the validating schemas. */
 import { z } from 'zod';
 import { JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Settings } from './options.js';
@@ -82,7 +82,7 @@ function media(schema: z.ZodType, io: 'input' | 'output'): Json {
 
 function jsonSchema(schema: z.ZodType, io: 'input' | 'output'): Json {
   const json = z.toJSONSchema(schema, { io }) as Json;
-  delete json['$schema']; // the document has one for all
+  delete json['$schema']; // the document declares it once
   return json;
 }
 

@@ -1,51 +1,51 @@
-/** The service as users see it: its options, their defaults and checks. Nothing heavy is loaded here. */
+/** The service's options, defaults and checks. This module has no heavy imports. */
 import { checkInteger, checkOptions, describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 
-/** A service that runs. */
+/** A running service. */
 export interface Service {
-  /** Where it listens, as `http://127.0.0.1:8080`. */
+  /** Base URL, for example `http://127.0.0.1:8080`. */
   readonly url: string;
-  /** Accepts no more, finishes what is under way within `drain` milliseconds, and stops. The model stays the caller's. */
+  /** Stops accepting requests, finishes active ones within `drain` milliseconds, and stops. The caller keeps ownership of the model. */
   close(): Promise<void>;
 }
 
 export interface ServeOptions {
   /** Address to listen on. Default: 127.0.0.1, which only this machine can reach. */
   host?: string;
-  /** 0 takes a free one. */
+  /** Port; 0 picks a free one. */
   port?: number;
-  /** Clients must send `Authorization: Bearer <token>`, but for /healthz and /readyz. Default: anyone may ask. */
+  /** Clients must send `Authorization: Bearer <token>`, except for /healthz and /readyz. Default: no authentication. */
   token?: string;
-  /** Pictures computed together. Default: as many as make about 4,096 tokens. */
+  /** Maximum number of images per batch. Default: the number that makes about 4,096 tokens. */
   maxBatch?: number;
-  /** A picture waits at most so long for others to be computed with, while the processor is free. Milliseconds. */
+  /** Maximum time an image waits for a batch to fill while the device is idle, in milliseconds. */
   maxWait?: number;
-  /** Pictures in the service, from the body's end to the answer; more are refused with 503. */
+  /** Maximum number of images in the service, from the end of the request body to the response; more are refused with 503. */
   maxQueue?: number;
-  /** Requests under way, those included that still send; more are refused with 503. */
+  /** Maximum number of active requests, including those still being received; more are refused with 503. */
   maxRequests?: number;
-  /** Pictures per request. */
+  /** Maximum number of images per request. */
   maxImages?: number;
-  /** Bytes of a request's body, and of what its URLs give. */
+  /** Maximum bytes of a request's body, and of the responses of its URLs. */
   maxBody?: number;
-  /** Pixels of a picture, as sent. */
+  /** Maximum pixels of an image as sent. */
   maxPixels?: number;
-  /** Patches of a picture, as computed. */
+  /** Maximum patches of an image as computed. */
   maxPatches?: number;
-  /** Euler steps. */
+  /** Maximum number of Euler steps. */
   maxSteps?: number;
-  /** Milliseconds that a client has for sending a request, the service for computing it, and the client for reading the answer. */
+  /** Milliseconds for each of: receiving a request, computing it, and sending the response. */
   timeout?: number;
-  /** Milliseconds that `close` lets requests under way take. */
+  /** Milliseconds that `close` waits for active requests. */
   drain?: number;
-  /** Hosts, as `example.org` or `example.org:8080`, that pictures may be fetched from. Default: none. */
+  /** Hosts that images may be fetched from, as `example.org` or `example.org:8080`. Default: none. */
   allowUrls?: readonly string[];
-  /** Origins, as `https://example.org`, whose web pages may ask; `*` for all. Default: none. */
+  /** Origins whose web pages may use the service, as `https://example.org`; `*` for all. Default: none. */
   cors?: readonly string[];
-  /** Hears of errors that are the service's own: status 500. */
+  /** Called with internal errors: status 500. */
   onError?: (error: unknown) => void;
-  /** @internal Says which addresses may be connected to; for tests, whose hosts are on this machine. */
+  /** @internal Decides which addresses may be connected to; for tests, whose hosts are on this machine. */
   allowAddress?: (address: string) => boolean;
 }
 
@@ -96,9 +96,9 @@ export function settingsOf(options: ServeOptions): Settings {
     const value = settings[name as keyof ServeOptions];
     if (value !== undefined) checkInteger(name, value, min, max);
   }
-  if (settings.maxImages > settings.maxQueue) settings.maxImages = settings.maxQueue; // more could never be let in
+  if (settings.maxImages > settings.maxQueue) settings.maxImages = settings.maxQueue; // larger requests could never be admitted
   if (settings.token !== undefined && (typeof settings.token !== 'string' || settings.token === ''))
-    throw UniFlowError.expected('BAD_INPUT', 'token', 'a string that is not empty', 'another value'); // which is not shown
+    throw UniFlowError.expected('BAD_INPUT', 'token', 'a string that is not empty', 'another value'); // the value is secret
   if (!Array.isArray(settings.allowUrls) || !settings.allowUrls.every((host) => typeof host === 'string'))
     throw UniFlowError.expected('BAD_INPUT', 'allowUrls', 'an array of host names', describe(settings.allowUrls));
   if (!Array.isArray(settings.cors) || !settings.cors.every(isOrigin))

@@ -1,11 +1,11 @@
-/** Errors as answers: RFC 9457 problem details. */
+/** Error responses: RFC 9457 problem details. */
 import type { FastifyReply } from 'fastify';
 import { STATUS_CODES } from 'node:http';
 import { UniFlowError, type ErrorCode } from '../errors.js';
 
 export const PROBLEM = 'application/problem+json';
 
-/** An error with an HTTP status of its own. */
+/** An error with its own HTTP status. */
 export class Refusal extends UniFlowError {
   constructor(
     readonly status: number,
@@ -20,13 +20,13 @@ export class Refusal extends UniFlowError {
   }
 }
 
-/** Nothing is wrong with the request: it comes at the wrong time. */
+/** Refuses a valid request for lack of capacity. */
 export function busy(message: string, seconds: number): Refusal {
   const retryAfter = String(Math.min(60, Math.max(1, Math.ceil(seconds))));
   return new Refusal(503, new UniFlowError('ABORTED', message), { 'Retry-After': retryAfter });
 }
 
-/** Several things are wrong with one request. */
+/** Several errors of one request. */
 export class Refusals extends Refusal {
   constructor(readonly errors: readonly UniFlowError[]) {
     const first = errors[0] as UniFlowError;
@@ -49,7 +49,7 @@ const STATUS: Record<ErrorCode, number> = {
 export function statusOf(error: unknown): number {
   if (error instanceof Refusal) return error.status;
   if (error instanceof UniFlowError) return STATUS[error.code];
-  const { statusCode } = error as { statusCode?: unknown }; // Fastify's own
+  const { statusCode } = error as { statusCode?: unknown }; // an error of Fastify
   return typeof statusCode === 'number' && statusCode >= 400 && statusCode < 500 ? statusCode : 500;
 }
 
@@ -65,7 +65,7 @@ export interface Problem {
   errors?: Pick<Problem, 'detail' | 'code' | 'subject' | 'expected' | 'actual'>[];
 }
 
-/** What a client is told. Of the service's own errors it learns nothing but that there was one. */
+/** The error as reported to the client. Internal errors are reported without details. */
 export function problemOf(error: unknown): Problem {
   const status = statusOf(error);
   const common = { type: 'about:blank', title: STATUS_CODES[status] ?? 'Error', status } as const;
@@ -87,7 +87,7 @@ function details({
 
 export function sendProblem(reply: FastifyReply, error: unknown): FastifyReply {
   const status = statusOf(error);
-  if (status === 503) reply.header('Retry-After', '1'); // busy() knows better
+  if (status === 503) reply.header('Retry-After', '1'); // the error of busy() overrides this
   if (error instanceof Refusal) reply.headers(error.headers);
   return reply.code(status).type(PROBLEM).send(problemOf(error));
 }

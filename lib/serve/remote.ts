@@ -1,4 +1,4 @@
-/** Pictures by URL, from listed hosts only, and never from an address that is not public. */
+/** Fetches images by URL, only from listed hosts and only from public addresses. */
 import ipaddr from 'ipaddr.js';
 import { lookup as resolve } from 'node:dns';
 import { once } from 'node:events';
@@ -11,20 +11,20 @@ const MAX_REDIRECTS = 3;
 const TIMEOUT_MS = 10_000;
 
 export interface RemoteOptions {
-  /** As in `URL.host`: with a port where it is not the scheme's own. */
+  /** As in `URL.host`: with the port unless it is the scheme's default. */
   hosts: readonly string[];
   maxBytes: number;
   allowAddress?: ((address: string) => boolean) | undefined;
 }
 
-/** Whether an address is of the public internet. Those that carry an IPv4 address inside are not. */
+/** Whether an address is on the public internet. IPv6 addresses that embed an IPv4 address, other than mapped ones, are not. */
 export function isPublic(address: string): boolean {
-  const ip = ipaddr.process(address); // IPv4-mapped IPv6 is IPv4
+  const ip = ipaddr.process(address); // treats IPv4-mapped IPv6 as IPv4
   if (ip.range() !== 'unicast') return false;
   return ip.kind() === 'ipv4' || (ip as ipaddr.IPv6).match(ipaddr.IPv6.parse('2000::'), 3);
 }
 
-/** Bytes that may still be fetched. */
+/** Number of bytes that may still be fetched. */
 export interface Budget {
   left: number;
 }
@@ -39,8 +39,8 @@ export class Remote {
   }
 
   /**
-   * The bytes at `url`. Host and address are checked anew at every redirect.
-   * @param budget of the request: what all of its URLs may give
+   * Fetches the bytes at `url`. Checks host and address again at every redirect.
+   * @param budget shared by all URLs of a request
    * @throws UniFlowError naming `subject`.
    */
   async fetch(url: string, subject: string, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
@@ -70,7 +70,7 @@ export class Remote {
       throw UniFlowError.expected('BAD_INPUT', subject, 'an http or https URL', `'${text.slice(0, 80)}'`);
     if (!this.hosts.has(url.host)) throw UniFlowError.expected('UNSUPPORTED', subject, 'a URL of a host that is allowed here', url.host);
     const literal = url.hostname.replace(/^\[|\]$/g, '');
-    if (isIP(literal) !== 0) this.checkAddress(literal, subject); // is connected to without a look-up
+    if (isIP(literal) !== 0) this.checkAddress(literal, subject); // a literal address is connected to without a lookup
     return url;
   }
 
@@ -81,14 +81,14 @@ export class Remote {
   private async get(url: URL, subject: string, signal: AbortSignal): Promise<IncomingMessage> {
     const { get } = url.protocol === 'https:' ? https : http;
     const headers = { 'Accept-Encoding': 'identity' };
-    // no agent: a connection that is kept could lead elsewhere
+    // no agent: a reused connection would bypass the address check
     const request = get(url, { agent: false, lookup: this.lookup(subject), signal, headers });
     const [response] = (await once(request, 'response')) as [IncomingMessage];
-    request.on('error', () => undefined); // the response has it as well
+    request.on('error', () => undefined); // the response reports it as well
     return response;
   }
 
-  /** What is checked here is what the socket connects to: a name that resolves otherwise a moment later changes nothing. */
+  /** Checks the same addresses that the socket connects to, so that a DNS change between check and connection has no effect. */
   private lookup(subject: string): LookupFunction {
     return (hostname, options, callback) => {
       resolve(hostname, { ...options, all: true }, (error, addresses) => {

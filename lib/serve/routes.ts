@@ -1,4 +1,4 @@
-/** The three kinds of work over HTTP: read, prepare, compute with others, answer. */
+/** Route handlers: read, preprocess, batch, respond. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { setMaxListeners } from 'node:events';
 import type { UniFlow } from '../uniflow.js';
@@ -21,7 +21,7 @@ import { PICTURE_TYPES, requestSchemas } from './schemas.js';
 
 type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
 
-/** Requests under way, and how many pictures they have here. */
+/** Active requests and their number of images. */
 export class Traffic {
   private readonly living = new Set<AbortController>();
   images = 0;
@@ -31,19 +31,19 @@ export class Traffic {
     private readonly batcher: Batcher,
   ) {}
 
-  /** Runs `work` with a signal that fires when the client leaves, the request's time is over, or the service stops. */
+  /** Runs `work` with a signal that aborts if the client disconnects, the request times out, or the service stops. */
   async during<T>(reply: FastifyReply, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
     const controller = new AbortController();
-    setMaxListeners(0, controller.signal); // one or more for each picture
+    setMaxListeners(0, controller.signal); // one or more listeners per image
     const timer = setTimeout(() => controller.abort(), this.settings.timeout);
     this.living.add(controller);
     whenOver(reply, () => {
-      if (this.living.has(controller)) controller.abort(); // the reason, an error with its stack, is not made for every request that ends well
+      if (this.living.has(controller)) controller.abort(); // aborting creates an error with a stack, so successful requests skip it
     });
     try {
       return await work(controller.signal);
     } catch (error) {
-      controller.abort(); // what else the request has under way
+      controller.abort(); // stops the remaining work of the request
       throw error;
     } finally {
       clearTimeout(timer);
@@ -51,7 +51,7 @@ export class Traffic {
     }
   }
 
-  /** Lets pictures in while there is room. @throws Refusal 503. */
+  /** Admits images while there is room. @throws Refusal 503. */
   async withRoomFor<T>(images: number, work: () => Promise<T>): Promise<T> {
     if (this.full(images)) throw busy(`the queue is full: ${this.images} pictures are before`, this.images * this.batcher.secondsPerItem);
     this.images += images;
@@ -143,7 +143,7 @@ class Routes {
     return answerPictures(reply, type, images, { ids, format }, (pictures) => ({ images: pictures }));
   };
 
-  /** All pictures are prepared before any is computed: a broken one costs the model nothing. */
+  /** Preprocesses all images before computing any, so that a damaged image costs no computation. */
   private overPictures<R>(pictures: readonly Picture[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
     return this.traffic.withRoomFor(pictures.length, async () => {
       const pixels = await this.pixelsOf(pictures, size, signal);
@@ -151,7 +151,7 @@ class Routes {
     });
   }
 
-  /** uint8 [H,W,3] of each. @throws {Refusals} naming all that cannot be read. */
+  /** Pixels uint8 [H,W,3] of each image. @throws {Refusals} naming all unreadable images. */
   private async pixelsOf(pictures: readonly Picture[], size: Size, signal: AbortSignal): Promise<Uint8Array[]> {
     const budget = { left: this.settings.maxBody };
     const items = pictures.map((picture) => ({ id: picture.subject, image: () => bytesOf(picture, this.remote, budget, signal) }));

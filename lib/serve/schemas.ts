@@ -1,4 +1,4 @@
-/** What requests and answers are made of. The same schemas validate, and are the OpenAPI document. */
+/** Schemas of requests and responses. They are used for both validation and the OpenAPI document. */
 import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
 import type { Settings } from './options.js';
@@ -32,7 +32,7 @@ export const encoded = z.strictObject({
 export type EncodedJson = z.infer<typeof encoded>;
 
 const picture = { id: z.string(), width: edge, height: edge, type: z.enum(PICTURE_TYPES), data: base64.describe('the file, base64') };
-const score = z.number().nullable(); // JSON has no infinity, which is the PSNR of pictures that are equal
+const score = z.number().nullable(); // JSON has no infinity, which is the PSNR of identical images
 
 export const decoded = z.strictObject({ images: z.array(z.strictObject(picture)) });
 export const reconstructed = z.strictObject({
@@ -48,7 +48,7 @@ export const problem = z
     'RFC 9457 problem details. `subject`, `expected` and `actual` say what is wrong, `errors` lists it where it is more than one thing.',
   );
 
-/** The schemas of requests: they have the service's limits in them. */
+/** Schemas of requests, which include the service's limits. */
 export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImages' | 'maxSteps'>) {
   const sampling = {
     steps: z.int().min(1).max(maxSteps).optional().describe("Euler steps. Default: the model's."),
@@ -87,21 +87,24 @@ export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImage
 }
 export type RequestSchemas = ReturnType<typeof requestSchemas>;
 
-/** Values in JSON: many more than a request has. A body of the size that is allowed could have millions, which take gigabytes. */
+/**
+ * Maximum number of JSON values, far above a normal request. A body within the size limit could hold millions, which would take gigabytes
+ * of memory.
+ */
 const MAX_VALUES = 2 ** 16;
-/** Fields of which a client is told that they are wrong. */
+/** Maximum number of invalid fields reported to a client. */
 const MAX_TOLD = 20;
 
-/** To be asked before JSON is parsed. @throws Refusal, 413. */
+/** Checked before JSON is parsed. @throws Refusal, 413. */
 export function checkJson(text: string, subject: string): void {
   let left = MAX_VALUES;
   for (const mark of [',', '[', '{'])
-    // one of them stands before each value
+    // every value is preceded by one of these
     for (let at = text.indexOf(mark); at >= 0; at = text.indexOf(mark, at + 1))
       if (--left < 0) throw Refusal.of(413, subject, `at most ${MAX_VALUES} values in JSON`, 'more');
 }
 
-/** @throws Refusals, 422, naming the fields that are wrong. */
+/** @throws Refusals, 422, naming the invalid fields. */
 export function parse<T>(schema: z.ZodType<T>, value: unknown, name: string): T {
   const parsed = schema.safeParse(value);
   if (parsed.success) return parsed.data;

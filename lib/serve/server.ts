@@ -1,4 +1,4 @@
-/** The server around the routes: who may ask, how much, for how long; what it tells of itself; how it stops. */
+/** The server around the routes: authentication, limits, timeouts, metrics and shutdown. */
 import accepts from '@fastify/accepts';
 import multipart from '@fastify/multipart';
 import { fastify, type FastifyError, type FastifyInstance, type FastifyRequest } from 'fastify';
@@ -20,11 +20,11 @@ import { busy, PROBLEM, problemOf, Refusal, sendProblem, statusOf } from './prob
 import { addRoutes, Traffic } from './routes.js';
 import { checkJson } from './schemas.js';
 
-/** Of a connection without a request on it. */
+/** Timeout of an idle connection. */
 const IDLE_MS = 75_000;
-/** How often Node looks for requests that take too long to arrive. */
+/** Interval at which Node checks for requests that arrive too slowly. */
 const MAX_CHECK_INTERVAL_MS = 1000;
-/** From telling what is under way to end until its connections are cut. */
+/** Time between aborting active requests and cutting their connections. */
 const LAST_WORDS_MS = 500;
 
 const METHODS = ['GET', 'HEAD', 'POST'] as const;
@@ -70,17 +70,17 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
 function makeApp({ maxBody, timeout }: Settings): FastifyInstance {
   return fastify({
     bodyLimit: maxBody,
-    requestTimeout: timeout, // to send all of a request
-    connectionTimeout: 2 * (timeout + MAX_CHECK_INTERVAL_MS), // without a byte in either direction: also who does not read the answer
+    requestTimeout: timeout, // to receive a complete request
+    connectionTimeout: 2 * (timeout + MAX_CHECK_INTERVAL_MS), // without traffic in either direction, which includes clients that do not read
     keepAliveTimeout: IDLE_MS,
     http: { headersTimeout: timeout, connectionsCheckingInterval: Math.min(MAX_CHECK_INTERVAL_MS, timeout) },
-    return503OnClosing: false, // guard() does, in our form
+    return503OnClosing: false, // guard() handles it with our error format
     clientErrorHandler: refuseMalformed,
-    frameworkErrors: (error, _, reply) => void sendProblem(reply, error), // a path that cannot be decoded
+    frameworkErrors: (error, _, reply) => void sendProblem(reply, error), // for example a path that cannot be decoded
   });
 }
 
-/** What is not HTTP, or did not arrive in time. */
+/** Handles malformed HTTP and requests that did not arrive in time. */
 function refuseMalformed(error: NodeJS.ErrnoException, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
   const status = { ERR_HTTP_REQUEST_TIMEOUT: 408, HPE_HEADER_OVERFLOW: 431 }[error.code ?? ''] ?? 400;
@@ -94,7 +94,7 @@ function answerErrors(app: FastifyInstance, settings: Settings): void {
   const { onError } = settings;
   app.setErrorHandler((error, request, reply) => {
     if (statusOf(error) === 500) onError?.(error);
-    if (!request.raw.complete) request.raw.unpipe().resume(); // the rest of the body has no reader any more
+    if (!request.raw.complete) request.raw.unpipe().resume(); // resume, because nothing else reads the rest of the body
     return sendProblem(reply, refusalOf(error as FastifyError, request, settings));
   });
   app.setNotFoundHandler((request, reply) => {
@@ -106,7 +106,7 @@ function answerErrors(app: FastifyInstance, settings: Settings): void {
   });
 }
 
-/** What Fastify and its parser of forms refuse, with what they would have taken. Other errors as they are. */
+/** Converts errors of Fastify and its form parser into refusals that name the accepted input. Other errors pass unchanged. */
 function refusalOf(error: FastifyError, { headers, url }: FastifyRequest, { maxBody, maxImages }: Settings): Error {
   const taken = [/decode$/.test(url.split('?')[0] ?? '') ? [] : 'image/*', SAFETENSORS_TYPE, 'multipart/form-data', JSON_TYPE]
     .flat()
@@ -131,17 +131,17 @@ function observe(app: FastifyInstance, metrics: Metrics): void {
   app.addHook('onRequest', async (request, reply) => {
     const started = performance.now();
     whenOver(reply, () => {
-      const status = reply.raw.writableFinished ? reply.statusCode : 499; // as nginx counts clients that left
+      const status = reply.raw.writableFinished ? reply.statusCode : 499; // nginx's status for clients that disconnected
       metrics.answered(request.routeOptions.url ?? 'unknown', status, (performance.now() - started) / 1000);
     });
   });
 }
 
-/** Before a body is read: the token, then whether there is room for it. */
+/** Checks the token and the capacity before a body is read. */
 function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping: { now: boolean }): void {
   let requests = 0;
   app.addHook('onRequest', async (request, reply) => {
-    const { url = '' } = request.routeOptions; // the path as we write it; clients can in several ways
+    const { url = '' } = request.routeOptions; // the route's own path, because clients can spell it in several ways
     if (PUBLIC.has(url)) return;
     if (token !== undefined && !hasToken(request, token)) {
       const challenge = { 'WWW-Authenticate': 'Bearer' };
@@ -161,7 +161,7 @@ function guard(app: FastifyInstance, { token, maxRequests }: Settings, stopping:
   });
 }
 
-/** An answer that is not read takes a place, and memory, as long as its connection is there. */
+/** Disconnects clients that do not read their response, because it holds memory and a slot. */
 function cutSlowReaders(app: FastifyInstance, { timeout }: Settings): void {
   app.addHook('onSend', async (request, reply) => {
     const timer = setTimeout(() => request.raw.socket.destroy(), timeout);
@@ -169,7 +169,7 @@ function cutSlowReaders(app: FastifyInstance, { timeout }: Settings): void {
   });
 }
 
-/** In a time that does not depend on how much of the token is right. */
+/** Compares in constant time, so that timing reveals nothing about the token. */
 function hasToken(request: FastifyRequest, token: string): boolean {
   const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
   const [, given = ''] = /^Bearer +(.+)$/i.exec(request.headers.authorization ?? '') ?? [];
@@ -187,7 +187,7 @@ function addPages(app: FastifyInstance, settings: Settings, metrics: Metrics, re
   });
 }
 
-/** Closes connections without a request at once, and waits for what is under way; past the bound, ends it with 503 and cuts what is still connected. */
+/** Closes idle connections at once and waits for active requests; after `drain`, ends them with 503 and cuts the remaining connections. */
 async function stop(
   app: FastifyInstance,
   { drain }: Settings,

@@ -1,4 +1,4 @@
-/** Arrays on the wire: base64 in JSON, or a safetensors file. */
+/** Arrays in requests and responses: base64 in JSON, or a safetensors file. */
 import ndarray, { type NdArray } from 'ndarray';
 import { z } from 'zod';
 import { UniFlowError } from '../errors.js';
@@ -18,7 +18,7 @@ export interface Latents {
   ids?: readonly string[] | undefined;
 }
 
-/** Base64 with or without padding, as it is or URL-safe. */
+/** Decodes base64, standard or URL-safe, with or without padding. */
 export function fromBase64(text: string, subject: string): Buffer {
   const bytes = Buffer.from(text, 'base64');
   const digits = text.length - (/={1,2}$/.exec(text)?.[0].length ?? 0);
@@ -27,7 +27,7 @@ export function fromBase64(text: string, subject: string): Buffer {
   return bytes;
 }
 
-/** Whether a text is a `data:` URL (RFC 2397), which has its bytes inside. */
+/** Whether a text is a `data:` URL (RFC 2397), which contains its bytes. */
 export function isDataUrl(text: string): boolean {
   return /^data:/i.test(text);
 }
@@ -70,7 +70,7 @@ export function safetensorsFile(
   return Buffer.concat([safetensorsHeader(entries, metadata), ...Object.values(arrays).flatMap(({ rows }) => rows.map(bytesOf))]);
 }
 
-/** The latents of such a file. @throws UniFlowError `BAD_INPUT` naming `subject`. */
+/** Parses the latents of such a file. @throws UniFlowError `BAD_INPUT` naming `subject`. */
 export function latentsOfSafetensors(bytes: Buffer, subject: string): Latents {
   const wrong = (actual: string, cause?: unknown): UniFlowError =>
     UniFlowError.expected('BAD_INPUT', subject, "a safetensors file with a tensor 'latents' in F32", actual, cause);

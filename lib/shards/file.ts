@@ -1,4 +1,4 @@
-/** Pictures to one file of latents: a run of one shard, without a manifest. */
+/** Encodes images to one file of latents: a run of one shard, without a manifest. */
 import { basename, dirname, join } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { makeFolder } from '../io/files.js';
@@ -14,24 +14,24 @@ import { FolderOutput } from './output.js';
 import { ShardEncoder, type EncodeShardOptions, type ShardOptions, type ShardRecord } from './shard.js';
 
 export interface FileOptions extends Omit<ShardOptions, 'format'>, Pick<EncodeShardOptions, 'signal' | 'onFailure'> {
-  /** Called with the number of pictures of each batch that is computed, and how busy the stages are. */
+  /** Called after each computed batch with its number of images and the utilisation of the stages. */
   onCount?: ((pictures: number, utilisation: () => Utilisation) => void) | undefined;
 }
 
 export interface FileResult {
-  /** What was written: the latents first. */
+  /** Written files, the latents first. */
   files: string[];
-  /** Of the latents, or of the tokens where there are none. */
+  /** Shape of the latents, or of the tokens if there are no latents. */
   shape: number[];
-  /** Of all pictures; undefined where each has its own. */
+  /** Grid of all images; undefined if they differ. */
   grid: Grid | undefined;
   record: ShardRecord;
 }
 
 /**
- * Encodes the pictures into one file, which appears complete or not at all: `.safetensors`, `.npy` with the ids in `.ids.json` and tokens in
- * `.tokens.npy` beside it, `.tar` or `.parquet`. Pictures that cannot be read are left out.
- * @throws {UniFlowError} `BAD_INPUT` for a path that ends otherwise or cannot be written, and where no picture can be read; `ABORTED`.
+ * Encodes images into one file, which appears complete or not at all: `.safetensors`, `.npy` (with the ids in `.ids.json` and tokens in
+ * `.tokens.npy` beside it), `.tar` or `.parquet`. Images that cannot be read are skipped.
+ * @throws {UniFlowError} `BAD_INPUT` if the path has another extension or cannot be written, or if no image can be read; `ABORTED`.
  */
 export async function encodeToFile(
   uniflow: UniFlow,
@@ -54,7 +54,7 @@ export async function encodeToFile(
     const failed = record.failures.length > 0 ? ` (${record.failures.length} failed)` : '';
     throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failed}`);
   }
-  if (format === 'npy' && !content.arrays.some(({ name }) => name === 'tokens')) await output.remove(layout.fileOf('tokens')); // of other latents
+  if (format === 'npy' && !content.arrays.some(({ name }) => name === 'tokens')) await output.remove(layout.fileOf('tokens')); // left over from other latents
   const labels = (name: string): number => Number(name.endsWith('.ids.json'));
   const names = record.files.map(({ name }) => name).sort((a, b) => labels(a) - labels(b));
   return {
@@ -65,7 +65,7 @@ export async function encodeToFile(
   };
 }
 
-/** A file by its own name, and the pictures' names beside it where it has no room for them. */
+/** A file under its own name, with the ids in a second file if its format cannot hold them. */
 class FileLayout implements Layout {
   content: ShardContent | undefined;
 
@@ -76,7 +76,7 @@ class FileLayout implements Layout {
 
   readonly filesOf: Layout['filesOf'] = (files, content) => {
     this.content = content;
-    return [...this.labels(content), ...files]; // what belongs to the latents is there when they are
+    return [...this.labels(content), ...files]; // written first, so that the labels exist once the latents do
   };
 
   private labels({ pictures, uniform, model }: ShardContent): ShardFile[] {

@@ -1,4 +1,4 @@
-/** Many pictures to shards of latents, and back. docs/shards.md has the layout. */
+/** Encodes many images to shards of latents, and reads them back. docs/shards.md has the layout. */
 export { encodeToShards, type RunOptions, type RunProgress, type RunResult } from './run.js';
 export { openShards, type ReadOptions, type Shards, type ShardSample } from './reader.js';
 export { openSource, unique, type Source } from '../sources/source.js';

@@ -1,4 +1,4 @@
-/** The shards of a run that are there, as a file that only grows: manifest.jsonl, the header and then a line a shard. */
+/** The completed shards of a run in an append-only file: manifest.jsonl holds the header, then one line per shard. */
 import { open, type FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import pLimit from 'p-limit';
@@ -16,16 +16,16 @@ export class Journal {
   private constructor(
     private readonly path: string,
     private readonly file: FileHandle,
-    /** Of the run as it began. */
+    /** Header that the run started with. */
     readonly header: Header,
-    /** By index. */
+    /** Records by shard index. */
     readonly records: Map<number, ShardRecord>,
   ) {}
 
   /**
-   * Opens the journal of a folder, or begins one. Until it is closed, nobody else can open it: what killed processes left in the folder is
-   * removed. A last line that was not written to its end is cut off. Shards whose files are not there are left out.
-   * @throws {UniFlowError} `BAD_INPUT` where it is of another run, damaged, in use, or cannot be written.
+   * Opens the journal of a folder, or creates it. The journal is locked until closed, so leftovers of killed processes can be removed
+   * safely. An incomplete last line is cut off. Shards with missing files are ignored.
+   * @throws {UniFlowError} `BAD_INPUT` if the journal belongs to another run, is damaged, is in use, or cannot be written.
    */
   static async open(output: FolderOutput, header: Header): Promise<Journal> {
     const path = join(output.name, JOURNAL);
@@ -44,7 +44,7 @@ export class Journal {
     }
   }
 
-  /** Enters a shard that is there; it lasts when this resolves. */
+  /** Records a completed shard; the record is on disk once this resolves. */
   async append(record: ShardRecord): Promise<void> {
     await this.inTurn(() => writing(this.path, () => this.write(lineOf(record))));
     this.records.set(record.index, record);
@@ -56,12 +56,12 @@ export class Journal {
       await this.file.appendFile(line);
       await this.file.datasync();
     } catch (error) {
-      await this.file.truncate(size); // the disk may be full, and what is left of a line would spoil the next
+      await this.file.truncate(size); // the disk may be full, and a partial line would corrupt the next
       throw error;
     }
   }
 
-  /** Forgets all: the folder can be used for another run. */
+  /** Empties the journal, so that the folder can be used for another run. */
   async clear(): Promise<void> {
     await writing(this.path, () => this.file.truncate());
   }
@@ -79,7 +79,7 @@ async function writing<T>(path: string, work: () => Promise<T>): Promise<T> {
   });
 }
 
-/** The values of the lines that are complete; the rest of the file is cut off. Where it had no header yet, it has it now. */
+/** Parses the complete lines and truncates the file after them. Writes the header if it is missing. */
 async function complete(path: string, file: FileHandle, header: Header): Promise<unknown[]> {
   const bytes = await file.readFile().catch((cause: unknown) => {
     throw unreadable(path, cause);

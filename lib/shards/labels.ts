@@ -1,30 +1,30 @@
-/** The names and grids of the pictures in a file of latents, where they are beside it: `a.ids.json` of a file, `shard-000000.jsonl` of a run. */
+/** Ids and grids of the images of a latents file, stored beside it: `a.ids.json` for a file, `shard-000000.jsonl` for a run. */
 import { UniFlowError } from '../errors.js';
 import type { Grid } from '../tensor.js';
 import type { Output } from './output.js';
 
-/** What belongs to latents besides numbers. */
+/** Labels of latents. */
 export interface Labels {
-  /** The picture that each row came from. */
+  /** Id of the image of each row. */
   ids?: string[];
-  /** Of all pictures. */
+  /** Grid shared by all images. */
   grid?: Grid;
-  /** Of each. */
+  /** Grid of each image. */
   grids?: Grid[];
 }
 
-/** Patch rows and columns as `16x32`. */
+/** Parses patch rows and columns written as `16x32`. */
 export function parseGrid(text: string): Grid | undefined {
   const match = /^([1-9]\d*)x([1-9]\d*)$/i.exec(text);
   return match ? { rows: Number(match[1]), cols: Number(match[2]) } : undefined;
 }
 
-/** The name of what is beside a file of latents, in place of its extension. */
+/** The name of a companion of a latents file: replaces its extension. */
 export function besideOf(name: string, ending: string): string {
   return name.replace(/(\.latents)?\.[^./]*$/i, ending);
 }
 
-/** As far as there are any: an array alone will do. */
+/** Reads the labels if they exist; a bare array is valid without them. */
 export async function readLabels(input: Output, name: string): Promise<Record<string, unknown> | undefined> {
   const [ids, list] = [besideOf(name, '.ids.json'), besideOf(name, '.jsonl')];
   if ((await input.size(ids)) !== undefined)
@@ -36,7 +36,7 @@ export async function readLabels(input: Output, name: string): Promise<Record<st
   });
 }
 
-/** Ids in metadata. @throws {UniFlowError} `BAD_INPUT` for what is no JSON. */
+/** Parses ids from metadata. @throws {UniFlowError} `BAD_INPUT` if they are not JSON. */
 export function parseIds(name: string, text: string): unknown {
   return parsed(name, text, (ids) => JSON.parse(ids) as unknown);
 }
@@ -49,7 +49,7 @@ function parsed<T>(name: string, text: string, parse: (text: string) => T): T {
   }
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where the ids are no strings. */
+/** @throws {UniFlowError} `BAD_INPUT` if the ids are not strings. */
 export function labelsOf(name: string, { ids, grid, grids }: Record<string, unknown>): Labels {
   if (ids !== undefined && !(Array.isArray(ids) && ids.every((id) => typeof id === 'string')))
     throw UniFlowError.expected('BAD_INPUT', `${name}: ids`, 'an array of strings', JSON.stringify(ids).slice(0, 80));

@@ -1,4 +1,4 @@
-/** Latents from wherever encode has written them: a file, a shard, or a folder of shards. */
+/** Reads latents from anything that encode writes: a file, a shard, or a folder of shards. */
 import ndarray, { type NdArray } from 'ndarray';
 import { stat } from 'node:fs/promises';
 import { basename, dirname, extname } from 'node:path';
@@ -10,14 +10,14 @@ import { FolderOutput } from './output.js';
 import { openShards, type Shards } from './reader.js';
 import { fromStored } from './store.js';
 
-/** Pictures as latents; nothing is read before it is asked for. */
+/** Images as latents, read on demand. */
 export interface Latents {
   pictures: readonly FilePicture[];
-  /** Of a picture, float32 [N,Z]. */
+  /** Latents of one image, float32 [N,Z]. */
   at: (index: number) => Promise<NdArray<Float32Array>>;
 }
 
-/** The format of a file by its name. @throws {UniFlowError} `BAD_INPUT` for a name that ends otherwise. */
+/** Format of a file by its extension. @throws {UniFlowError} `BAD_INPUT` for an unknown extension. */
 export function formatOfFile(path: string, subject: string): FormatName {
   const format = extname(path).slice(1).toLowerCase();
   if (Object.hasOwn(FORMATS, format)) return format as FormatName;
@@ -30,7 +30,7 @@ export function formatOfFile(path: string, subject: string): FormatName {
   );
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` or `NOT_FOUND` where there are no latents. */
+/** @throws {UniFlowError} `BAD_INPUT` or `NOT_FOUND` if there are no latents. */
 export async function openLatents(path: string): Promise<Latents> {
   if (isS3(path) || (await stat(path).catch(() => undefined))?.isDirectory()) return ofShards(await openShards(await openOutput(path)));
   const format = formatOfFile(path, 'latents');

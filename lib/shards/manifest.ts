@@ -1,4 +1,4 @@
-/** What a run is, which of its shards are there, and the seal on a run that is complete. */
+/** The header of a run, the manifest of its shards, and the seal that marks a run as complete. */
 import { createHash } from 'node:crypto';
 import { UniFlowError } from '../errors.js';
 import { valueBytes } from '../io/checkpoint.js';
@@ -20,14 +20,14 @@ export const FAILURES = 'failures.jsonl';
 export const SKIPPED = 'skipped.jsonl';
 export const STATISTICS = 'latent_stats.safetensors';
 
-/** What all shards of a run share. Runs with equal headers and pictures have equal shards. */
+/** Fields shared by all shards of a run. Runs with equal headers and images have equal shards. */
 export interface Header {
   schema: 1;
   /** Version of this package. */
   version: string;
-  /** `name` is how it was named at first: one model can have several. */
+  /** `name` is the name used when the run started: one model can have several. */
   model: { name: string; sha256: string; dtype: string };
-  /** Elements of a vector of each array that is stored. */
+  /** Vector length of each stored array. */
   arrays: Partial<Record<ArrayName, number>>;
   store: StoreType;
   format: FormatName;
@@ -38,22 +38,22 @@ export interface Header {
   shardSize: number;
 }
 
-/** A complete run. */
+/** Manifest of a complete run. */
 export interface Manifest {
   header: Header;
-  /** Pictures in all shards. */
+  /** Number of images in all shards. */
   count: number;
   failures: number;
-  /** sha256 (hex) of the sha256 of all files in order: names the data. */
+  /** sha256 (hex) of the concatenated sha256 of all files, in order. Identifies the data. */
   sha256: string;
-  /** Of the latents, per channel, over all their vectors; null where there are none. */
+  /** Statistics of the latents, per channel, over all vectors; null if no latents are stored. */
   statistics: { count: number; mean: number[]; variance: number[] } | null;
   shards: ShardRecord[];
 }
 
 /**
- * What a run begins with. Hashes the weights, which takes a while for a large model.
- * @throws {UniFlowError} `UNSUPPORTED` where what the format is written with is not installed.
+ * The header of a new run. Hashes the weights, which takes a while for a large model.
+ * @throws {UniFlowError} `UNSUPPORTED` if the library that writes the format is not installed.
  */
 export async function headerOf(encoder: ShardEncoder, shardSize: number): Promise<Header> {
   const { uniflow, pipeline, arrays, store, format, model: name } = encoder;
@@ -67,7 +67,7 @@ export async function headerOf(encoder: ShardEncoder, shardSize: number): Promis
   };
 }
 
-/** sha256 (hex) of a model's configuration and of all parameters with their names, as it computes with them. */
+/** sha256 (hex) of a model's configuration and of all parameters with their names, in the dtype used for computing. */
 export async function hashModel(uniflow: UniFlow): Promise<string> {
   const hash = createHash('sha256').update(JSON.stringify(uniflow.config));
   for (const { tensor, parts, matrix } of uniflow.parameters) {
@@ -78,8 +78,8 @@ export async function hashModel(uniflow: UniFlow): Promise<string> {
 }
 
 /**
- * Refuses to go on with a run that is another one.
- * @throws {UniFlowError} `BAD_INPUT` that says in what they differ.
+ * Refuses to resume a different run.
+ * @throws {UniFlowError} `BAD_INPUT` naming the differences.
  */
 export function checkSameRun(where: string, there: Header, now: Header): void {
   const [a, b] = [flat(there), flat(now)];
@@ -95,7 +95,7 @@ export function checkSameRun(where: string, there: Header, now: Header): void {
   );
 }
 
-/** Fields by path. */
+/** Nested fields, keyed by their path. */
 function flat(value: object, prefix = ''): Map<string, string> {
   return new Map(
     Object.entries(value).flatMap(([name, field]: [string, unknown]): [string, string][] =>
@@ -106,7 +106,7 @@ function flat(value: object, prefix = ''): Map<string, string> {
   );
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` where it is no manifest; undefined where there is none. */
+/** Reads the manifest; undefined if there is none. @throws {UniFlowError} `BAD_INPUT` if it is not a valid manifest. */
 export async function readManifest(output: Output): Promise<Manifest | undefined> {
   if ((await output.size(MANIFEST)) === undefined) return undefined;
   const text = (await output.read(MANIFEST)).toString();
@@ -119,7 +119,7 @@ export async function readManifest(output: Output): Promise<Manifest | undefined
   throw UniFlowError.expected('BAD_INPUT', `${output.name}: ${MANIFEST}`, 'a manifest of schema 1', 'another');
 }
 
-/** Ends a run whose shards are all there: the manifest is written last, so that a folder that has one is complete. */
+/** Completes a run whose shards all exist. Writes the manifest last, so that a folder with a manifest is complete. */
 export async function seal(output: Output, header: Header, records: readonly ShardRecord[]): Promise<Manifest> {
   const shards = [...records].sort((a, b) => a.index - b.index);
   shards.forEach(({ index }, i) => {
@@ -143,7 +143,7 @@ export async function seal(output: Output, header: Header, records: readonly Sha
   return manifest;
 }
 
-/** failures.jsonl with exactly these; none where nothing failed. */
+/** Writes exactly these failures to failures.jsonl; removes the file if there are none. */
 export async function writeFailures(output: Output, failures: readonly Failure[]): Promise<void> {
   if (failures.length === 0) return output.remove(FAILURES);
   await output.write(
@@ -152,7 +152,7 @@ export async function writeFailures(output: Output, failures: readonly Failure[]
   );
 }
 
-/** skipped.jsonl: the files that the source passed over; none where there are none. */
+/** Writes the files that the source skipped to skipped.jsonl; removes the file if there are none. */
 export async function writeSkips(output: Output, skips: Skips): Promise<void> {
   if (skips.count === 0) return output.remove(SKIPPED);
   await output.write(

@@ -1,8 +1,8 @@
-/** How busy the stages of the pipeline are. */
+/** Measures the utilisation of the pipeline stages. */
 
-/** Shares of the time, from 0 to 1. */
+/** Fractions of the elapsed time, from 0 to 1. */
 export interface Utilisation {
-  /** Of the pictures that may be decoded at once. */
+  /** Utilisation of all decoding slots. */
   decode: number;
   compute: number;
   write: number;
@@ -13,18 +13,18 @@ export class Meter {
   readonly compute = new Stage(1);
   readonly write = new Stage(1);
 
-  /** @param decoders pictures decoded at once. */
+  /** @param decoders number of images decoded at once. */
   constructor(decoders: number) {
     this.decode = new Stage(decoders);
   }
 
-  /** Since the start, or since this was last called. */
+  /** Utilisation since the last call, or since the start. */
   read(): Utilisation {
     return { decode: this.decode.read(), compute: this.compute.read(), write: this.write.read() };
   }
 }
 
-/** A stage with `capacity` places. */
+/** A stage that processes up to `capacity` items at once. */
 class Stage {
   private active = 0;
   private busy = 0;

@@ -1,21 +1,21 @@
-/** Mean and variance of each channel, summed up over any number of parts. */
+/** Mean and variance of each channel, accumulated over any number of parts. */
 import { native } from '../native.js';
 
-/** Of `count` latent vectors: per channel the mean, and the sum of squared distances from it. */
+/** Moments of `count` latent vectors: the mean and the sum of squared deviations, per channel. */
 export interface Moments {
   count: number;
   mean: number[];
   m2: number[];
 }
 
-/** Of latents [..., Z], in float64. */
+/** Moments of latents [..., Z], computed in float64. */
 export async function momentsOf(latents: Float32Array, channels: number): Promise<Moments> {
   const [mean, m2] = [new Float64Array(channels), new Float64Array(channels)];
   await native.moments(latents, channels, mean, m2);
   return { count: latents.length / channels, mean: [...mean], m2: [...m2] };
 }
 
-/** Those of both parts together: Chan, Golub and LeVeque's update, in float64. */
+/** Combines the moments of two parts by Chan, Golub and LeVeque's update, in float64. */
 export function mergeMoments(a: Moments | undefined, b: Moments): Moments {
   if (!a) return b;
   const count = a.count + b.count;

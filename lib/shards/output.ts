@@ -1,4 +1,4 @@
-/** Where results go, and are read from: a folder here; a store of objects can be another. */
+/** Storage of results. This file implements a folder; object stores implement the same interface. */
 import { link, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { unreadable } from '../sources/files.js';
@@ -10,31 +10,34 @@ export interface ByteRange {
   end: number;
 }
 
-/** Files by name, with '/' in between. */
+/** A set of files. Names may contain '/'. */
 export interface Output {
-  /** What it is called in messages. */
+  /** Name of the output for messages. */
   readonly name: string;
-  /** A path on this machine: temporary files may be made whose names begin with it. */
+  /** A local path prefix for temporary files. */
   readonly scratch: string;
-  /** The file appears complete or not at all, and lasts; one of that name is replaced. The chunks may be asked for once. */
+  /** Writes a file atomically and durably, replacing any file of that name. `chunks` is iterated only once. */
   write(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void>;
-  /** The same, but a file of that name is left as it is. @returns whether there was none: of several that try at once, one is told so. */
+  /**
+   * Like {@link write}, but keeps an existing file. @returns whether the file was created. Of several concurrent calls, exactly one returns
+   * true.
+   */
   create(name: string, chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<boolean>;
-  /** Gives a file another name, at which one is replaced. @throws where there is no such file. */
+  /** Renames a file, replacing any file at the new name. @throws if the file does not exist. */
   move(from: string, to: string): Promise<void>;
-  /** @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` where the range is not there. */
+  /** @throws {UniFlowError} `NOT_FOUND`, or `BAD_INPUT` if the range exceeds the file. */
   read(name: string, range?: ByteRange): Promise<Buffer>;
-  /** Names that begin with `prefix`, sorted. */
+  /** Names starting with `prefix`, sorted. */
   list(prefix: string): Promise<string[]>;
-  /** Bytes; undefined where there is none. */
+  /** Size in bytes; undefined if the file does not exist. */
   size(name: string): Promise<number | undefined>;
   remove(name: string): Promise<void>;
 }
 
-/** Read at once: Node aborts the process where it is 2 GiB or more. */
+/** Maximum size of one read: Node aborts the process for reads of 2 GiB or more. */
 const READ_BYTES = 2 ** 30;
 
-/** A folder of this machine, or one that several share. */
+/** A folder on this machine or on a shared file system. */
 export class FolderOutput implements Output {
   constructor(readonly name: string) {}
 
@@ -82,7 +85,7 @@ export class FolderOutput implements Output {
     try {
       const { size } = await file.stat();
       const { begin, end } = range ?? { begin: 0, end: size };
-      if (end > size) throw new Error(`expected ${end} bytes or more, but got ${size}`); // no memory is taken for what damage claims
+      if (end > size) throw new Error(`expected ${end} bytes or more, but got ${size}`); // damaged metadata must not cause huge allocations
       const buffer = Buffer.allocUnsafe(end - begin);
       for (let done = 0; done < buffer.length;) {
         const { bytesRead } = await file.read(buffer, done, Math.min(READ_BYTES, buffer.length - done), begin + done);
@@ -120,7 +123,7 @@ export class FolderOutput implements Output {
   }
 }
 
-/** A name lasts when its folder is on disk. */
+/** Flushes a folder to disk, which makes new names in it durable. */
 export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path);
   try {

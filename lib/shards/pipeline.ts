@@ -1,4 +1,4 @@
-/** Pictures to latents: decoded several at once, in buffers that go round, computed in batches of one shape. */
+/** Encodes images to latents: decodes several at once into recycled buffers, and computes batches of one shape. */
 import ndarray from 'ndarray';
 import { ignoreRejection } from '../prefetch.js';
 import { checkBatchSize } from '../gather.js';
@@ -13,31 +13,31 @@ import { checkFit, pixelSize, place, placementOf, type Fit, type Placement, type
 import { Meter } from './meter.js';
 import type { ImageSource, Item, RgbImage } from '../sources/item.js';
 
-/** How pictures are read and computed. */
+/** Options for reading and encoding images. */
 export interface PipelineOptions extends EncodeOptions {
-  /** What becomes of pictures that are not of the model's shape. Default: crop. */
+  /** How images of another shape are fitted to the model's. Default: crop. */
   fit?: Fit | undefined;
   download?: Omit<DownloadOptions, 'signal'> | undefined;
 }
 
-/** What is known of a picture besides its latents. */
+/** Metadata of an encoded image. */
 export interface PictureRecord extends Placement {
   id: string;
-  /** In pixels, upright. */
+  /** Size in pixels, after applying the EXIF orientation. */
   width: number;
   height: number;
 }
 
-/** A picture among those that could be read, in the order of the source. */
+/** A successfully decoded image, numbered in the order of the source. */
 export interface EncodedPicture {
   record: PictureRecord;
-  /** From 0. */
+  /** Number of the image, from 0. */
   row: number;
-  /** Patches of all pictures before it. */
+  /** Total number of patches of all previous images. */
   offset: number;
 }
 
-/** Pictures computed together: all have one grid. */
+/** Images computed together; all have the same grid. */
 export interface PictureBatch extends Encoded {
   pictures: EncodedPicture[];
 }
@@ -49,16 +49,16 @@ interface Decoded {
 
 type Placed = EncodedPicture & Decoded;
 
-/** Batches queued behind the one that is computed. */
+/** Batches queued behind the one being computed. */
 const QUEUED = 1;
-/** At least so many pictures are read ahead: enough to hide the time that a download takes. */
+/** Minimum number of images read ahead, enough to hide the latency of downloads. */
 const READ_AHEAD = 32;
-/** Batches' worth of pictures that wait for others of their shape; then the fullest batch is computed as it is. */
+/** Number of batches' worth of images that may wait for others of their shape. Beyond it, the fullest partial batch is computed. */
 const WAITING = 8;
 
 /**
- * What several streams of pictures through one model share: threads that decode, memory, and the count of how busy all are. Latents depend on
- * the pictures alone, and batches on the order of the source alone.
+ * Resources shared by all image streams through one model: decoding threads, buffers and the utilisation meter. Latents depend only on the
+ * images, and batches only on the order of the source.
  */
 export class Pipeline {
   readonly target: Target;
@@ -81,7 +81,7 @@ export class Pipeline {
     this.meter = new Meter(DECODERS);
   }
 
-  /** Batches, and between them the pictures that could not be read, in an order that the source determines. */
+  /** Yields batches, and between them the images that could not be read. The order depends only on the source. */
   async *run(
     items: Iterable<Item> | AsyncIterable<Item>,
     signal: AbortSignal | undefined = this.options.signal,
@@ -131,13 +131,13 @@ export class Pipeline {
     const { tokens, hiddenStates } = this.options;
     return this.meter.compute.during(async () => {
       const encoded = this.uniflow.encode({ pixels: ndarray(batch, shape) }, { tokens, hiddenStates, batchSize: pictures.length, signal });
-      this.batches.give(batch); // encode has copied it when it returns
+      this.batches.give(batch); // encode has copied the batch once it returns
       return { pictures: pictures.map(({ record, row, offset }) => ({ record, row, offset })), ...(await encoded) };
     });
   }
 }
 
-/** Pictures that wait until there are enough of their shape for a batch. */
+/** Groups images by shape until a batch is full. */
 class Shapes {
   private readonly waiting = new Map<string, Placed[]>();
   private count = 0;
@@ -146,7 +146,7 @@ class Shapes {
 
   constructor(private readonly batchSize: number) {}
 
-  /** @returns the batch that is full now, or the fullest where too many pictures wait. */
+  /** @returns the batch that is now full, or the fullest one if too many images are waiting. */
   add(picture: Decoded): Placed[][] {
     const { rows, cols } = picture.record.grid;
     const shape = `${rows}x${cols}`;
@@ -159,7 +159,7 @@ class Shapes {
     return this.count >= WAITING * this.batchSize ? [this.take(this.fullest())] : [];
   }
 
-  /** All that still wait. */
+  /** All images still waiting. */
   rest(): Placed[][] {
     return [...this.waiting.keys()].map((shape) => this.take(shape));
   }

@@ -1,4 +1,4 @@
-/** Shards as one array of pictures on disk: in order, by number or by id, with no more in memory than what is asked for. */
+/** Random access to the images of shards on disk, in order, by number or by id. Only requested data is kept in memory. */
 import ndarray, { type NdArray } from 'ndarray';
 import { createHash } from 'node:crypto';
 import { checkInteger, checkOptions } from '../check.js';
@@ -12,17 +12,17 @@ import { FolderOutput, type Output } from './output.js';
 import { stemOf, type ShardRecord } from './shard.js';
 import { fromStored } from './store.js';
 
-/** A picture of {@link Shards}. */
+/** One image of {@link Shards}. */
 export interface ShardSample extends PictureRecord {
-  /** float32 [N,Z]; undefined where they were not stored. */
+  /** float32 [N,Z]; undefined if latents were not stored. */
   latents?: NdArray<Float32Array>;
   /** float32 [N,D] */
   tokens?: NdArray<Float32Array>;
 }
 
-/** Of {@link openShards}. */
+/** Options of {@link openShards}. */
 export interface ReadOptions {
-  /** Whether to read the tokens, where they were stored. Default true. */
+  /** Whether to read the tokens, if they were stored. Default true. */
   tokens?: boolean;
 }
 
@@ -32,14 +32,14 @@ interface OpenShard {
   read: RowReader;
 }
 
-/** Shards whose lists of pictures are held in memory. */
+/** Number of shards whose image lists are cached. */
 const KEPT_SHARDS = 8;
-/** Bytes of a file that are held in memory to be verified. */
+/** Number of bytes read at a time during verification. */
 const PIECE = 2 ** 24;
 
 /**
  * Opens the shards of a complete run.
- * @throws {UniFlowError} `NOT_FOUND` where there is no manifest (the run is not complete), `BAD_INPUT` where it is damaged.
+ * @throws {UniFlowError} `NOT_FOUND` if there is no manifest (the run is not complete), `BAD_INPUT` if the manifest is damaged.
  */
 export async function openShards(folder: string | Output, options: ReadOptions = {}): Promise<Shards> {
   checkOptions(options);
@@ -49,9 +49,9 @@ export async function openShards(folder: string | Output, options: ReadOptions =
   throw UniFlowError.expected('NOT_FOUND', input.name, `a complete run with ${MANIFEST}`, 'none');
 }
 
-/** The pictures of a run, in the order of its source. Made by {@link openShards}. */
+/** The images of a run, in the order of its source. Created by {@link openShards}. */
 export class Shards implements AsyncIterable<ShardSample> {
-  /** Pictures. */
+  /** Number of images. */
   readonly length: number;
   private readonly begins: number[] = [];
   private readonly opened = new Map<number, Promise<OpenShard>>();
@@ -73,21 +73,24 @@ export class Shards implements AsyncIterable<ShardSample> {
     }
   }
 
-  /** Picture `index`. @throws {UniFlowError} `BAD_INPUT` where there is none, or its shard is damaged; `NOT_FOUND` where that is gone. */
+  /**
+   * Reads image `index`. @throws {UniFlowError} `BAD_INPUT` if the index is out of range or the shard is damaged; `NOT_FOUND` if the shard
+   * is missing.
+   */
   async at(index: number): Promise<ShardSample> {
     checkInteger('index', index, 0, this.length - 1);
     const shard = this.shardOf(index);
     try {
       return await this.sample(await this.open(shard), index - (this.begins[shard] as number));
     } catch (error) {
-      this.opened.delete(shard); // what is known of its files may be wrong
+      this.opened.delete(shard); // the cached metadata of its files may be wrong
       if (error instanceof UniFlowError) throw error;
-      const { message } = error as Error; // of a library, or of what was made of wrong numbers
+      const { message } = error as Error; // an error of a library, or caused by corrupt numbers
       throw UniFlowError.expected('BAD_INPUT', `${this.input.name}: ${stemOf(shard)}`, 'the files that were written', message, error);
     }
   }
 
-  /** The picture of that id, or undefined. The first call reads all ids, and keeps 12 bytes of each. */
+  /** Reads the image with the given id; undefined if there is none. The first call reads all ids and keeps 12 bytes of each. */
   async get(id: string): Promise<ShardSample | undefined> {
     this.ids ??= this.readIds();
     const index = (await this.ids).get(id);
@@ -100,17 +103,17 @@ export class Shards implements AsyncIterable<ShardSample> {
     for (let index = 0; index < this.length; index++) yield await this.at(index);
   }
 
-  /** What the run is called in messages. */
+  /** Name of the run for messages. */
   get name(): string {
     return this.input.name;
   }
 
-  /** The lists of the pictures, in their order, without latents. */
+  /** Metadata of all images in order, without latents. */
   async *pictures(): AsyncGenerator<PictureRecord, void, undefined> {
     for (const { index, count } of this.manifest.shards) if (count > 0) yield* await this.picturesOf(stemOf(index));
   }
 
-  /** Reads all files and compares them with the manifest. @throws {UniFlowError} `BAD_INPUT` naming the first that is damaged. */
+  /** Compares the hashes of all files with the manifest. @throws {UniFlowError} `BAD_INPUT` naming the first damaged file. */
   async verify(): Promise<void> {
     for (const { name, sha256 } of this.manifest.shards.flatMap(({ files }) => files)) {
       const actual = await this.hash(name);
@@ -120,13 +123,13 @@ export class Shards implements AsyncIterable<ShardSample> {
 
   private async hash(name: string): Promise<string> {
     const hash = createHash('sha256');
-    const size = (await this.input.size(name)) ?? 1; // where there is none, reading it says so
+    const size = (await this.input.size(name)) ?? 1; // if the file is missing, the read reports it
     for (let begin = 0; begin < size; begin += PIECE)
       hash.update(await this.input.read(name, { begin, end: Math.min(size, begin + PIECE) }));
     return hash.digest('hex');
   }
 
-  /** The last shard that begins at `index` or before, and has a picture. */
+  /** Binary search for the last non-empty shard that begins at or before `index`. */
   private shardOf(index: number): number {
     let [low, high] = [0, this.begins.length];
     while (high - low > 1) {

@@ -1,4 +1,6 @@
-/** A whole run on this machine: shards into a folder, with nothing lost and nothing done twice, however often it is stopped. */
+/**
+ * A run on this machine: writes shards to a folder, and can be stopped and resumed any number of times without losing or repeating work.
+ */
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkInteger, checkOptions, describe } from '../check.js';
@@ -16,15 +18,13 @@ import { sameFiles, Stamps } from './stamps.js';
 import { Skips } from '../sources/skips.js';
 import { itemsOfSource, unique, type Source } from '../sources/source.js';
 
-/** Of {@link encodeToShards}. */
+/** Options of {@link encodeToShards}. */
 export interface RunOptions extends ShardOptions {
-  /** Pictures of a shard, those that cannot be read included. Default 1024. */
+  /** Number of images per shard, including unreadable ones. Default 1024. */
   shardSize?: number | undefined;
-  /** More than so many pictures that cannot be read end the run, which can be taken up again. Default: any number. */
+  /** The run stops after more unreadable images than this, and can be resumed. Default: unlimited. */
   maxFailures?: number | undefined;
-  /**
-   * Hash the files of the pictures, so that a run that goes on tells by their content whether they are the same. Default: by size and time of change.
-   */
+  /** Also hash the image files, so that a resumed run detects changes by content. Default: by size and modification time. */
   verify?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onFailure?: ((failure: Failure) => void) | undefined;
@@ -32,26 +32,26 @@ export interface RunOptions extends ShardOptions {
 }
 
 export interface RunProgress {
-  /** Pictures that are done with: computed, unreadable, or there before. */
+  /** Images processed so far: computed, unreadable, or completed earlier. */
   done: number;
-  /** Of these, how many were there before. */
+  /** Images completed by earlier calls. */
   before: number;
   failures: number;
-  /** Since the last time it was asked for. */
+  /** Utilisation since the last call. */
   utilisation: () => Utilisation;
 }
 
 export interface RunResult {
   manifest: Manifest;
-  /** Pictures that were there before. */
+  /** Images completed by earlier calls. */
   before: number;
-  /** Whether the run was complete before, and nothing was done. */
+  /** Whether the run was already complete, so that nothing was done. */
   complete: boolean;
-  /** Files that the source passed over; they are named in skipped.jsonl. */
+  /** Files that the source skipped; they are listed in skipped.jsonl. */
   skips: Skips;
 }
 
-/** Shards that are computed or written at once: one may wait for the disk while another begins. */
+/** Shards computed or written concurrently: the next can start while one waits for the disk. */
 const SHARDS_AT_ONCE = 3;
 const MAX_SHARD = 2 ** 20;
 const OPTIONS: readonly (keyof RunOptions)[] = [
@@ -72,12 +72,12 @@ const OPTIONS: readonly (keyof RunOptions)[] = [
 ];
 
 /**
- * Encodes the pictures of a source into shards in `folder`, with a manifest when it is complete. A run that was stopped, in whatever way, is
- * taken up where it was when this is called again with the same pictures and options; the shards are the same as without the stop, byte for
- * byte. Pictures that cannot be read are left out, and are named in failures.jsonl.
+ * Encodes the images of a source into shards in `folder`, and writes a manifest at the end. Calling it again with the same images and
+ * options resumes a run that was stopped or killed; the resulting shards are identical, byte for byte. Images that cannot be read are
+ * skipped and listed in failures.jsonl.
  *
- * @throws {UniFlowError} `BAD_INPUT` for bad options, where the folder has another run, is in use or cannot be written, where the pictures are not those
- * of the run, and after `maxFailures`; `ABORTED`. Shards that are there stay.
+ * @throws {UniFlowError} `BAD_INPUT` for bad options, if the folder holds another run, is in use or cannot be written, if the images differ
+ * from those of the run, and after `maxFailures`; `ABORTED`. Completed shards are kept.
  */
 export async function encodeToShards(
   uniflow: UniFlow,
@@ -101,7 +101,7 @@ export async function encodeToShards(
   if (sealed) return sealed;
   const journal = await Journal.open(output, header);
   try {
-    const meanwhile = await completeRun(output, header, items, skips, options); // by who had the journal until now
+    const meanwhile = await completeRun(output, header, items, skips, options); // another process may have completed the run before releasing the journal
     if (meanwhile) return meanwhile;
     const run = new Run(encoder, output, journal, shardSize, options);
     await run.all(unique(untilAborted(items, options.signal)));
@@ -114,7 +114,7 @@ export async function encodeToShards(
   }
 }
 
-/** What there is to say of a run that is complete; undefined where it is not. @throws {UniFlowError} where it is another one. */
+/** The result of a run that is already complete; undefined if it is not. @throws {UniFlowError} if it is a different run. */
 async function completeRun(
   output: FolderOutput,
   header: Header,
@@ -143,7 +143,7 @@ async function completeRun(
   return { manifest, before: manifest.count + manifest.failures, complete: true, skips };
 }
 
-/** Passes over the pictures of a shard that is there. @throws {UniFlowError} where they were others. */
+/** Skips the images of a completed shard. @throws {UniFlowError} if they are not the images it was made from. */
 async function checkPictures(
   output: FolderOutput,
   record: ShardRecord,
@@ -164,7 +164,7 @@ async function checkPictures(
   );
 }
 
-/** Files that are others under the same names. */
+/** The error for files that changed under the same names. */
 function changed(output: FolderOutput, { index, firstId, lastId, stamps }: ShardRecord, verify = false): UniFlowError {
   const differ = verify && stamps?.content !== undefined ? 'content' : 'size or time of change';
   const advice = stamps?.content !== undefined && !verify ? ', or compare the content with verify' : '';
@@ -176,7 +176,7 @@ function changed(output: FolderOutput, { index, firstId, lastId, stamps }: Shard
   );
 }
 
-/** A run without a picture is no run, but maybe a wrong path: the folder can be used again. */
+/** Refuses a run without readable images, which may be a wrong path, and frees the folder for another run. */
 async function refuseEmpty(output: FolderOutput, journal: Journal): Promise<never> {
   await journal.clear();
   const why = (await output.size(FAILURES)) === undefined ? 'there is none' : `see ${join(output.name, FAILURES)}`;
@@ -202,7 +202,10 @@ class Run {
     this.signal = options.signal ? AbortSignal.any([options.signal, this.stop.signal]) : this.stop.signal;
   }
 
-  /** Shard by shard. The items of one are taken from the source before the next begins, but it may then still be computed. */
+  /**
+   * Processes the shards in order. All items of a shard are taken from the source before the next shard starts, but its computation may
+   * still be running.
+   */
   async all(items: AsyncIterator<Item>): Promise<void> {
     const known = [...this.journal.records.values()].flatMap((record) => record.failures);
     await writeFailures(this.output, known);
@@ -234,7 +237,7 @@ class Run {
     this.checkEnd();
   }
 
-  /** The first error ends the others' work, and is what the run ends with. */
+  /** Stops all shards. The run rejects with the first error. */
   private fail(error: unknown): void {
     this.failure ??= { error };
     this.stop.abort();
@@ -261,7 +264,7 @@ class Run {
     this.progress(record.items);
   }
 
-  /** More shards than the source has pictures for: it is another source. */
+  /** Rejects a source with fewer images than the completed shards: it is a different source. */
   private checkEnd(): void {
     const tried = [...this.journal.records.values()].reduce((sum, { items }) => sum + items, 0);
     if (tried === this.done) return;
@@ -291,9 +294,9 @@ class Run {
   }
 }
 
-/** Consecutive items of a source, which is taken up again after them. */
+/** Consecutive items of a source. The source continues after them. */
 class Section implements AsyncIterable<Item> {
-  /** Resolves when nothing of it is wanted any more. */
+  /** Resolves once no more items are needed. */
   readonly taken: Promise<void>;
   end!: () => void;
 
@@ -305,7 +308,7 @@ class Section implements AsyncIterable<Item> {
     this.taken = new Promise((resolve) => (this.end = resolve));
   }
 
-  /** Undefined at the end of the source. */
+  /** The next items; undefined at the end of the source. */
   static async next(items: AsyncIterator<Item>, size: number): Promise<Section | undefined> {
     const first = await items.next();
     return first.done ? undefined : new Section(first.value, items, size);

@@ -1,4 +1,4 @@
-/** Amazon S3, and what speaks its protocol, as output. Loaded only where an s3:// URL is used. */
+/** Output to Amazon S3 and compatible stores. Loaded only if an s3:// URL is used. */
 import {
   CopyObjectCommand,
   DeleteObjectCommand,
@@ -18,12 +18,12 @@ import type { ByteRange, Output } from './output.js';
 
 type Chunks = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 
-/** A part of an upload; the SDK holds up to {@link PARTS_AT_ONCE} in memory. A file has 10,000 parts at most: 160 GiB. */
+/** Size of an upload part. The SDK holds up to {@link PARTS_AT_ONCE} in memory. A file has at most 10,000 parts: 160 GiB. */
 const PART_BYTES = 16 * 2 ** 20;
 const PARTS_AT_ONCE = 2;
 const ATTEMPTS = 5;
 const CONNECT_TIMEOUT = 5_000;
-/** Milliseconds without a byte after which an attempt has failed. Stores may copy large objects in silence. */
+/** Milliseconds without traffic after which an attempt fails. Stores may be silent while copying large objects. */
 const SILENCE = 120_000;
 
 export class S3Output implements Output {
@@ -33,23 +33,23 @@ export class S3Output implements Output {
     readonly name: string,
     private readonly client: S3Client,
     private readonly bucket: string,
-    /** Ends with '/' where it is not empty. */
+    /** Ends with '/' unless empty. */
     private readonly prefix: string,
   ) {}
 
   /**
-   * `s3://bucket/prefix`; the bucket has to be there. Credentials, region and endpoint come from where the SDK looks: AWS_ACCESS_KEY_ID,
-   * AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, profiles, roles. With an endpoint of one's own, buckets are named in the path.
+   * Opens `s3://bucket/prefix`; the bucket must exist. Credentials, region and endpoint are resolved by the SDK: AWS_ACCESS_KEY_ID,
+   * AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, profiles, roles. A custom endpoint is addressed in path style.
    *
-   * @throws {UniFlowError} `BAD_INPUT` where it is no such URL, `NETWORK` where the bucket cannot be reached.
+   * @throws {UniFlowError} `BAD_INPUT` for a malformed URL, `NETWORK` if the bucket cannot be reached.
    */
   static async open(url: string, silence = SILENCE): Promise<S3Output> {
     const [, bucket, prefix = ''] = /^s3:\/\/([^/]+)(?:\/+(.*?))?\/*$/.exec(url) ?? [];
     if (bucket === undefined) throw UniFlowError.expected('BAD_INPUT', 'out', 's3://bucket/prefix', `'${url}'`);
     const { AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION } = process.env;
     const own = Boolean(AWS_ENDPOINT_URL_S3 ?? AWS_ENDPOINT_URL);
-    const region = own && !AWS_REGION ? { region: 'us-east-1' } : {}; // which other stores do not ask for, but the SDK does
-    const requestHandler = { connectionTimeout: CONNECT_TIMEOUT, socketTimeout: silence }; // by default there is none
+    const region = own && !AWS_REGION ? { region: 'us-east-1' } : {}; // other stores ignore the region, but the SDK requires one
+    const requestHandler = { connectionTimeout: CONNECT_TIMEOUT, socketTimeout: silence }; // the SDK has no timeout by default
     const client = new S3Client({ forcePathStyle: own, maxAttempts: ATTEMPTS, requestHandler, ...region });
     const output = new S3Output(url, client, bucket, prefix && `${prefix}/`);
     await output.send('', () => client.send(new HeadBucketCommand({ Bucket: bucket })));
@@ -61,8 +61,8 @@ export class S3Output implements Output {
   }
 
   /**
-   * Where the store does not know If-None-Match, two that try at the same moment may both be told that there was none. The file is small: it is
-   * held in memory.
+   * If the store does not support If-None-Match, two concurrent calls may both return true. The file is held in memory, which is fine
+   * because it is small.
    */
   async create(name: string, chunks: Chunks): Promise<boolean> {
     if ((await this.size(name)) !== undefined) return false;
@@ -71,8 +71,8 @@ export class S3Output implements Output {
       await this.upload(name, [bytes], { IfNoneMatch: '*' });
       return true;
     } catch (error) {
-      if (statusOf(error) === 501) return this.write(name, [bytes]).then(() => true); // as some stores say that they do not know it
-      // 412: there is one; 409: another is being written now
+      if (statusOf(error) === 501) return this.write(name, [bytes]).then(() => true); // stores without support for the condition answer 501
+      // 412: the object exists; 409: another write is in progress
       if ([409, 412].includes(statusOf(error) ?? 0) && (await this.size(name)) !== undefined) return false;
       throw this.failure(name, error);
     }

@@ -1,4 +1,6 @@
-/** One shard: consecutive pictures to files and a record of them. What it has depends on its pictures, the model and the options alone. */
+/**
+ * Encodes one shard: consecutive images, written to files with a record. The contents depend only on the images, the model and the options.
+ */
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
 import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
@@ -14,7 +16,7 @@ import { Spool } from './spool.js';
 import { Stamps, type StampRecord } from './stamps.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';
 
-/** What shards have. */
+/** Options for the contents of shards. */
 export interface ShardOptions extends Omit<PipelineOptions, 'hiddenStates' | 'signal'> {
   /** Default true; false stores tokens only. */
   latents?: boolean | undefined;
@@ -22,11 +24,11 @@ export interface ShardOptions extends Omit<PipelineOptions, 'hiddenStates' | 'si
   store?: StoreType | undefined;
   /** Default safetensors. */
   format?: FormatName | undefined;
-  /** What the model is called in the files. Default: nothing. */
+  /** Name of the model to store in the files. Default: none. */
   model?: string | undefined;
 }
 
-/** A picture that could not be read. */
+/** An image that could not be read. */
 export interface Failure {
   id: string;
   reason: string;
@@ -35,41 +37,41 @@ export interface Failure {
 export interface FileRecord {
   name: string;
   bytes: number;
-  /** In hex. */
+  /** Hash in hex. */
   sha256: string;
 }
 
-/** All that there is to know of a shard, as JSON. Every id that it was given is in its files or among its failures. */
+/** Complete description of a shard, as JSON. Every id given to the shard is in its files or among its failures. */
 export interface ShardRecord {
   index: number;
   files: FileRecord[];
-  /** Pictures in the files. */
+  /** Number of images in the files. */
   count: number;
-  /** Pictures that it was given. */
+  /** Number of images given to the shard. */
   items: number;
   firstId: string;
   lastId: string;
-  /** sha256 (hex) of the ids that it was given, in order. */
+  /** sha256 (hex) of the ids given to the shard, in order. */
   ids: string;
-  /** Of the files that the pictures are in. Not in records of earlier versions. */
+  /** Stamps of the image files. Missing in records of earlier versions. */
   stamps?: StampRecord;
-  /** Of the latents, all patches; null where there are none. */
+  /** Statistics of the latents over all patches; null if no latents are stored. */
   statistics: Moments | null;
   failures: Failure[];
 }
 
-/** What a shard is written to. */
+/** Destination of a shard's files. */
 export type ShardSink = Pick<Output, 'scratch' | 'write'>;
 
-/** Batches whose rows are being converted and written. */
+/** Batches whose rows may be converted and written concurrently. */
 const WRITTEN_AT_ONCE = 4;
 
-/** The beginning of the names of a shard's files. */
+/** Common prefix of the names of a shard's files. */
 export function stemOf(index: number): string {
   return `shard-${String(index).padStart(6, '0')}`;
 }
 
-/** A shard among others: its files, and a line a picture. */
+/** Layout of a shard within a run: its files, and a list with one line per image. */
 function shardLayout(stem: string, format: FormatName): Layout {
   return {
     fileOf: (array) => (format === 'npy' ? `${stem}.${array}.npy` : `${stem}.${format}`),
@@ -80,7 +82,7 @@ function shardLayout(stem: string, format: FormatName): Layout {
   };
 }
 
-/** Makes shards of one model. Several may be made at once; they share threads and memory. */
+/** Encodes shards with one model. Concurrent shards share threads and memory. */
 export class ShardEncoder {
   readonly pipeline: Pipeline;
   readonly arrays: readonly ArrayName[];
@@ -102,17 +104,17 @@ export class ShardEncoder {
     this.pipeline = new Pipeline(uniflow, options);
   }
 
-  /** Elements of a vector of the array. */
+  /** Vector length of the array. */
   widthOf(array: ArrayName): number {
     const { latentChannels, encoder } = this.uniflow.config;
     return array === 'latents' ? latentChannels : encoder.width;
   }
 
   /**
-   * Encodes the items, which are taken as they are needed, and writes their shard; it is there when this resolves. Doing it twice, or on two
-   * machines at once, leaves one shard. Pictures that cannot be read are left out, and `onFailure` may throw to end the work.
+   * Encodes the items, taking them as needed, and writes their shard, which is complete once this resolves. Repeating it, or running it on
+   * two machines at once, leaves one shard. Images that cannot be read are skipped; `onFailure` may throw to stop.
    *
-   * @throws {UniFlowError} where the output cannot be written, `ABORTED`, or what the items throw. Then nothing of the shard is there.
+   * @throws {UniFlowError} if the output cannot be written; `ABORTED`; errors of `items`. After an error, no part of the shard remains.
    */
   async encode(
     index: number,
@@ -170,13 +172,13 @@ export class ShardEncoder {
 
 export interface EncodeShardOptions {
   signal?: AbortSignal | undefined;
-  /** @internal Of a file that is no shard of a run. */
+  /** @internal Layout of a file that is not part of a run. */
   layout?: Layout | undefined;
-  /** Record a hash of the files' content as well. */
+  /** Also record a hash of the files' contents. */
   verify?: boolean | undefined;
-  /** Called for each picture that cannot be read. */
+  /** Called for each image that cannot be read. */
   onFailure?: ((failure: Failure) => void) | undefined;
-  /** Called with the number of pictures of each batch that is computed. */
+  /** Called after each computed batch with its number of images. */
   onCount?: ((pictures: number) => void) | undefined;
 }
 
@@ -194,14 +196,14 @@ async function writeHashed({ name, chunks }: ShardFile, output: ShardSink): Prom
   return { name, bytes, sha256: hash.digest('hex') };
 }
 
-/** Which pictures pass by. */
+/** Counts and hashes the ids of passing items. */
 export class Census {
   private readonly hash = createHash('sha256');
   private items = 0;
   private firstId = '';
   private lastId = '';
 
-  /** @param stamps of their files, where they are wanted. */
+  /** @param stamps also stamps the items' files. */
   constructor(private readonly stamps?: Stamps) {}
 
   async *count(items: Iterable<Item> | AsyncIterable<Item>): AsyncGenerator<Item, void, undefined> {
@@ -214,7 +216,7 @@ export class Census {
     }
   }
 
-  /** Lets all of them pass. */
+  /** Consumes all items. */
   async pass(items: Iterable<Item> | AsyncIterable<Item>, signal: AbortSignal | undefined): Promise<void> {
     for (const passing = this.count(items); !(await passing.next()).done;) throwIfAborted(signal);
   }
@@ -225,7 +227,7 @@ export class Census {
   }
 }
 
-/** The rows of a shard on disk, each at its place whenever it comes. */
+/** The rows of a shard on disk. They can be written in any order. */
 class Rows {
   readonly pictures: PictureRecord[] = [];
   private readonly parts: [row: number, Promise<Moments>][] = [];
@@ -254,7 +256,7 @@ class Rows {
     }
   }
 
-  /** In the order of the pictures, so that the sums are the same in every run. */
+  /** Merged in the order of the images, so that the sums are the same in every run. */
   async moments(): Promise<Moments | null> {
     let all: Moments | undefined;
     for (const [, part] of this.parts.sort(([a], [b]) => a - b)) all = mergeMoments(all, await part);
@@ -267,7 +269,7 @@ class Rows {
   }
 }
 
-/** Pictures that follow each other are written at once. */
+/** Writes each sequence of consecutive images at once. */
 async function writeRuns(rows: Spool, stored: Uint8Array, { pictures, grid }: PictureBatch, vector: number): Promise<void> {
   const size = grid.rows * grid.cols * vector;
   for (let i = 0; i < pictures.length;) {

@@ -1,4 +1,4 @@
-/** Rows of one shard that wait on disk, in a file without a name, until all are there. */
+/** Holds the rows of a shard in an unnamed temporary file until all have been computed. */
 import { open, rm, type FileHandle } from 'node:fs/promises';
 import { temporaryOf, unwritable } from '../io/files.js';
 
@@ -10,19 +10,19 @@ export class Spool {
     private readonly file: FileHandle,
   ) {}
 
-  /** @param beside begins the name that the file has for a moment. */
+  /** @param beside prefix of the temporary name that the file has until it is unlinked. */
   static async open(beside: string): Promise<Spool> {
     try {
       const path = temporaryOf(beside);
       const file = await open(path, 'wx+');
-      await rm(path); // it goes away when it is closed, even if the process is killed
+      await rm(path); // an unlinked file is freed when it is closed, even if the process is killed
       return new Spool(beside, file);
     } catch (error) {
       throw unwritable(beside, error);
     }
   }
 
-  /** @throws {UniFlowError} `BAD_INPUT` where the disk is full. */
+  /** @throws {UniFlowError} `BAD_INPUT` if the disk is full. */
   async write(bytes: Uint8Array, at: number): Promise<void> {
     try {
       for (let done = 0; done < bytes.length;) done += (await this.file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
@@ -35,7 +35,7 @@ export class Spool {
     return (await this.file.read(Buffer.allocUnsafe(end - begin), 0, end - begin, begin)).buffer;
   }
 
-  /** The first `end` bytes. */
+  /** Reads the first `end` bytes in chunks. */
   async *chunks(end: number): AsyncGenerator<Buffer, void, undefined> {
     for (let begin = 0; begin < end; begin += CHUNK) yield await this.read(begin, Math.min(end, begin + CHUNK));
   }

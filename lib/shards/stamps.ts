@@ -1,32 +1,32 @@
-/** Whether the files of pictures are those that they were: by size and time of change, or by content. */
+/** Detects changes of image files, by size and modification time or by content. */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { fileOf, type Item } from '../sources/item.js';
 
-/** Hashes of the files of consecutive pictures, in hex. Pictures without a file, as those of a URL or of standard input, do not count. */
+/** Hashes of the files of consecutive images, in hex. Images without a file, such as those of a URL or of standard input, are ignored. */
 export interface StampRecord {
-  /** Of sizes and times. */
+  /** Hash of sizes and modification times. */
   files: string;
-  /** Of the bytes, where that was asked for. */
+  /** Hash of the contents, if requested. */
   content?: string | undefined;
 }
 
-/** Stamps files one after the other while their pictures are used; an archive that several pictures are in is looked at once. */
+/** Stamps the files of images in order, while the images are encoded. An archive with several consecutive images is stamped once. */
 export class Stamps {
   private readonly files = createHash('sha256');
   private readonly content = createHash('sha256');
   private last: string | undefined;
   private work: Promise<void> = Promise.resolve();
 
-  /** @param verify reads the files as well. */
+  /** @param verify also hashes the contents. */
   constructor(private readonly verify = false) {}
 
   add({ image }: Item): void {
     const path = fileOf(image);
     if (path === undefined || path === this.last) return;
     this.last = path;
-    this.work = this.work.then(() => this.stamp(path)).catch(() => undefined); // what cannot be read is a failure of its picture
+    this.work = this.work.then(() => this.stamp(path)).catch(() => undefined); // an unreadable file is reported as the failure of its image
   }
 
   async record(): Promise<StampRecord> {
@@ -44,7 +44,7 @@ export class Stamps {
   }
 }
 
-/** Whether both are of the same files, as far as they tell: by content where both have it. */
+/** Whether both stamps describe the same files. Compares contents if both have them. */
 export function sameFiles(a: StampRecord | undefined, b: StampRecord): boolean {
   if (a?.content !== undefined && b.content !== undefined) return a.content === b.content;
   return a === undefined || a.files === b.files;

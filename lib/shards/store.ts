@@ -1,13 +1,13 @@
-/** Numbers as files hold them: float32, float16 or bfloat16, little-endian. */
+/** Conversion to and from the stored types: float32, float16 or bfloat16, little-endian. */
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { SafetensorsEntry } from '../io/files.js';
 import { native } from '../native.js';
 
-/** How latents and tokens are stored. */
+/** Storage type of latents and tokens. */
 export type StoreType = 'float32' | 'float16' | 'bfloat16';
 
-/** Bytes of an element, and what the formats call it. NumPy has no bfloat16: there, its bits are uint16. */
+/** Size and dtype names of each storage type. NumPy has no bfloat16, so its bits are stored as uint16. */
 export const STORE: Record<StoreType, { bytes: 2 | 4; safetensors: SafetensorsEntry['dtype']; npy: '<f4' | '<f2' | '<u2' }> = {
   float32: { bytes: 4, safetensors: 'F32', npy: '<f4' },
   float16: { bytes: 2, safetensors: 'F16', npy: '<f2' },
@@ -19,7 +19,7 @@ export function checkStore(store: unknown): asserts store is StoreType {
     throw UniFlowError.expected('BAD_INPUT', 'store', Object.keys(STORE).join(', '), describe(store));
 }
 
-/** @throws {UniFlowError} `UNSUPPORTED` for numbers that float16 cannot hold. */
+/** @throws {UniFlowError} `UNSUPPORTED` for values out of float16's range. */
 export async function toStored(values: Float32Array, store: StoreType): Promise<Uint8Array> {
   if (store === 'float32') return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   const bits = new Uint16Array(values.length);
@@ -28,7 +28,7 @@ export async function toStored(values: Float32Array, store: StoreType): Promise<
 }
 
 export async function fromStored(bytes: Uint8Array, store: StoreType): Promise<Float32Array> {
-  const own = new Uint8Array(bytes).buffer; // aligned, which a part of another buffer may not be
+  const own = new Uint8Array(bytes).buffer; // copied for alignment: a view into another buffer may be unaligned
   if (store === 'float32') return new Float32Array(own);
   const bits = new Uint16Array(own);
   const values = new Float32Array(bits.length);

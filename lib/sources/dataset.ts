@@ -1,4 +1,4 @@
-/** Labelled images on disk: the items of a source, read in any order, pinned by a hash. */
+/** Labelled images on disk: the items of a source with random access, identified by a hash. */
 import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
@@ -22,11 +22,11 @@ import { itemsIn, partsOf } from './source.js';
 
 /** One image of a data set. */
 export interface Sample {
-  /** Its place in the data set; does not depend on where the data set is. */
+  /** Position in the data set; independent of the data set's location. */
   id: string;
-  /** From 0. All samples of a data set have one, or none has. */
+  /** Class, from 0. Either all samples of a data set have one, or none has. */
   label: number | undefined;
-  /** An encoded image (the path of its file, or its bytes), or pixels where the data set holds them. */
+  /** An encoded image (the path of its file, or its bytes), or pixels if the data set stores them. */
   image: ImageSource | RgbImage;
 }
 
@@ -34,55 +34,55 @@ export interface Sample {
 export interface Blocks {
   /** First sample of each block, from 0. */
   begins: Uint32Array;
-  /** Number of blocks that are held in memory at once. */
+  /** Number of blocks held in memory at once. */
   held: number;
 }
 
-/** The content of a data set; indices are checked. */
+/** The contents of a data set, with checked indices. */
 export interface Samples {
   readonly length: number;
-  /** label → name; undefined without labels, or where they are numbers only. */
+  /** label → name; undefined without labels, or if the labels are only numbers. */
   readonly classes: readonly string[] | undefined;
-  /** Where samples are fast to read block by block only: an order of training keeps to it. */
+  /** Set if samples can only be read efficiently block by block; the training order then respects the blocks. */
   readonly blocks?: Blocks | undefined;
-  /** Files that were passed over. */
+  /** Skipped files. */
   readonly skipped?: readonly Skipped[] | undefined;
   read(index: number): Sample | Promise<Sample>;
 }
 
-/** Of {@link Dataset.hash}. */
+/** Options of {@link Dataset.hash}. */
 export interface HashOptions {
   signal?: AbortSignal | undefined;
   onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
-/** Labelled images in a fixed order; made by {@link openDataset} and {@link subset}. */
+/** Labelled images in a fixed order; created by {@link openDataset} and {@link subset}. */
 export interface Dataset extends Samples {
   read(index: number): Promise<Sample>;
-  /** sha256 (hex) of the ids, labels and bytes of all samples in order: pins the data of a training or evaluation. */
+  /** sha256 (hex) of the ids, labels and bytes of all samples in order: identifies the data of a training or evaluation. */
   hash(options?: HashOptions): Promise<string>;
-  /** Lets go of what it holds; reading then rejects with `DISPOSED`. */
+  /** Releases its resources; later reads reject with `DISPOSED`. */
   close(): Promise<void>;
 }
 
-/** Of {@link openDataset}. */
+/** Options of {@link openDataset}. */
 export interface OpenOptions {
   signal?: AbortSignal | undefined;
 }
 
 /**
- * Opens a data set: anything that {@link openSource} reads and that can be read in any order, by one path.
- * - a folder of images. If all are in sub-folders, the first-level one is the class.
- * - a `.txt`, `.csv` or `.tsv` list, with labels in the second column, or in the one that a header calls `label`.
+ * Opens a data set from one path: anything that {@link openSource} reads and that allows random access.
+ * - a folder of images. If all are in sub-folders, the first-level folder is the class.
+ * - a `.txt`, `.csv` or `.tsv` list, with labels in the second column, or in the column named `label` by a header.
  * - an IDX file of images (MNIST: `train-images-idx3-ubyte`, also `.gz`), held in memory; labels from the `labels-idx1` file beside it.
  * - WebDataset: a `.tar`, a folder with `.tar`s, or several named by braces, `shard-{000..009}.tar`. Images `KEY.jpg` (or another format)
- *   with labels in `KEY.cls` or as `label` in `KEY.json`. They are indexed once, and then read at their offsets.
- * - Parquet as Hugging Face data sets have it, one file or several: `image` or `img`, and `label`. Row groups are read as a whole.
+ *   with labels in `KEY.cls` or as `label` in `KEY.json`. Archives are indexed once and then read at their offsets.
+ * - Parquet in the layout of Hugging Face data sets, one file or several: `image` or `img`, and `label`. Row groups are read as a whole.
  *
- * Labels that are all numbers stay what they are; others are numbered in the order of the sorted names.
+ * Labels that are all numbers are kept; others are numbered in the sorted order of their names.
  *
- * @throws {UniFlowError} `NOT_FOUND` where there is nothing, or a list names what is not there; `UNSUPPORTED` for another kind of file;
- * `BAD_INPUT` for a damaged one, or a list or tar with labels for some of its images only; `ABORTED`.
+ * @throws {UniFlowError} `NOT_FOUND` if there are no images, or if a list names missing files; `UNSUPPORTED` for another kind of file;
+ * `BAD_INPUT` for a damaged file, or if only some images of a list or tar have labels; `ABORTED`.
  */
 export async function openDataset(path: string, options: OpenOptions = {}): Promise<Dataset> {
   if (typeof path !== 'string' || path === '') throw UniFlowError.expected('BAD_INPUT', 'path', 'the path of a dataset', describe(path));
@@ -104,7 +104,7 @@ async function samplesOf(path: string, signal: AbortSignal | undefined): Promise
   if (collected.length === 0) throw UniFlowError.expected('NOT_FOUND', path, 'pictures', 'none');
   const { length } = collected;
   const stated = { subject: path, length, label: collected.label.bind(collected), id: collected.id.bind(collected) };
-  // An image beside the sub-folders has no class, and then no image has: they are no classes.
+  // If some images are outside the sub-folders, the sub-folders are not classes, and no image has a label.
   const { labels, classes = collected.classes }: Labels = isFolder && collected.inFolders ? numberNames(stated) : numberLabels(stated);
   const read = async (i: number): Promise<Sample> => ({ id: collected.id(i), label: labels?.[i], image: await collected.image(i) });
   return { length, classes: labels && classes, blocks: collected.blocks(), skipped, read };
@@ -112,7 +112,7 @@ async function samplesOf(path: string, signal: AbortSignal | undefined): Promise
 
 const KINDS = 'a folder, a list (.txt, .csv, .tsv, .jsonl), an IDX file of pictures (...-idx3-ubyte, .gz), a .tar or a .parquet';
 
-/** @returns whether the path is a folder. @throws {UniFlowError} where it is nothing that has many images. */
+/** @returns whether the path is a folder. @throws {UniFlowError} if it cannot hold several images. */
 async function checkKind(path: string): Promise<boolean> {
   const info = await stat(path).catch((cause: unknown) => {
     if (isGlob(path) || expandBraces(path).length > 1) return undefined;
@@ -142,16 +142,16 @@ async function collect(part: Part | Failed | Item, reading: Reading, groups: Ima
   return { items, inFolders: part.format === 'image' };
 }
 
-/** Bytes of images of which an order of training takes samples in turns. As many again are read ahead of it. */
+/** Memory for image blocks that a training order interleaves. The read-ahead uses the same amount again. */
 const HELD_BYTES = 128 * 2 ** 20;
 
-/** Segments side by side. */
+/** Concatenated segments. */
 class Collected {
   private readonly segments: Segment[] = [];
   private readonly begins: number[] = [];
   readonly groups: ImageGroups = new Lru(2);
   length = 0;
-  /** Whether images are there file by file, and have the classes of their folders. */
+  /** Whether all images are separate files in class folders. */
   inFolders = true;
 
   add(segment: Segment): void {
@@ -184,13 +184,13 @@ class Collected {
     return 'items' in segment ? readPicture((segment.items[row] as Item).image, {}) : segment.table.read(row);
   }
 
-  /** Of the table, or of all of several. */
+  /** Classes of the tables; undefined if they differ. */
   get classes(): readonly string[] | undefined {
     const all = this.segments.map((segment) => ('table' in segment ? segment.table.classes : undefined));
     return all.every((classes) => classes?.join('\n') === all[0]?.join('\n')) ? all[0] : undefined;
   }
 
-  /** Row groups, where all samples are in some. */
+  /** Row groups as blocks; undefined unless all samples are in Parquet files. */
   blocks(): Blocks | undefined {
     const tables = this.segments.flatMap((segment) => ('table' in segment ? [segment.table] : []));
     if (tables.length < this.segments.length) return undefined;
@@ -208,8 +208,8 @@ class Collected {
 }
 
 /**
- * The samples at `indices`, in that order: a held-out split, or the first samples of a large set. Reads from `dataset`, which has to stay open;
- * closing the subset does not close it.
+ * The samples at `indices`, in that order: a held-out split, or the first samples of a large set. It reads from `dataset`, which must stay
+ * open; closing the subset does not close it.
  */
 export function subset(dataset: Dataset, indices: readonly number[]): Dataset {
   if (!Array.isArray(indices)) throw UniFlowError.expected('BAD_INPUT', 'indices', 'an array', describe(indices));

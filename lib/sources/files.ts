@@ -1,8 +1,8 @@
-/** Reading files and streams, with errors that name them. */
+/** Reads files and streams, with errors that name them. */
 import { readFile, stat } from 'node:fs/promises';
 import { UniFlowError } from '../errors.js';
 
-/** The error of a file or folder that the system does not let us read. */
+/** The error for a file or folder that cannot be read. */
 export function unreadable(path: string, cause: unknown): UniFlowError {
   const { code, message } = cause as NodeJS.ErrnoException;
   if (code === 'ENOENT') return UniFlowError.expected('NOT_FOUND', path, 'a file or folder', 'nothing of that name', cause);
@@ -10,7 +10,7 @@ export function unreadable(path: string, cause: unknown): UniFlowError {
 }
 
 /**
- * Refuses what may have no end, or keep who opens it waiting for ever. What is not there passes: reading it says so.
+ * Rejects pipes, sockets and devices, which may block forever. Missing files pass; the read reports them.
  * @throws {UniFlowError} `BAD_INPUT` for a pipe, a socket or a device.
  */
 export async function refuseEndless(path: string): Promise<void> {
@@ -26,12 +26,12 @@ export async function readBytes(path: string): Promise<Buffer> {
   }
 }
 
-/** The bytes of a stream by their offset, asked for in rising order; what lies between is passed over. */
+/** Reads a stream at increasing offsets; skips the bytes in between. */
 export class StreamBytes {
   readonly size = undefined;
   private readonly chunks: AsyncIterator<Buffer>;
   private chunk: Buffer = Buffer.alloc(0);
-  /** Of the chunk's first byte. */
+  /** Offset of the chunk's first byte. */
   private begin = 0;
 
   constructor(
@@ -41,7 +41,7 @@ export class StreamBytes {
     this.chunks = stream[Symbol.asyncIterator]();
   }
 
-  /** @throws {UniFlowError} `BAD_INPUT` where the stream ends before, or cannot be read. */
+  /** @throws {UniFlowError} `BAD_INPUT` if the stream ends early or cannot be read. */
   async read(offset: number, size: number): Promise<Buffer> {
     const out = Buffer.allocUnsafe(size);
     for (let done = 0; done < size;) {
@@ -51,13 +51,13 @@ export class StreamBytes {
     return out;
   }
 
-  /** Whether the stream has no byte at this offset. */
+  /** Whether the stream ends at or before this offset. */
   async endsAt(offset: number): Promise<boolean> {
     while (this.begin + this.chunk.length <= offset) if (!(await this.advance())) return true;
     return false;
   }
 
-  /** To the next chunk. @returns false at the end. */
+  /** Reads the next chunk. @returns false at the end. */
   private async advance(): Promise<boolean> {
     const next = await this.chunks.next().catch((cause: unknown) => {
       throw unreadable(this.name, cause);
@@ -71,7 +71,7 @@ export class StreamBytes {
     return UniFlowError.expected('BAD_INPUT', this.name, `${wanted} bytes or more`, `${this.begin}: it is incomplete`);
   }
 
-  /** Lets go of the stream. */
+  /** Closes the stream. */
   async close(): Promise<void> {
     await this.chunks.return?.();
   }

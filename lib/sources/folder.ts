@@ -1,4 +1,4 @@
-/** The images in a folder, or the archives. */
+/** Finds the images or archives in a folder. */
 import { readdir } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 import { throwIfAborted, UniFlowError } from '../errors.js';
@@ -12,11 +12,11 @@ import { walk, type Found } from './walk.js';
 export interface Part {
   path: string;
   format: Format;
-  /** Of an image: its id. */
+  /** Id, if the file is an image. */
   id: string;
-  /** What the ids in an archive begin with. */
+  /** Prefix of the ids in an archive. */
   prefix: string;
-  /** The first-level folder that an image is in. */
+  /** The first-level folder of an image. */
   label?: string | undefined;
 }
 
@@ -29,9 +29,9 @@ export interface Failed {
 export const NO_IMAGES = 'pictures (jpg, png, webp, avif, tiff, gif, bmp)';
 
 /**
- * What is in a folder, at any depth, in the order of the names: the images, or the archives where its first level has some or where there are
- * no images. What is neither is passed over, and what cannot be told to be meant is an error after the others.
- * @throws {UniFlowError} `NOT_FOUND` where there is nothing.
+ * The contents of a folder at any depth, sorted by name: the images, or the archives if the first level has some or there are no images.
+ * Other files are skipped. If a folder has both images and archives, an error follows at the end.
+ * @throws {UniFlowError} `NOT_FOUND` if there are neither.
  */
 export async function* partsIn(folder: string, reading: Reading): AsyncGenerator<Part | Failed, void, undefined> {
   const archives: string[] = [];
@@ -52,14 +52,14 @@ export async function* partsIn(folder: string, reading: Reading): AsyncGenerator
   if (first || image === undefined)
     for (const id of archives) yield { path: join(folder, id), format: formatOf(id), id, prefix: dirname(id) };
   if (archives.length === 0 || image === undefined) return;
-  // Nobody can tell whether the others were meant: they are not read, and not passed over in silence.
+  // The intended kind is ambiguous, so the files of the other kind are reported instead of being skipped silently.
   const other = first ? image : (archives[0] as string);
   const both = `${basename(archives[0] as string)} and ${image}; the ${first ? 'pictures' : 'archives'} are left out`;
   const advice = `name what is meant: '${join(folder, '**', `*${extname(other)}`)}'`;
   yield { path: folder, error: UniFlowError.expected('BAD_INPUT', folder, 'archives or pictures', `${both} (${advice})`) };
 }
 
-/** Whether the first level has an archive. */
+/** Whether the first level of the folder has an archive. */
 async function hasArchive(folder: string): Promise<boolean> {
   const entries = await readdir(folder, { withFileTypes: true }).catch((cause: unknown) => {
     throw unreadable(folder, cause);
@@ -71,7 +71,7 @@ async function hasArchive(folder: string): Promise<boolean> {
   return false;
 }
 
-/** Whether a table is about images that are elsewhere, as img2dataset writes beside each shard. */
+/** Whether a Parquet file only describes images stored elsewhere, like those that img2dataset writes beside each shard. */
 async function isMetadata({ siblings }: Found, path: string): Promise<boolean> {
   if (formatOf(path) !== 'parquet') return false;
   const stem = stemOf(path);
@@ -79,7 +79,7 @@ async function isMetadata({ siblings }: Found, path: string): Promise<boolean> {
   return !(await (await loadParquet()).hasImages(path));
 }
 
-/** Whether a file belongs to another: `a.txt` to `a.jpg`, `0_stats.json` and `0.parquet` to `0.tar` or the folder `0`. */
+/** Whether a file describes another: `a.txt` describes `a.jpg`; `0_stats.json` and `0.parquet` describe `0.tar` or the folder `0`. */
 function describesAnother({ id, siblings }: Found): boolean {
   if (stemsOf(siblings).has(stemOf(id))) return true;
   const shard = /^(.+?)(?:_stats\.json|\.parquet)$/.exec(basename(id))?.[1];
@@ -90,7 +90,7 @@ function describesAnother({ id, siblings }: Found): boolean {
 
 const stems = new WeakMap<readonly string[], ReadonlySet<string>>();
 
-/** Of the images in a folder, with and without extension. */
+/** Names of the images in a folder, with and without extension. */
 function stemsOf(siblings: readonly string[]): ReadonlySet<string> {
   let found = stems.get(siblings);
   if (!found) stems.set(siblings, (found = new Set(siblings.filter(isImageName).flatMap((name) => [name, stemOf(name)]))));

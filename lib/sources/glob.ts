@@ -1,4 +1,4 @@
-/** Paths that one pattern stands for. */
+/** Expands patterns to paths. */
 import { expand } from 'brace-expansion';
 import { join } from 'node:path';
 import picomatch from 'picomatch';
@@ -7,7 +7,7 @@ import { walk, type Found } from './walk.js';
 
 const MOST_NAMES = 100_000;
 
-/** `shard-{000..009}.tar` and the like are several. @throws {UniFlowError} `BAD_INPUT` where they are too many. */
+/** Expands braces such as `shard-{000..009}.tar`. @throws {UniFlowError} `BAD_INPUT` if there are too many names. */
 export function expandBraces(pattern: string): string[] {
   const names = expand(pattern, { max: MOST_NAMES + 1, maxLength: Infinity });
   if (names.length <= MOST_NAMES) return names;
@@ -23,12 +23,12 @@ export function isGlob(pattern: string): boolean {
   return picomatch.scan(pattern).isGlob;
 }
 
-/** The folder that a pattern's matches are below. */
+/** The folder that contains all matches of a pattern. */
 export function baseOf(pattern: string): string {
   return picomatch.scan(pattern).base || '.';
 }
 
-/** The files that match a pattern. @throws {UniFlowError} `NOT_FOUND` where there is none. */
+/** The files that match a pattern. @throws {UniFlowError} `NOT_FOUND` if there are none. */
 export async function* matching(
   pattern: string,
   signal: AbortSignal | undefined,

@@ -1,16 +1,16 @@
-/** Numbers by id in 12 bytes an entry, for as many ids as there are pictures: the ids themselves are not kept. */
+/** Maps ids to numbers in 12 bytes per entry, because the ids of all images may not fit in memory. */
 import { createHash } from 'node:crypto';
 
-/** Shares of the table that are used before it doubles. */
+/** Maximum load factor before the table doubles. */
 const LOAD = 0.6;
 
-/** A hash table with open addressing. Keys are 64 bits of SHA-1: among ten million ids, two meet once in 400,000 runs. */
+/** A hash table with open addressing. Keys are 64 bits of SHA-1: with ten million ids, the chance of a collision is 1 in 400,000. */
 export class IdTable {
   private keys = new BigUint64Array(1024);
   private values = new Uint32Array(1024);
   private count = 0;
 
-  /** Enters the id. @returns false if it was there. */
+  /** Adds the id. @returns false if it is already present. */
   add(id: string, value: number): boolean {
     if (this.count >= LOAD * this.keys.length) this.grow();
     const key = keyOf(id);
@@ -27,7 +27,7 @@ export class IdTable {
     return this.keys[slot] === 0n ? undefined : this.values[slot];
   }
 
-  /** Where the key is, or the free slot where it belongs. */
+  /** The slot of the key, or the free slot to insert it. */
   private slotOf(key: bigint): number {
     const mask = this.keys.length - 1;
     let slot = Number(key & BigInt(mask));
@@ -48,7 +48,7 @@ export class IdTable {
   }
 }
 
-/** Zero stands for a free slot. */
+/** Zero marks a free slot, so it is never a key. */
 function keyOf(id: string): bigint {
   return createHash('sha1').update(id).digest().readBigUInt64LE() || 1n;
 }

@@ -1,4 +1,4 @@
-/** IDX, the format of MNIST: a big-endian header, and the pixels of all images, grey. */
+/** IDX, the format of MNIST: a big-endian header, followed by the greyscale pixels of all images. */
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -10,12 +10,12 @@ import { readBytes, StreamBytes, unreadable } from './files.js';
 import type { Items, Reading, RgbImage } from './item.js';
 
 const NAME = /images([-.])idx3([-.])ubyte(\.gz)?$/;
-/** Two zeros, the type of unsigned bytes, and the number of dimensions. */
+/** Two zero bytes, the type code of unsigned bytes, and the number of dimensions. */
 const magic = (dimensions: number): number => 0x0800 + dimensions;
 
 /**
- * The images one after the other; for a data set with the labels of the file beside it.
- * @throws {UniFlowError} `BAD_INPUT` where a file is damaged or the two do not fit.
+ * The images in order; for a data set, with the labels of the file beside it.
+ * @throws {UniFlowError} `BAD_INPUT` if a file is damaged or the two files do not match.
  */
 export async function* inIdx(path: string, { strict }: Reading): Items {
   const file = createReadStream(path);
@@ -40,7 +40,7 @@ export async function* inIdx(path: string, { strict }: Reading): Items {
 
 const idOf = (path: string, i: number): string => `${basename(path).replace(/\.gz$/, '')}/${i}`;
 
-/** The header, or what there is of it. */
+/** The header, possibly incomplete. */
 async function headOf(stream: StreamBytes): Promise<Buffer> {
   const bytes: Buffer[] = [];
   while (bytes.length < headerBytes(3) && !(await stream.endsAt(bytes.length))) bytes.push(await stream.read(bytes.length, 1));
@@ -63,7 +63,7 @@ async function rgbOf(grey: Buffer, width: number, height: number): Promise<RgbIm
   return { data: await image.toColourspace('srgb').raw().toBuffer(), width, height };
 }
 
-/** From the file beside it, compressed or not; undefined where there is none. */
+/** Reads labels from the file beside it, compressed or not; undefined if there is none. */
 async function readLabels(path: string, length: number): Promise<Buffer | undefined> {
   const stem = basename(path).replace(NAME, 'labels$1idx1$2ubyte');
   for (const name of [`${stem}.gz`, stem]) {

@@ -1,4 +1,4 @@
-/** An image and where it is, as data that another machine understands as well. read.ts reads it from there. */
+/** An image and its location, in a form that other machines can read as well. read.ts reads it. */
 
 /** An image to decode: the path of a file, a `file:` URL, or the bytes of a file. */
 export type ImageSource = string | URL | Buffer | Uint8Array;
@@ -10,12 +10,12 @@ export interface RgbImage {
   height: number;
 }
 
-/** Whether it is decoded already. */
+/** Whether the image is already decoded. */
 export function isPixels(image: ImageSource | RgbImage): image is RgbImage {
   return typeof image === 'object' && image !== null && 'data' in image;
 }
 
-/** A part of a file, in bytes: an entry of an archive. */
+/** A byte range of a file: an entry of an archive. */
 export interface FilePart {
   path: string;
   offset: number;
@@ -34,43 +34,43 @@ export interface Remote {
   url: string;
 }
 
-/** A place where an image was expected, and why there is none. */
+/** A missing image, with the reason. */
 export interface Unusable {
   error: string;
 }
 
-/** Where an image is. Paths, parts, cells and URLs are plain JSON; pixels and functions stay in this process. */
+/** Location of an image. Paths, parts, cells and URLs are plain JSON; pixels and functions stay in this process. */
 export type Picture = ImageSource | FilePart | Remote | ParquetCell | Unusable | RgbImage | (() => Promise<ImageSource | RgbImage>);
 
-/** An image with the name that comes back with its latents. */
+/** An image with the id that is returned with its latents. */
 export interface Item {
   id: string;
   image: Picture;
-  /** Its class as the source states it. */
+  /** Class as stated by the source. */
   label?: string | undefined;
 }
 
 export type Items = AsyncGenerator<Item, void, undefined>;
 
-/** A file that is passed over, and why. */
+/** A skipped file and the reason. */
 export interface Skipped {
   path: string;
   reason: string;
-  /** Whether it is, or may be, an image. */
+  /** Whether the file is, or may be, an image. */
   lost: boolean;
 }
 
-/** How sources are read. */
+/** Options for reading sources. */
 export interface Reading {
   signal?: AbortSignal | undefined;
-  /** For a data set: labels are read, and a source that cannot be read to its end rejects. */
+  /** For a data set: reads labels, and rejects if the source cannot be read to the end. */
   strict?: boolean | undefined;
-  /** Named pipes are images as well, for a command that reads each once. */
+  /** Also accepts named pipes as images, for commands that read each only once. */
   pipes?: boolean | undefined;
   skip: (skipped: Skipped) => void;
 }
 
-/** The path of the file that has the image; undefined where there is none, or the image is not named by it. */
+/** Path of the file that contains the image; undefined for other kinds of images. */
 export function fileOf(image: Picture): string | undefined {
   if (typeof image === 'string') return image;
   if (typeof image !== 'object' || image instanceof URL || image instanceof Uint8Array) return undefined;

@@ -1,11 +1,11 @@
-/** A file of JSON lines, each of which names an image. */
+/** Reads JSON Lines, where each line names an image. */
 import { dirname, resolve } from 'node:path';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import type { Item, Items, Reading } from './item.js';
 import { linesOf } from './lines.js';
 import { isRemote } from './url.js';
 
-/** A URL or path a line, as a string or as `{ "url": ..., "id": ..., "label": ... }`. A line that is neither is an image that cannot be read. */
+/** One URL or path per line, as a string or as `{ "url": ..., "id": ..., "label": ... }`. Any other line is an unreadable image. */
 export async function* inJsonLines(path: string, { strict, signal }: Reading): Items {
   for await (const { line, number } of linesOf(path)) {
     throwIfAborted(signal);
@@ -29,7 +29,7 @@ function itemOf(line: string, folder: string): Item | undefined {
   const url = row['url'] ?? row['path'] ?? row['file_name'] ?? row['image'];
   const { id = url, label } = row;
   if (typeof url !== 'string' || url === '' || !(typeof id === 'string' || typeof id === 'number')) return undefined;
-  // `path` and the like name files; `url` has always been a URL
+  // `path` and similar keys name files; `url` has always been a URL
   const image = isRemote(url) || typeof row['url'] === 'string' ? { url } : resolve(folder, url);
   return { id: String(id), image, label: typeof label === 'string' || typeof label === 'number' ? String(label) : undefined };
 }

@@ -1,15 +1,15 @@
-/** Numbers of classes from what states them. */
+/** Assigns class numbers to stated labels. */
 import { UniFlowError } from '../errors.js';
 
 /** The labels of a data set. */
 export interface Labels {
-  /** Per sample; undefined where there are none. */
+  /** One per sample; undefined if there are none. */
   labels: Int32Array | undefined;
   /** label → name. */
   classes: readonly string[] | undefined;
 }
 
-/** What a data set's samples state. */
+/** Labels as stated by the samples of a data set. */
 export interface Stated {
   subject: string;
   length: number;
@@ -17,7 +17,7 @@ export interface Stated {
   id: (i: number) => string;
 }
 
-/** Names numbered in their sorted order; no labels where one sample has none. */
+/** Numbers the names in sorted order; no labels if any sample has none. */
 export function numberNames({ length, label }: Stated): Labels {
   const names = new Set<string>();
   for (let i = 0; i < length; i++) {
@@ -30,7 +30,10 @@ export function numberNames({ length, label }: Stated): Labels {
   return { labels: Int32Array.from({ length }, (_, i) => numbers.get(label(i) as string) as number), classes };
 }
 
-/** Labels as files state them: numbers where all are numbers, or names. @throws {UniFlowError} `BAD_INPUT` where some samples have none. */
+/**
+ * Labels as stated by files: kept if all are numbers, else numbered by name. @throws {UniFlowError} `BAD_INPUT` if only some samples have
+ * labels.
+ */
 export function numberLabels(stated: Stated): Labels {
   const { subject, length, label, id } = stated;
   let [labelled, numbers, missing] = [0, true, -1];

@@ -1,23 +1,23 @@
-/** Lines of a text file, whatever its line ends and Unicode encoding. */
+/** Reads lines of a text file, with any line ending and any Unicode encoding. */
 import { createReadStream } from 'node:fs';
 import { UniFlowError } from '../errors.js';
 import { unreadable } from './files.js';
 
-/** A line, counted from 1. */
+/** A line and its number, from 1. */
 export interface Line {
   line: string;
   number: number;
 }
 
-/** Longer lines are of no list. */
+/** Maximum length of a line, to detect files that are not lists. */
 const MAX_LINE = 2 ** 20;
 
-/** @throws {UniFlowError} `BAD_INPUT` where a line has more than a million characters. */
+/** @throws {UniFlowError} `BAD_INPUT` if a line has more than a million characters. */
 export async function* linesOf(path: string): AsyncGenerator<Line, void, undefined> {
   let number = 0;
   let rest = '';
   for await (const text of textOf(path)) {
-    const lines = (rest + text).split(/\r\n|\n|\r(?!$)/); // a CR at the end may be half of a line end
+    const lines = (rest + text).split(/\r\n|\n|\r(?!$)/); // a CR at the end may be the first half of CRLF
     rest = lines.pop() as string;
     if (rest.length > MAX_LINE)
       throw UniFlowError.expected('BAD_INPUT', `${path}, line ${number + lines.length + 1}`, `at most ${MAX_LINE} characters`, 'more');
@@ -26,7 +26,7 @@ export async function* linesOf(path: string): AsyncGenerator<Line, void, undefin
   for (const line of rest.split('\r')) yield { line, number: ++number };
 }
 
-/** UTF-8, or UTF-16 where the file begins with its byte order mark. */
+/** Decodes UTF-8, or UTF-16 if the file starts with its byte order mark. */
 async function* textOf(path: string): AsyncGenerator<string, void, undefined> {
   let decoder: InstanceType<typeof TextDecoder> | undefined;
   try {

@@ -1,4 +1,4 @@
-/** A text file that names images: one path or URL a line, or CSV and TSV with more columns. */
+/** A text file that names images: one path or URL per line, or CSV and TSV with more columns. */
 import { parse } from 'csv-parse/sync';
 import { access } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
@@ -9,26 +9,26 @@ import { linesOf, type Line } from './lines.js';
 import { isImageName } from './names.js';
 import { isRemote } from './url.js';
 
-/** Names of the columns in a first line that is a header. */
+/** Column names that identify a header line. */
 const IMAGE_COLUMNS = ['path', 'file', 'filename', 'file_name', 'filepath', 'file_path', 'image', 'img', 'image_path', 'url', 'image_url'];
 const LABEL_COLUMNS = ['label', 'class', 'category', 'target', 'label_id', 'class_id'];
 const LOOKED_FOR_AT_ONCE = 16;
-/** A quoted field that is still open after so many lines was never meant as one. */
+/** A quoted field still open after this many lines is treated as an error in its first line. */
 const MAX_LINES = 100;
 
-/** A record of a list, and the line where it begins. */
+/** A record of a list, with the number of its first line. */
 interface Row {
   fields: string[];
-  /** As it is in the file. */
+  /** Original text in the file. */
   text: string;
   number: number;
   error?: string;
 }
 
 /**
- * The images that a list names. Paths are relative to the list's folder. Ids are the paths as they are in the list. A line that cannot be
- * parsed is an image that cannot be read.
- * @throws {UniFlowError} `NOT_FOUND` where it names nothing, or, for a data set, what is not there.
+ * The images named by a list. Paths are relative to the list's folder. Ids are the paths as written in the list. A line that cannot be
+ * parsed is an unreadable image.
+ * @throws {UniFlowError} `NOT_FOUND` if the list is empty or, for a data set, names missing files.
  */
 export async function* inList(list: string, { strict, signal }: Reading): Items {
   let none = true;
@@ -64,7 +64,7 @@ async function* itemsOf(list: string): AsyncGenerator<Named, void, undefined> {
 function itemOf(row: Row, columns: Columns, where: string, folder: string): Item {
   if (row.error !== undefined) return { id: where, image: { error: row.error } };
   const name = row.fields[columns.image] ?? '';
-  // a path with a comma that nobody quoted
+  // an unquoted path that contains a comma
   const whole = columns.image === 0 && row.fields.length > 1 && !isImageName(name) && isImageName(row.text);
   const path = whole ? row.text : name;
   if (path === '') return { id: where, image: { error: `expected a path or URL, but got '${row.text.slice(0, 80)}'` } };
@@ -77,7 +77,7 @@ interface Columns {
   label: number | undefined;
 }
 
-/** The columns that a header names; undefined where the row is none. */
+/** Columns named by a header; undefined if the row is not a header. */
 function headerOf({ fields, error }: Row): Columns | undefined {
   const names = fields.map((field) => field.toLowerCase());
   const image = names.findIndex((name) => IMAGE_COLUMNS.includes(name));
@@ -102,14 +102,14 @@ async function* rowsOf(list: string): AsyncGenerator<Row, void, undefined> {
   if (open.length > 0) yield* salvaged(open, delimiter as string);
 }
 
-/** Undefined where a quoted field is still open. */
+/** Undefined if a quoted field is still open. */
 function rowOf(lines: readonly Line[], delimiter: string): Row | undefined {
   const [{ number }] = lines as [Line];
   const text = lines
     .map(({ line }) => line)
     .join('\n')
     .trim();
-  // without quotes, CSV is no more than this
+  // without quotes, CSV is a plain split
   if (!text.includes('"')) return { fields: text.split(delimiter).map((field) => field.trim()), text, number };
   try {
     const [fields = []] = parse(text, { delimiter, relax_quotes: true, relax_column_count: true, trim: true });
@@ -120,7 +120,7 @@ function rowOf(lines: readonly Line[], delimiter: string): Row | undefined {
   }
 }
 
-/** The first line is bad; the others count again. */
+/** Reports the first line as an error and parses the others again. */
 function* salvaged(lines: readonly Line[], delimiter: string): Generator<Row> {
   const [{ line, number }, ...others] = lines as [Line, ...Line[]];
   yield { fields: [], text: line, number, error: `expected a quote at the end of a field, but got '${line.slice(0, 80)}'` };
@@ -134,7 +134,7 @@ function* salvaged(lines: readonly Line[], delimiter: string): Generator<Row> {
   if (open.length > 0) yield* salvaged(open, delimiter);
 }
 
-/** A tab where there is one, else a comma, or the semicolon of spreadsheets that write numbers with commas. */
+/** A tab if there is one, else a comma, or the semicolon of spreadsheets that use decimal commas. */
 function delimiterOf(list: string, first: string): string {
   if (first.includes('\t') || /\.tsv$/i.test(list)) return '\t';
   return /\.csv$/i.test(list) && first.includes(';') && !first.includes(',') ? ';' : ',';

@@ -1,4 +1,4 @@
-/** The reader of Parquet, imported where a table is read: its packages are optional, and large. */
+/** Imports the Parquet reader on demand, because its packages are optional and large. */
 import { optional } from '../optional.js';
 
 /** @throws {MissingPackageError} */

@@ -1,8 +1,8 @@
-/** The kind of a file by its name, and by its first bytes where the name does not tell. */
+/** Detects the kind of a file by its name, or by its first bytes if the name is inconclusive. */
 import { open } from 'node:fs/promises';
 import { basename } from 'node:path';
 
-/** Kinds of file that hold images. A file of no known kind is taken for an image: reading it tells. */
+/** Kinds of files that hold images. A file of unknown kind is treated as an image; reading it reports the error. */
 export type Format = 'stdin' | 'tar' | 'tar.gz' | 'parquet' | 'idx' | 'list' | 'jsonl' | 'image';
 
 const FORMATS: readonly (readonly [Exclude<Format, 'image' | 'stdin'>, RegExp])[] = [
@@ -18,29 +18,31 @@ export function formatOf(path: string): Format {
   return FORMATS.find(([, pattern]) => pattern.test(path))?.[0] ?? 'image';
 }
 
-/** Whether a file of this format has many images with names of their own. */
+/** Whether a file of this format holds many images with ids of their own. */
 export function isArchive(path: string): boolean {
   return ['tar', 'tar.gz', 'parquet'].includes(formatOf(path));
 }
 
-/** Formats that are decoded, then those that are only known: an image in one of these fails by name. */
+/**
+ * Extensions of decodable formats, then of recognised formats without a decoder: images in those fail with an error that names the format.
+ */
 const IMAGE = /\.(jpe?g|jpe|jfif|pjpe?g|a?png|webp|avif|tiff?|gif|bmp|dib)$/i;
 const UNDECODABLE = /\.(hei[cf]s?|hif|jxl|jp2|j2k|jpx|psd|tga|exr|hdr|p[bgnp]m|dng|cr[23]|nef|arw|raf|orf|rw2)$/i;
-/** Formats whose files are not opened to see whether they are images. */
+/** Extensions of files that are not images, so that they need not be opened. */
 const OTHER =
   /\.(txt|md|csv|tsv|jsonl?|ndjson|xml|ya?ml|html?|pdf|log|ini|toml|db|py|js|ts|sh|svg|ico|npy|npz|pt|pth|bin|pkl|safetensors|onnx|parquet|arrow|tar|t?gz|zip|7z|rar|mp[34]|mov|avi|mkv|webm|wav|flac)$/i;
 
-/** Whether a file's name is that of an image, even of a format that is not decoded. */
+/** Whether a file name is that of an image, including formats that cannot be decoded. */
 export function isImageName(name: string): boolean {
   return IMAGE.test(name) || UNDECODABLE.test(name);
 }
 
-/** Whether a file that cannot be read may have been one with images. */
+/** Whether an unreadable file may have contained images. */
 export function mayBeImages(path: string): boolean {
   return isArchive(path) || !OTHER.test(path);
 }
 
-/** How files of the formats that are decoded begin, as Latin-1. Other files are not given to a decoder. */
+/** Signatures of the decodable formats, as Latin-1. Files without one are not passed to a decoder. */
 const BEGINNING = /^(\xff\xd8|\x89PNG|RIFF.{4}WEBP|GIF8|II[*+]\0|MM\0[*+]|.{4}ftyp|BM.{4}\0\0\0\0)/s;
 const BEGINNING_BYTES = 16;
 
@@ -48,7 +50,7 @@ export function beginsAsImage(bytes: Uint8Array): boolean {
   return BEGINNING.test(Buffer.from(bytes.subarray(0, BEGINNING_BYTES)).toString('latin1'));
 }
 
-/** Whether a file is an image: by its name, or by its first bytes where the name does not tell. */
+/** Whether a file is an image: by its name, or by its first bytes if the name is inconclusive. */
 export async function isImageFile(path: string): Promise<boolean> {
   if (isImageName(path)) return true;
   if (OTHER.test(path)) return false;
@@ -63,12 +65,12 @@ export async function isImageFile(path: string): Promise<boolean> {
   }
 }
 
-/** A file's name without what follows its last dot. */
+/** A file's base name without its last extension. */
 export function stemOf(path: string): string {
   return basename(path).replace(/\.[^.]*$/, '');
 }
 
-/** The kind of a file in a count: `.txt`, or `no extension`. */
+/** The kind of a file for counting: `.txt`, or `no extension`. */
 export function kindOf(path: string): string {
   return /\.(tar\.gz|[^./]+)$/i.exec(basename(path))?.[0].toLowerCase() ?? 'no extension';
 }

@@ -1,6 +1,6 @@
 /**
- * Images in Parquet files, in the layout of Hugging Face data sets: a column of bytes, or of { bytes, path }, and one of labels. Rows are read
- * a row group at a time. Imported by load-parquet.ts alone.
+ * Images in Parquet files, in the layout of Hugging Face data sets: a column of bytes, or of { bytes, path }, and a label column. Reads
+ * whole row groups. Imported only by load-parquet.ts.
  */
 import {
   asyncBufferFromFile,
@@ -20,11 +20,11 @@ import { Lru } from '../lru.js';
 import { unreadable } from './files.js';
 import type { Items, ParquetCell, Reading } from './item.js';
 
-/** Names of the column of images, the first that is there; then the only one that holds bytes. */
+/** Names of the image column, by priority; otherwise the only column of bytes is used. */
 const IMAGE_COLUMNS = ['image', 'img', 'jpg', 'jpeg', 'png', 'webp', 'image_bytes', 'bytes'];
 const LABEL_COLUMNS = ['label', 'labels', 'class', 'cls', 'fine_label'];
 
-/** Of no bytes, as the values of a page of nulls have, some decompressors make an error. */
+/** Some decompressors reject empty input, which pages of nulls have. */
 const decompressors: Compressors = Object.fromEntries(
   Object.entries(compressors).map(([codec, decompress]) => [
     codec,
@@ -46,13 +46,15 @@ async function openTable(path: string): Promise<Table> {
   }
 }
 
-/** Whether the file has a column of images, or cannot be read, which reading it says. */
+/** Whether the file has an image column. Also true if it cannot be read, so that the read reports the error. */
 export async function hasImages(path: string): Promise<boolean> {
   const table = await openTable(path).catch(() => undefined);
   return !table || imageColumnOf(table.metadata) !== undefined;
 }
 
-/** The images of a file by row; their bytes are not read yet. @throws {UniFlowError} `BAD_INPUT` where it has no column of images. */
+/**
+ * References to the images of a file by row, without reading their bytes. @throws {UniFlowError} `BAD_INPUT` if there is no image column.
+ */
 export async function* inParquet(path: string, { signal }: Reading): Items {
   const { metadata } = await openTable(path);
   const column = imageColumn(path, metadata);
@@ -90,12 +92,12 @@ function isBinary({ element, children }: SchemaTree): boolean {
 
 // ----- one image ------------------------------------------------------------------------------------------------
 
-/** Images are asked for in the order of their rows, and at the border of two row groups or files in turns. */
+/** Images are requested in row order; at a boundary, requests alternate between two row groups or files. */
 const KEPT_AT_A_BORDER = 2;
 const opened = new Lru<ParquetImages>(KEPT_AT_A_BORDER);
 const groupsAtABorder: ImageGroups = new Lru(KEPT_AT_A_BORDER);
 
-/** @throws {UniFlowError} `BAD_INPUT` where the cell has no bytes, or the file is damaged. */
+/** @throws {UniFlowError} `BAD_INPUT` if the cell has no bytes or the file is damaged. */
 export async function readCell({ parquet: path, column, row }: ParquetCell): Promise<Uint8Array> {
   const images = await opened.get(`${path}\0${column}`, () => ParquetImages.open(path, { column, groups: groupsAtABorder }));
   return images.read(row);
@@ -103,10 +105,10 @@ export async function readCell({ parquet: path, column, row }: ParquetCell): Pro
 
 // ----- a file ---------------------------------------------------------------------------------------------------
 
-/** Images of row groups in memory, maybe of several files. */
+/** Images of row groups in memory, possibly of several files. */
 export type ImageGroups = Lru<readonly (Uint8Array | undefined)[]>;
 
-/** The images of a file in any order. A row is read with its row group. */
+/** Random access to the images of a file. A row is read with its row group. */
 export class ParquetImages {
   readonly length: number;
   /** First row of each row group. */
@@ -132,7 +134,7 @@ export class ParquetImages {
     return new ParquetImages(path, table, column ?? imageColumn(path, table.metadata), groups);
   }
 
-  /** Bytes of all images in memory, or a little more. */
+  /** Approximate total size of all images in memory, rounded up. */
   get bytes(): number {
     const sizes = this.table.metadata.row_groups.flatMap(({ columns }) =>
       columns
@@ -146,7 +148,7 @@ export class ParquetImages {
     return idOf(this.path, row);
   }
 
-  /** @throws {UniFlowError} `BAD_INPUT` where the cell has no bytes, or the file is damaged. */
+  /** @throws {UniFlowError} `BAD_INPUT` if the cell has no bytes or the file is damaged. */
   async read(row: number): Promise<Uint8Array> {
     if (row >= this.length) throw UniFlowError.expected('BAD_INPUT', this.path, `more than ${row} rows`, `${this.length}`);
     const group = lastNotAbove(this.begins, row);
@@ -162,7 +164,7 @@ export class ParquetImages {
     return image;
   }
 
-  /** Of all rows, as text; undefined for a row that has none, or -1. */
+  /** Labels of all rows, as text; undefined for a row without a label or with -1. */
   async labels(signal: AbortSignal | undefined): Promise<(row: number) => string | undefined> {
     const column = this.labelColumn;
     if (column === undefined) return () => undefined;
@@ -174,7 +176,7 @@ export class ParquetImages {
     return (row) => values[row]?.toString();
   }
 
-  /** label → name, where the file says so. */
+  /** label → name, if the file's metadata state them. */
   get classes(): readonly string[] | undefined {
     const text = this.table.metadata.key_value_metadata?.find(({ key }) => key === 'huggingface')?.value;
     try {
@@ -182,7 +184,7 @@ export class ParquetImages {
       const names = info?.features?.[this.labelColumn ?? '']?.names;
       return Array.isArray(names) && names.every((name) => typeof name === 'string') ? names : undefined;
     } catch {
-      return undefined; // a note, and none of ours
+      return undefined; // metadata written by another tool
     }
   }
 
@@ -209,7 +211,7 @@ export class ParquetImages {
   }
 }
 
-/** A number or text as it is; undefined for what is no label. */
+/** Normalises a number or text; undefined if the value is not a label. */
 function labelOf(value: unknown): number | string | undefined {
   if (typeof value === 'bigint') value = Number(value);
   if (typeof value === 'number') return value >= 0 ? value : undefined;

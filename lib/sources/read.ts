@@ -1,4 +1,4 @@
-/** Reads an image from where its item says that it is. */
+/** Reads an image from the location in its item. */
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { refuseEndless } from './files.js';
 import type { ImageSource, Picture, RgbImage } from './item.js';
@@ -6,7 +6,7 @@ import { loadParquet } from './load-parquet.js';
 import { readEntry } from './tar.js';
 import { download, type DownloadOptions } from './url.js';
 
-/** What the decoder takes: a path, a URL of a file, bytes, or pixels. */
+/** Input of the decoder: a path, a file URL, bytes, or pixels. */
 export async function readPicture(image: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
   throwIfAborted(options.signal);
   if (typeof image === 'function') return image();

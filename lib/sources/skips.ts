@@ -1,15 +1,15 @@
-/** Files that were passed over: counted by kind, and listed as far as memory allows. */
+/** Skipped files: counted by kind, and listed up to a limit. */
 import type { Skipped } from './item.js';
 import { kindOf } from './names.js';
 
-/** Longer lists are cut, and say so. */
+/** Maximum length of the list; a truncated list says so. */
 const MAX_LISTED = 100_000;
 
 export class Skips {
   private readonly kinds = new Map<string, number>();
   private readonly listed: Skipped[] = [];
   count = 0;
-  /** Those that are, or may be, images. */
+  /** Number of files that are, or may be, images. */
   lost = 0;
 
   static of(skipped: readonly Skipped[]): Skips {
@@ -26,7 +26,7 @@ export class Skips {
     this.kinds.set(kind, (this.kinds.get(kind) ?? 0) + 1);
   };
 
-  /** `12 files were not read: 7 .txt, 5 .json`; undefined where there are none. */
+  /** For example `12 files were not images: 7 .txt, 5 .json`; undefined if there are none. */
   get summary(): string | undefined {
     if (this.count === 0) return undefined;
     const kinds = [...this.kinds].sort(([, a], [, b]) => b - a).map(([kind, count]) => `${count} ${kind}`);
@@ -35,12 +35,12 @@ export class Skips {
     return `${files} not ${this.lost > 0 ? 'read' : this.count === 1 ? 'an image' : 'images'}: ${listed.join(', ')}`;
   }
 
-  /** Why images may be missing. */
+  /** Listed files that are, or may be, images. */
   get losses(): readonly Skipped[] {
     return this.listed.filter(({ lost }) => lost);
   }
 
-  /** A line each. */
+  /** One JSON line per file. */
   *lines(): Generator<string> {
     for (const { path, reason } of this.listed) yield `${JSON.stringify({ path, reason })}\n`;
     if (this.count > this.listed.length) yield `${JSON.stringify({ more: this.count - this.listed.length })}\n`;

@@ -1,4 +1,7 @@
-/** Images one after the other, from wherever they are. Nothing else opens a path. Nothing is listed as a whole, and the order never changes. */
+/**
+ * Streams of images from any kind of input. All input paths are opened through this module. Nothing is listed as a whole, and the order
+ * never changes.
+ */
 import { stat } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { checkOptions, describe } from '../check.js';
@@ -17,15 +20,15 @@ import { formatOf, mayBeImages, type Format } from './names.js';
 import { isRemote } from './url.js';
 import { inTar, inTarStream, inZippedTar } from './webdataset.js';
 
-/** Images with unique ids, in an order that is always the same. */
+/** Images with unique ids, in a reproducible order. */
 export interface Source extends AsyncIterable<Item> {
-  /** Whether it can be gone through again: standard input cannot. */
+  /** Whether it can be iterated more than once: standard input cannot. */
   readonly repeatable: boolean;
-  /** The same images; `onSkip` is told of each file that is passed over. */
+  /** The same images, reporting each skipped file to `onSkip`. */
   items: (onSkip: (skipped: Skipped) => void) => AsyncGenerator<Item, void, undefined>;
 }
 
-/** Of {@link openSource}. */
+/** Options of {@link openSource}. */
 export interface SourceOptions {
   signal?: AbortSignal | undefined;
 }
@@ -35,20 +38,20 @@ export const STDIN = '-';
 
 /**
  * The images of `inputs`, in the order of the inputs:
- * - a folder: the images in it at any depth, in the order of their names; or the archives (`.tar`, `.tar.gz`, `.parquet`) where it has some at
- *   its first level, or no images. Links are followed, and a folder that several lead to is read once. Ids are paths below the folder.
- * - a `.txt`, `.csv` or `.tsv` list: a path or a URL a line, paths relative to the list's folder. CSV may have quotes, more columns and a
- *   header. Ids are the paths as the list has them.
- * - `.jsonl`: a URL a line, as a string or as `{ "url": ..., "id": ... }`, or a `path`. Ids are the `id`s, or the URLs.
+ * - a folder: the images in it at any depth, sorted by name; or the archives (`.tar`, `.tar.gz`, `.parquet`) if its first level has some or
+ *   if there are no images. Links are followed, and a folder reached by several links is read once. Ids are paths below the folder.
+ * - a `.txt`, `.csv` or `.tsv` list: one path or URL per line, paths relative to the list's folder. CSV may have quotes, more columns and a
+ *   header. Ids are the paths as written in the list.
+ * - `.jsonl`: one URL per line, as a string or as `{ "url": ..., "id": ... }`, or a `path`. Ids are the `id`s, or the URLs.
  * - WebDataset: a `.tar`, a `.tar.gz`, or `-` for a tar on standard input. Ids are `shard.tar/KEY`.
- * - `.parquet` with a column of bytes or of `{ bytes, path }`, as Hugging Face data sets have. Ids are `file.parquet/ROW`.
+ * - `.parquet` with a column of bytes or of `{ bytes, path }`, as in Hugging Face data sets. Ids are `file.parquet/ROW`.
  * - an IDX file of images. Ids are `train-images-idx3-ubyte/NUMBER`.
- * - a glob, `photos/**\/*.jpg` or `shard-{000..009}.tar`: each of these in turn. A `.jpg`, or any other file, is an image; its id is its path.
+ * - a glob, `photos/**\/*.jpg` or `shard-{000..009}.tar`: each match in turn. A `.jpg`, or any other file, is an image; its id is its path.
  *
- * Where several are named, by inputs or by a glob, ids begin with the folder or archive as it was named: `b/shard.tar/KEY`.
+ * With several inputs or glob matches, ids start with the folder or archive as named: `b/shard.tar/KEY`.
  *
- * A file that cannot be read is an item that cannot be read: it has an id, and the pipeline says why. So is an image whose id another had
- * before it, for ids have to be unique. Files that are no images are passed over, and {@link Source.items} tells of each.
+ * A file that cannot be read becomes an unreadable item: it has an id, and the pipeline reports the reason. So does an image with the id of
+ * an earlier one, because ids must be unique. Files that are not images are skipped, and {@link Source.items} reports each.
  *
  * @throws {UniFlowError} `BAD_INPUT` for no inputs.
  */
@@ -65,7 +68,7 @@ export function openSource(inputs: string | readonly string[], options: SourceOp
   };
 }
 
-/** The items of a source, or of any sequence of them, to go through once. */
+/** The items of a source, or of any sequence of items, for one iteration. */
 export function itemsOfSource(
   source: Source | Iterable<Item> | AsyncIterable<Item>,
   skip: Reading['skip'],
@@ -73,7 +76,7 @@ export function itemsOfSource(
   return 'repeatable' in source ? { [Symbol.asyncIterator]: () => source.items(skip) } : source;
 }
 
-/** The items, where an id comes a second time as one that cannot be used. */
+/** Turns items with a repeated id into unreadable ones. */
 export async function* unique(items: Iterable<Item> | AsyncIterable<Item>): Items {
   const seen = new IdTable();
   let number = 0;
@@ -81,7 +84,7 @@ export async function* unique(items: Iterable<Item> | AsyncIterable<Item>): Item
     yield seen.add(item.id, number++) ? item : { id: item.id, image: { error: 'another picture before it has the same id' } };
 }
 
-/** All items of all inputs. `whole`: ids are paths as they were named, also where there is one input. */
+/** All items of all inputs. `whole`: ids are paths as named, even with a single input. */
 export async function* itemsOf(inputs: readonly string[], reading: Reading, whole = inputs.length > 1): Items {
   for (const input of inputs)
     for await (const part of partsOf(input, reading, whole))
@@ -92,14 +95,14 @@ function* one(part: Failed | Item, reading: Reading): Generator<Item> {
   yield 'id' in part ? part : failureOf(part, reading);
 }
 
-/** What cannot be read as an item; a data set rejects. */
+/** Turns a failure into an unreadable item; a data set rejects instead. */
 function failureOf({ path, error }: Failed, { strict, signal }: Reading): Item {
   throwIfAborted(signal);
   if (strict || error instanceof MissingPackageError) throw error;
   return { id: path, image: { error: reasonOf(error, path) } };
 }
 
-/** The items; where they cannot be read to their end, that is an item that failed. */
+/** The items. If reading fails, the error becomes a last, unreadable item. */
 async function* orFailure(path: string, reading: Reading, items: Items): Items {
   try {
     yield* items;
@@ -108,7 +111,7 @@ async function* orFailure(path: string, reading: Reading, items: Items): Items {
   }
 }
 
-/** The files, and what is no file, that an input stands for. */
+/** The files, failures and URLs that an input expands to. */
 export async function* partsOf(input: string, reading: Reading, whole: boolean): AsyncGenerator<Part | Failed | Item, void, undefined> {
   throwIfAborted(reading.signal);
   try {
@@ -126,7 +129,7 @@ async function* partsAt(input: string, reading: Reading, whole: boolean): AsyncG
   if (info) return yield await named(input, reading, whole);
   const patterns = expandBraces(input);
   const several = whole || patterns.length > 1;
-  // ids of a data set do not depend on where it is
+  // ids of a data set do not depend on its location
   const below = reading.strict ? (part: Part): Part => relativeTo(baseOf(input), part) : (part: Part): Part => part;
   for (const pattern of patterns)
     if (isGlob(pattern)) for await (const part of partsMatching(pattern, reading)) yield 'format' in part ? below(part) : part;
@@ -156,7 +159,7 @@ async function named(path: string, { pipes }: Reading, whole: boolean): Promise<
   return partOf(path, whole);
 }
 
-/** A file as it was named. Where there are several, ids in it begin with its folder: two archives may have one name. */
+/** A file as named. With several inputs, ids start with the folder, because two archives may have the same name. */
 function partOf(path: string, whole: boolean, format: Format = formatOf(path)): Part {
   return { path, format, id: path, prefix: whole ? dirname(path) : '.' };
 }

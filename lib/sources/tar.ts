@@ -1,4 +1,4 @@
-/** Where the files in a tar archive lie, so that each can be read on its own. Headers are parsed by node-tar. */
+/** Locates the files in a tar archive, so that each can be read separately. Headers are parsed by node-tar. */
 import { open, type FileHandle } from 'node:fs/promises';
 import { Header, Pax, type HeaderData } from 'tar';
 import { throwIfAborted, UniFlowError } from '../errors.js';
@@ -9,27 +9,27 @@ export interface TarEntry {
   name: string;
   offset: number;
   size: number;
-  /** Why its content is not at that place. */
+  /** Reason why its content cannot be read. */
   error?: string;
 }
 
 const BLOCK = 512;
-/** Longer descriptions of a file than this are no descriptions. */
+/** Maximum size of an extended header. */
 const MAX_EXTENSION = 2 ** 20;
 
-/** The bytes of an archive. They are asked for in rising order, so that a stream will do. */
+/** The bytes of an archive, requested at increasing offsets so that a stream can provide them. */
 export interface TarBytes {
-  /** What it is called in errors. */
+  /** Name for errors. */
   name: string;
-  /** Undefined where it is not known. */
+  /** Undefined if unknown. */
   size: number | undefined;
-  /** @throws {UniFlowError} `BAD_INPUT` where it ends before. */
+  /** @throws {UniFlowError} `BAD_INPUT` if the archive ends early. */
   read(offset: number, size: number): Promise<Buffer>;
-  /** Whether it has no byte at this offset. */
+  /** Whether the archive ends at or before this offset. */
   endsAt(offset: number): Promise<boolean>;
 }
 
-/** The files in the archive, one after the other. Reads the headers only. */
+/** The files in the archive, in order. Reads only the headers. */
 export async function* tarEntries(path: string, signal: AbortSignal | undefined): AsyncGenerator<TarEntry, void, undefined> {
   const file = await openFile(path);
   try {
@@ -42,14 +42,14 @@ export async function* tarEntries(path: string, signal: AbortSignal | undefined)
 }
 
 /**
- * The files in an archive, one after the other: before the next is asked for, the content of one can be read. Blocks of zeros end an archive;
- * where another follows, as in `cat a.tar b.tar`, its files are read as well.
+ * The files in an archive, in order. The content of a file can be read before the next is requested. Blocks of zeros end an archive; if
+ * another archive follows, as after `cat a.tar b.tar`, its files are read as well.
  */
 export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefined): AsyncGenerator<TarEntry, void, undefined> {
   const { name: path, size: end = Infinity } = archive;
   let global: HeaderData = {};
-  let next: HeaderData = {}; // what blocks before a file say about it
-  let ended = false; // by a block of zeros
+  let next: HeaderData = {}; // extended headers, which apply to the next file
+  let ended = false; // after a block of zeros
   for (let at = 0; ;) {
     throwIfAborted(signal);
     if (ended && (await archive.endsAt(at + BLOCK - 1))) return;
@@ -77,14 +77,14 @@ export async function* entriesIn(archive: TarBytes, signal: AbortSignal | undefi
 }
 
 const FILES: readonly string[] = ['File', 'OldFile', 'ContiguousFile'];
-/** Node ends the process that reads more at once. */
+/** Node aborts the process on larger reads. */
 const MOST_BYTES = 2 ** 31 - 1;
 
 function tooLarge(size: number): string | undefined {
   return size > MOST_BYTES ? `expected at most ${MOST_BYTES} bytes, but got ${size}` : undefined;
 }
 
-/** Entries that are files when they are unpacked. */
+/** Entry types that represent files but do not contain their content. */
 const ELSEWHERE = new Map<string, string>([
   ['Link', 'expected a file, but got a hard link (tar --hard-dereference writes files)'],
   ['SymbolicLink', 'expected a file, but got a symbolic link (tar --dereference writes files)'],
@@ -96,13 +96,13 @@ function parseHeader(path: string, at: number, block: Buffer, next: HeaderData, 
   try {
     header = new Header(block, 0, next, global);
   } catch {
-    // said below
+    // reported below
   }
   if (header?.nullBlock || header?.cksumValid) return header;
   throw UniFlowError.expected('BAD_INPUT', path, `a tar header at byte ${at}`, 'other bytes');
 }
 
-/** The bytes of an entry. */
+/** Reads the bytes of an entry. */
 export async function readEntry(path: string, { offset, size }: Pick<TarEntry, 'offset' | 'size'>): Promise<Buffer> {
   const file = await openFile(path);
   try {

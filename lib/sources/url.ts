@@ -1,17 +1,17 @@
-/** Pictures over HTTP: tried again where that may help, within limits of size and time. */
+/** Downloads images over HTTP, with retries and limits of size and time. */
 import pRetry, { AbortError } from 'p-retry';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { throwIfAborted, UniFlowError } from '../errors.js';
 
-/** How pictures are downloaded. */
+/** Options for downloading images. */
 export interface DownloadOptions {
-  /** Further attempts after one that failed for what may pass: no connection, a time-out, HTTP 408, 425, 429 or 5xx. Default 5. */
+  /** Number of retries after a transient failure: no connection, a timeout, HTTP 408, 425, 429 or 5xx. Default 5. */
   retries?: number;
-  /** Milliseconds before the second attempt, twice as long before each further one; Retry-After counts where it is longer. Default 500. */
+  /** Milliseconds before the first retry, doubled for each further one. A longer Retry-After takes precedence. Default 500. */
   backoff?: number;
-  /** Milliseconds that one attempt may take. Default 30,000. */
+  /** Timeout of one attempt in milliseconds. Default 30,000. */
   timeout?: number;
-  /** Default 64 MiB. */
+  /** Maximum size of an image. Default 64 MiB. */
   maxBytes?: number;
   signal?: AbortSignal | undefined;
 }
@@ -24,7 +24,7 @@ export function isRemote(text: string): boolean {
 const MAX_BACKOFF = 30_000;
 const PASSING = new Set([408, 425, 429]);
 
-/** @throws {UniFlowError} `NETWORK` with the URL and why; `ABORTED`. */
+/** @throws {UniFlowError} `NETWORK` with the URL and the reason; `ABORTED`. */
 export async function download(url: string, options: DownloadOptions = {}): Promise<Buffer> {
   const { retries = 5, backoff = 500, timeout = 30_000, maxBytes = 64 * 2 ** 20, signal } = options;
   const attempt = async (): Promise<Buffer> => {
@@ -49,18 +49,18 @@ export async function download(url: string, options: DownloadOptions = {}): Prom
   }
 }
 
-/** fetch says only in the cause what failed. */
+/** fetch gives the reason of a failure only in `cause`. */
 function whyOf({ message, cause }: Error): string {
   return cause ? `${message}: ${(cause as Error).message}` : message;
 }
 
-/** The error of a status: final, or one to try again after the server's time. */
+/** The error for an HTTP status: final, or retryable after the delay that the server requested. */
 async function refusalOf(response: Response, signal: AbortSignal | undefined): Promise<Error> {
   await response.body?.cancel();
   const error = new Error(`HTTP ${response.status} ${response.statusText}`.trimEnd());
   if (response.status < 500 && !PASSING.has(response.status)) return new AbortError(error);
   const after = response.headers.get('retry-after') ?? '';
-  const wait = /^\d/.test(after) ? 1000 * Number(after) : Date.parse(after) - Date.now(); // the standard allows both
+  const wait = /^\d/.test(after) ? 1000 * Number(after) : Date.parse(after) - Date.now(); // the standard allows seconds or a date
   if (wait > 0) await sleep(Math.min(wait, MAX_BACKOFF), undefined, { signal });
   return error;
 }

@@ -1,27 +1,27 @@
-/** All files below a folder. */
+/** Walks all files below a folder. */
 import type { Dirent } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { UniFlowError } from '../errors.js';
 import { unreadable } from './files.js';
 
-/** A file, by its path below where the walk began, with '/' in between; or what cannot be read. */
+/** A file, with its path below the root of the walk, separated by '/'; or an entry that cannot be read. */
 export interface Found {
   id: string;
-  /** Names of all entries of its folder. */
+  /** Names of all entries in its folder. */
   siblings: readonly string[];
-  /** Why a folder cannot be read. */
+  /** Reason why a folder cannot be read. */
   error?: UniFlowError;
-  /** Why it is no file: a link that leads nowhere, a pipe. */
+  /** Reason why it is not a file: a broken link, or a pipe. */
   unusable?: string;
 }
 
-/** Whether a name has the character that Node puts in place of bytes that are no UTF-8. Such a file cannot be opened by the name we have. */
+/** Whether a name contains the replacement character that Node substitutes for invalid UTF-8. Such a file cannot be opened by this name. */
 const garbled = (name: string): boolean => name.includes('\uFFFD');
 
 /**
- * The files below `root`, folder by folder in the order of their names. Hidden entries are left out; links are followed, and a folder that
- * several links lead to is read once, so that circular links end the walk. Only the names of the folders on the way are held in memory.
+ * The files below `root`, walked recursively and sorted by name. Hidden entries are skipped. Links are followed, but a folder reached by
+ * several links is read once, so circular links end the walk. Only the entries of the folders on the current path are held in memory.
  */
 export async function* walk(root: string): AsyncGenerator<Found, void, undefined> {
   yield* walkInto(root, '', [], new Set());

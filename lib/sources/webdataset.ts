@@ -1,4 +1,4 @@
-/** WebDataset: tar archives in which files with the same name up to the first dot belong together. */
+/** WebDataset: tar archives in which files with the same name up to the first dot form a sample. */
 import { createReadStream } from 'node:fs';
 import { basename } from 'node:path';
 import { addAbortSignal, type Readable } from 'node:stream';
@@ -9,30 +9,30 @@ import type { Items, Picture, Reading } from './item.js';
 import { isImageName } from './names.js';
 import { entriesIn, readEntry, tarEntries, type TarEntry } from './tar.js';
 
-/** The key, which may have folders in front, and the extension. Some archives begin all names with './'. */
+/** The key, which may include folders, and the extension. Some archives start all names with './'. */
 const NAME = /^(?:\.\/)?((?:.*\/)?[^./]+)\.([^/]*)$/;
 
-/** A file's key and its extension in lower case; undefined where it has none. */
+/** A file's key and its extension in lower case; undefined if it has no extension. */
 function keyOf(name: string): { key: string; extension: string } | undefined {
   const [, key, extension] = NAME.exec(name) ?? [];
   return key === undefined || extension === undefined ? undefined : { key, extension: extension.toLowerCase() };
 }
 
-/** Whether what has this extension is a key's image: `a.mask.png` is something about `a.jpg`. */
+/** Whether an entry with this extension is the image of its key. `a.mask.png`, for example, is only a companion of `a.jpg`. */
 function isKeysImage(extension: string): boolean {
   return isImageName(`.${extension}`) && !extension.includes('.');
 }
 
-/** An archive, and how an entry's content is read. */
+/** An archive, with functions that read an entry's content. */
 interface Archive {
   name: string;
   entries: AsyncIterable<TarEntry>;
-  /** The image of an entry. */
+  /** Opens the image of an entry. */
   open: (entry: TarEntry) => Picture | Promise<Picture>;
   text: (entry: TarEntry) => Promise<string>;
 }
 
-/** The images of a `.tar`, at their places in it. */
+/** The images of a `.tar`, by their offsets. */
 export async function* inTar(path: string, reading: Reading): Items {
   yield* imagesOf(
     {
@@ -61,7 +61,7 @@ export async function* inZippedTar(path: string, reading: Reading): Items {
   }
 }
 
-/** The images of a tar that is read from its beginning to its end, with their bytes. */
+/** The images of a tar stream, with their bytes. */
 export async function* inTarStream(name: string, stream: Readable, reading: Reading): Items {
   const { signal } = reading;
   const archive = new StreamBytes(name, signal ? addAbortSignal(signal, stream) : stream);
@@ -74,18 +74,18 @@ export async function* inTarStream(name: string, stream: Readable, reading: Read
   }
 }
 
-/** Entries with one key. */
+/** The entries of one key. */
 interface Sample {
   key: string;
   image?: Picture;
-  /** Names of entries that are images, but not the key's. */
+  /** Names of further images with the same key. */
   others: string[];
-  /** Entries that are no images. */
+  /** Entries that are not images. */
   parts: string[];
   label?: TarEntry;
 }
 
-/** One image a key: the first one. The others are passed over, and named. */
+/** Yields the first image of each key. Others are skipped and reported. */
 async function* imagesOf(archive: Archive, name: string, reading: Reading): Items {
   let none = true;
   for await (const sample of samplesOf(archive, reading)) {
@@ -108,9 +108,9 @@ async function* imagesOf(archive: Archive, name: string, reading: Reading): Item
 
 const TWO_DOTS = 'expected KEY.jpg or the like, but got a name with more dots: a key of WebDataset ends at the first';
 
-/** The samples as they follow each other; of a data set, put together from wherever their parts are in the archive. */
+/** Groups consecutive entries into samples; for a data set, entries of a key are combined even if they are not adjacent. */
 async function* samplesOf(archive: Archive, reading: Reading): AsyncGenerator<Sample, void, undefined> {
-  const samples = new Map<string, Sample>(); // of a data set all, else the last one
+  const samples = new Map<string, Sample>(); // all samples of a data set, else only the last
   try {
     for await (const entry of archive.entries) {
       const { key, extension } = keyOf(entry.name) ?? {};

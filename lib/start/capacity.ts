@@ -11,7 +11,7 @@ export interface Kept {
   values: number;
 }
 
-/** What a model loses compared to the PCA of its patches, in words. */
+/** The loss of a model compared to the PCA of its patches, in words. */
 export function shortfalls({ channels, of, noise, values }: Kept): string[] {
   return [
     ...(noise < values

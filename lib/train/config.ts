@@ -1,4 +1,4 @@
-/** The settings of a training run: what `uniflow train` takes as options, and what train.json of a run holds. */
+/** The settings of a training run: the options of `uniflow train` and the contents of a run's train.json. */
 import { access } from 'node:fs/promises';
 import { z } from 'zod';
 import { presets } from '../config.js';
@@ -14,34 +14,37 @@ const share = z.number().min(0).max(1);
 const keys = <T extends object>(of: T) => Object.keys(of) as [keyof T & string, ...(keyof T & string)[]];
 
 export const trainSchema = z.strictObject({
-  /** Encoder to make a tokenizer of: a Hugging Face folder or name. It is the teacher as well. */
+  /** Encoder to build a tokenizer on: a Hugging Face folder or name. It is also the teacher. */
   encoder: z.string().optional(),
-  /** UniFlow model to go on from. Its encoder, as it is now, is the teacher. */
+  /** UniFlow model to continue training. Its current encoder is the teacher. */
   model: z.string().optional(),
-  /** A new model with random weights: a preset, or a config.json's content. There is no teacher then: regime `finetune` or `frozen`. */
+  /**
+   * A new model with random weights: a preset, or the contents of a config.json. It has no teacher, so the regime must be `finetune` or
+   * `frozen`.
+   */
   init: z.union([z.enum(keys(presets)), z.record(z.string(), z.unknown())]).optional(),
 
   /**
-   * How projection and decoder begin, and a new encoder: as the linear codec of the data's patches (docs/training.md), or at random. Default: linear.
-   * A `model` begins as it is.
+   * Initialisation of projection and decoder, and of a new encoder: the linear codec of the data's patches (docs/training.md), or random.
+   * Default: linear. A `model` keeps its weights.
    */
   start: z.enum(['linear', 'random']).optional(),
 
-  /** Data to train on, as openDataset takes it. */
+  /** Training data, in any form that openDataset accepts. */
   data: z.string(),
-  /** Data to measure PSNR and SSIM on; never trained on. */
+  /** Validation data for PSNR and SSIM; never trained on. */
   validation: z.string().optional(),
-  /** At most so many of them, the first. */
+  /** Maximum number of validation images; the first ones are used. */
   validationImages: positive.default(64),
-  /** Height and width; default: the model's. */
+  /** Height and width. Default: the model's. */
   size: positive.optional(),
-  /** Random crops cover so much of the picture's area. */
+  /** Range of the random crops' area, as a fraction of the image. */
   scale: z.tuple([share, share]).default([0.3, 1]),
   flip: z.boolean().default(true),
 
-  /** Of a tokenizer on `encoder`. */
+  /** Latent channels of a tokenizer on `encoder`. */
   latentChannels: positive.default(64),
-  /** Of the encoder's last layers, those whose sum the latents are projected from. Default: 4 in the regime `layers`, else 1. */
+  /** Number of the encoder's last layers whose sum the latents are projected from. Default: 4 in the regime `layers`, else 1. */
   latentLayers: positive.optional(),
   globalBlocks: natural.default(6),
   flowBlocks: natural.default(12),
@@ -50,7 +53,7 @@ export const trainSchema = z.strictObject({
   beta: z.number().default(DEFAULT_BETA),
   lambdaFlow: atLeast0.default(1),
   lambdaDistillation: atLeast0.default(1),
-  /** How times are drawn: uniformly, or logit-normal with this mean and deviation. */
+  /** Distribution of the times: uniform, or logit-normal with this mean and standard deviation. */
   time: z
     .union([z.literal('uniform'), z.strictObject({ zero: share.default(0), mean: z.number(), std: z.number().positive() })])
     .default('uniform'),
@@ -62,9 +65,9 @@ export const trainSchema = z.strictObject({
   lr: atLeast0.default(1e-4),
   /** Default: lr. */
   encoderLr: atLeast0.optional(),
-  /** Steps in which the learning rates rise. */
+  /** Number of steps in which the learning rates rise. */
   warmup: natural.default(100),
-  /** Where the cosine ends, as a share of the learning rates. */
+  /** Final value of the cosine schedule, as a fraction of the learning rates. */
   lrFloor: share.default(0),
   weightDecay: atLeast0.default(0.05),
   clipNorm: atLeast0.default(1),
@@ -74,18 +77,21 @@ export const trainSchema = z.strictObject({
 
   dtype: z.enum(['float32', 'bfloat16']).default('bfloat16'),
   seed: natural.default(0),
-  /** Steps between two validations; also at the end. */
+  /** Number of steps between validations; also runs at the end. */
   validateEvery: positive.default(500),
-  /** Steps between two checkpoints; also at the end, and on a signal. */
+  /** Number of steps between checkpoints; also written at the end, and on a signal. */
   checkpointEvery: positive.default(500),
 });
 
-/** Settings as they are written; defaults may be left out. */
+/** Settings as written by users; fields with defaults are optional. */
 export type TrainConfig = z.input<typeof trainSchema>;
-/** Settings with every default. */
+/** Settings with all defaults filled in. */
 export type FullTrainConfig = z.output<typeof trainSchema>;
 
-/** The settings in a JSON file, not checked yet. @throws UniFlowError `NOT_FOUND`, or `BAD_CHECKPOINT` where it is no JSON object. */
+/**
+ * Reads settings from a JSON file, without validating them. @throws UniFlowError `NOT_FOUND`, or `BAD_CHECKPOINT` if it is not a JSON
+ * object.
+ */
 export async function readSettings(path: string): Promise<Record<string, unknown>> {
   await access(path).catch((cause: unknown) => {
     throw UniFlowError.expected('NOT_FOUND', path, 'the settings of a training run', 'no such file', cause);
@@ -94,10 +100,10 @@ export async function readSettings(path: string): Promise<Record<string, unknown
 }
 
 const WITHOUT_TEACHER: readonly Regime[] = ['finetune', 'frozen'];
-/** They say where latents come from, which a model has decided already. */
+/** These regimes choose the source of the latents, which an existing model has already fixed. */
 const ON_AN_ENCODER: readonly Regime[] = ['layers', 'reparam'];
 
-/** @throws UniFlowError `BAD_INPUT` listing every setting that is missing, wrong or unknown. */
+/** @throws UniFlowError `BAD_INPUT` listing every missing, invalid or unknown setting. */
 export function parseTrainConfig(config: unknown): FullTrainConfig {
   const parsed = trainSchema.safeParse(config);
   if (!parsed.success) {

@@ -1,15 +1,15 @@
-/** What happens to the encoder in training: the paper's method, and what it is compared with. */
+/** Training regimes of the encoder: the paper's method, and those it is compared with. */
 import type { FreshOptions } from '../uniflow.js';
 import type { TrainerOptions } from './trainer.js';
 
 /**
- * - `adaptive`: fine-tuned, every layer held near the teacher, deeper and worse-aligned layers harder (the paper's);
- * - `uniform`: fine-tuned, every layer held equally;
- * - `last`: fine-tuned, the last layer held only;
- * - `finetune`: fine-tuned for the pixels alone, without distillation;
+ * - `adaptive`: fine-tuned, with all layers distilled; deeper and worse-aligned layers have larger weights (the paper's method);
+ * - `uniform`: fine-tuned, with all layers distilled equally;
+ * - `last`: fine-tuned, with only the last layer distilled;
+ * - `finetune`: fine-tuned for reconstruction only, without distillation;
  * - `frozen`: not trained; projection and decoder learn on top of it;
- * - `layers`: not trained; the same on top of the sum of its last layers ({@link latentSourceOf});
- * - `reparam`: not trained; a second patch embedding learns to feed the latents through the same blocks, and the tokens stay the teacher's.
+ * - `layers`: not trained; as `frozen`, on top of the sum of its last layers ({@link latentSourceOf});
+ * - `reparam`: not trained; a second patch embedding learns to feed the latents through the same blocks, so the tokens equal the teacher's.
  */
 export const regimes = {
   adaptive: { layerWeights: 'adaptive' },
@@ -23,10 +23,10 @@ export const regimes = {
 
 export type Regime = keyof typeof regimes;
 
-/** Layers that the regime `layers` adds up, where there are as many. */
+/** Number of layers summed by the regime `layers`, if the encoder has as many. */
 const SUMMED_LAYERS = 4;
 
-/** Where the latents of a new tokenizer come from. @param layers of its encoder. */
+/** The source of a new tokenizer's latents. @param layers number of the encoder's layers. */
 export function latentSourceOf(regime: Regime, layers: number): Required<Pick<FreshOptions, 'latentLayers' | 'latentEmbedding'>> {
   return { latentLayers: regime === 'layers' ? Math.min(SUMMED_LAYERS, layers) : 1, latentEmbedding: regime === 'reparam' };
 }

@@ -19,42 +19,44 @@ import { drawTimes, type TimeSampling } from './schedule.js';
 export interface OptimizerOptions extends AdamWOptions {
   /** Default 1e-4. */
   lr?: number;
-  /** Of the encoder. Default: `lr`. */
+  /** Learning rate of the encoder. Default: `lr`. */
   encoderLr?: number;
 }
 
 export interface TrainerOptions {
-  /** The frozen encoder that the student is held near; needed unless lambdaDistillation is 0. */
+  /** The frozen encoder that the student is kept close to; required unless lambdaDistillation is 0. */
   teacher?: VisionEncoder | UniFlow;
   optimizer?: OptimizerOptions;
   /** Default 1. */
   lambdaFlow?: number;
   /** Default 1. */
   lambdaDistillation?: number;
-  /** How strongly misalignment raises a layer's weight. Default 2. */
+  /** Strength with which misalignment raises a layer's weight. Default 2. */
   beta?: number;
-  /** How the distillation weights its layers. Default 'adaptive', the paper's. */
+  /** Weighting of the layers in the distillation. Default 'adaptive', the paper's. */
   layerWeights?: LayerWeights;
-  /** Trains the decoder and the projections only. Default false. */
+  /** Trains only the decoder and the projections. Default false. */
   freezeEncoder?: boolean;
-  /** How times that are not given are drawn. Default 'uniform'. */
+  /** Distribution for drawing times that are not given. Default 'uniform'. */
   time?: TimeSampling;
-  /** Parts that a batch is computed in, one after the other, to save memory; it must divide the batch. Default 1. */
+  /** Number of parts that a batch is split into and computed sequentially, to save memory; it must divide the batch. Default 1. */
   accumulate?: number;
-  /** Keeps each block's input only and computes the rest again for the gradient: less memory, a third more work. Default false. */
+  /**
+   * Keeps only each block's input and recomputes the rest for the gradient, which needs less memory and a third more work. Default false.
+   */
   recompute?: boolean;
-  /** Of noise and times that are not given. Default 0. */
+  /** Seed of noise and times that are not given. Default 0. */
   seed?: number;
-  /** After so many steps in a row with a gradient that is not finite, step() throws. Default 10. */
+  /** step() throws after this many consecutive steps with a non-finite gradient. Default 10. */
   maxSkipped?: number;
 }
 
 export interface TrainingBatch {
   /** uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
   pixels: NdArray;
-  /** float32 [B,N,P]; default: drawn. */
+  /** float32 [B,N,P]; drawn by default. */
   noise?: NdArray;
-  /** float32 [B,N] in [0, 1]; default: drawn, one for each patch. */
+  /** float32 [B,N] in [0, 1]; by default drawn for each patch. */
   time?: NdArray;
 }
 
@@ -67,15 +69,15 @@ export interface StepResult {
   weight: number[];
   /** Global norm before clipping. */
   gradNorm: number;
-  /** The gradient was not finite, and nothing was changed. */
+  /** Whether the gradient was not finite, so that nothing was changed. */
   skipped: boolean;
 }
 
-/** Where a training is: with the tensors of {@link Trainer.state}, all that the next step depends on. */
+/** Position of a training. Together with the tensors of {@link Trainer.state}, it determines the next step. */
 export interface TrainerPosition {
-  /** Calls of step(): what noise and times are drawn for. */
+  /** Number of calls of step(), which determines the drawn noise and times. */
   iteration: number;
-  /** Those that changed something. */
+  /** Number of those that changed the weights. */
   steps: number;
   skippedInARow: number;
 }
@@ -92,7 +94,7 @@ type Losses = ReturnType<Trainer['losses']>;
 export class Trainer {
   private readonly optimizer: AdamW;
   private readonly teacher: Encoder | undefined;
-  /** Frozen, but gradients go through them to the latents' patch embedding. */
+  /** Frozen parameters that gradients pass through on the way to the latents' patch embedding. */
   private readonly passed: readonly Parameter[];
   private position: TrainerPosition = { iteration: 0, steps: 0, skippedInARow: 0 };
 
@@ -140,14 +142,14 @@ export class Trainer {
     return encoder;
   }
 
-  /** One step of AdamW on one batch. `lrScale` multiplies every learning rate: the schedule's part. */
+  /** Runs one AdamW step on one batch. `lrScale` multiplies every learning rate, for a schedule. */
   async step(batch: TrainingBatch, { lrScale = 1 } = {}): Promise<StepResult> {
     const queued = onDevice(this.uniflow.device, () => tidy(() => this.queueStep(this.inputsOf(batch), lrScale)));
     this.uniflow.encoder.invalidate();
     try {
       return await this.resultOf(queued);
     } catch (error) {
-      this.teacher?.invalidate(); // a table that it keeps may have failed
+      this.teacher?.invalidate(); // a table cached by the teacher may have failed
       throw error;
     }
   }
@@ -268,19 +270,19 @@ export class Trainer {
     return new Map(all.flat());
   }
 
-  /** @internal The tensors that the next step depends on, and where the training is. */
+  /** @internal The tensors that the next step depends on, and the position of the training. */
   state(): { tensors: Map<string, TensorHandle>; position: TrainerPosition } {
     return { tensors: this.optimizer.state(), position: { ...this.position } };
   }
 
-  /** @internal Goes on where {@link state} was taken, to the same bits. */
+  /** @internal Resumes bit-exactly from {@link state}. */
   restore(read: (name: string, shape: readonly number[]) => TensorHandle, position: TrainerPosition): void {
     onDevice(this.uniflow.device, () => this.optimizer.restore(read));
     this.position = { ...position };
     this.uniflow.encoder.invalidate();
   }
 
-  /** Runs `work` on the model with the weights that finish() would give it. No step may be under way. */
+  /** Runs `work` on the model with the weights that finish() would produce. No step may be running. */
   async evaluating<T>(work: () => Promise<T>): Promise<T> {
     this.uniflow.encoder.invalidate();
     try {
@@ -290,7 +292,7 @@ export class Trainer {
     }
   }
 
-  /** Ends the training: the model is as loaded models are again, with the new weights or their moving average. */
+  /** Ends the training: the model behaves like a loaded one again, with the new weights or their moving average. */
   async finish({ average = this.optimizer.averaged } = {}): Promise<void> {
     this.optimizer.finish({ average });
     onDevice(this.uniflow.device, () => this.passed.forEach((parameter) => pack(parameter, this.uniflow.dtype)));
@@ -298,7 +300,7 @@ export class Trainer {
     await onDevice(this.uniflow.device, () => native.synchronize());
   }
 
-  /** Frees the optimizer's state, where a training ends without {@link finish}: the model is to be disposed of as well. */
+  /** Frees the optimizer's state if a training ends without {@link finish}. The model must then be disposed of as well. */
   dispose(): void {
     this.optimizer.dispose();
   }
@@ -315,7 +317,7 @@ async function numbers(tensor: Tensor): Promise<number[]> {
   }
 }
 
-/** Element by element. */
+/** Element-wise mean. */
 function meanOf(lists: number[][]): number[] {
   return (lists[0] ?? []).map((_, i) => lists.reduce((sum, list) => sum + (list[i] as number), 0) / lists.length);
 }

@@ -1,4 +1,4 @@
-/** What a format of shards is: bytes of a shard, and rows out of them. */
+/** Interface of the shard formats: serialising a shard, and reading rows from it. */
 import { UniFlowError } from '../../errors.js';
 import type { Grid } from '../../tensor.js';
 import type { PictureRecord } from '../pipeline.js';
@@ -8,34 +8,34 @@ import { STORE, type StoreType } from '../store.js';
 
 export type ArrayName = 'latents' | 'tokens';
 
-/** One array of a shard: all pictures' vectors [T, width], in the order of the pictures. */
+/** One array of a shard: the vectors [T, width] of all images in order. */
 export interface ShardArray {
   name: ArrayName;
   width: number;
   rows: Spool;
 }
 
-/** The names of the files of a shard, and of what is beside them. */
+/** Names of the files of a shard and of its companions. */
 export interface Layout {
-  /** The file that has the array, or all of them. */
+  /** The file that holds the array; formats with a single file always return that one. */
   fileOf: (array: ArrayName) => string;
-  /** All files of a shard in the order in which they are written: those of its format, and the list of its pictures. */
+  /** All files of a shard in writing order: those of its format, and the list of its images. */
   filesOf: (files: readonly ShardFile[], content: ShardContent) => ShardFile[];
 }
 
-/** What a shard's files are made of. */
+/** Contents of a shard's files. */
 export interface ShardContent {
-  /** `shard-000000`: keys in archives begin with its number. */
+  /** For example `shard-000000`. Keys in archives start with its number. */
   stem: string;
   fileOf: Layout['fileOf'];
-  /** In text fields of formats that have them. */
+  /** Stored in the text fields of formats that have them. */
   model: string;
   store: StoreType;
   pictures: readonly PictureRecord[];
-  /** For each picture its first vector in the arrays, and their number as the last. */
+  /** Index of each image's first vector in the arrays, followed by the total number of vectors. */
   offsets: readonly number[];
   arrays: readonly ShardArray[];
-  /** Whether all pictures have one grid, whatever pictures come. */
+  /** Whether all images have the same grid, regardless of the source. */
   uniform: boolean;
 }
 
@@ -44,7 +44,7 @@ export interface ShardFile {
   chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
 }
 
-/** Where rows are read from. */
+/** A stored shard to read rows from. */
 export interface StoredShard {
   input: Output;
   stem: string;
@@ -53,36 +53,36 @@ export interface StoredShard {
   offsets: readonly number[];
 }
 
-/** Reads a row's vectors as they are stored. */
+/** Reads the vectors of a row in their storage type. */
 export type RowReader = (name: ArrayName, row: number) => Promise<Uint8Array>;
 
-/** What is known of a picture by a file alone. */
+/** Metadata of an image as recorded in a single file. */
 export interface FilePicture {
   id?: string | undefined;
   grid?: Grid | undefined;
   patches: number;
 }
 
-/** The latents of one file, of a run or not, as it describes them itself. */
+/** The latents of one file, as described by the file itself. */
 export interface LatentsFile {
   pictures: readonly FilePicture[];
   store: StoreType;
   width: number;
-  /** The vectors of a picture as they are stored. */
+  /** Reads the vectors of an image in their storage type. */
   read: (row: number) => Promise<Uint8Array>;
 }
 
 export interface Format {
-  /** Rejects where what it writes with is not installed: a run says so before it begins. */
+  /** Rejects if a required library is not installed, so that a run fails before it starts. */
   checkInstalled?(): Promise<unknown>;
   files(content: ShardContent): ShardFile[];
-  /** A shard of a run, which the manifest and the list of its pictures describe. */
+  /** Opens a shard of a run, using the manifest and the list of its images. */
   open(shard: StoredShard): Promise<RowReader>;
-  /** A file that nothing else describes. @throws where it has no latents. */
+  /** Opens a self-describing file. @throws if it has no latents. */
   openFile(input: Output, name: string): Promise<LatentsFile>;
 }
 
-/** A type of elements by what a format calls it. @throws {UniFlowError} `BAD_INPUT` for one that latents are not stored as. */
+/** Storage type by a format's dtype name. @throws {UniFlowError} `BAD_INPUT` for other dtypes. */
 export function storeOf(format: 'safetensors' | 'npy', dtype: unknown, subject: string): StoreType {
   const found = (Object.keys(STORE) as StoreType[]).find((store) => STORE[store][format] === dtype);
   if (found) return found;
@@ -90,7 +90,9 @@ export function storeOf(format: 'safetensors' | 'npy', dtype: unknown, subject: 
   throw UniFlowError.expected('BAD_INPUT', subject, expected.join(', '), String(dtype));
 }
 
-/** The pictures of an array [B,N,Z], or with their grids of [T,Z]. @throws {UniFlowError} `BAD_INPUT` where they do not fit. */
+/**
+ * The images of an array [B,N,Z], or of [T,Z] with a grid for each. @throws {UniFlowError} `BAD_INPUT` if shape and labels do not match.
+ */
 export function picturesOf(
   subject: string,
   shape: readonly number[],
@@ -110,19 +112,19 @@ export function picturesOf(
 
 const rowsOf = ({ rows, cols }: Grid): number => rows * cols;
 
-/** Where each picture's vectors begin, and where the last one's end. */
+/** Index of each image's first vector, followed by the total number of vectors. */
 export function offsetsOf(pictures: readonly Pick<FilePicture, 'patches'>[]): number[] {
   const offsets = [0];
   for (const { patches } of pictures) offsets.push((offsets.at(-1) as number) + patches);
   return offsets;
 }
 
-/** The vectors of row `i` of an array, as they are stored. */
+/** The vectors of row `i` of an array, in their storage type. */
 export function storedRow({ rows, width }: ShardArray, { offsets }: ShardContent, bytes: number, i: number): Promise<Buffer> {
   return rows.read((offsets[i] as number) * width * bytes, (offsets[i + 1] as number) * width * bytes);
 }
 
-/** [n,N,width] where all pictures have one grid, else [T,width]. */
+/** [n,N,width] if all images have the same grid, else [T,width]. */
 export function shapeOf({ width }: ShardArray, { offsets, pictures, uniform }: ShardContent): number[] {
   const total = offsets.at(-1) as number;
   return uniform ? [pictures.length, total / pictures.length, width] : [total, width];

@@ -1,4 +1,4 @@
-/** The formats of shards by name. */
+/** All shard formats by name. */
 import { describe } from '../../check.js';
 import { UniFlowError } from '../../errors.js';
 import type { Format } from './format.js';

@@ -1,4 +1,4 @@
-/** A shard as one .npy an array: [n,N,Z], or with grids of their own [T,Z]. bfloat16 is written as the uint16 of its bits. */
+/** A shard as one .npy per array: [n,N,Z], or [T,Z] if grids differ. bfloat16 is stored as the uint16 of its bits. */
 import { UniFlowError } from '../../errors.js';
 import { NPY_PREFIX, npyBegin, npyHeader, parseNpy } from '../../io/npy.js';
 import { labelsOf, readLabels } from '../labels.js';

@@ -1,6 +1,6 @@
 /**
- * A shard as Parquet, a row a picture: id, width, height, rows, cols, crop and padding as JSON, and latents and tokens as bytes, [rows * cols, Z]
- * little-endian. What the bytes are is in the file's metadata, as `dtype`. The libraries are loaded when they are needed.
+ * A shard as Parquet, one row per image: id, width, height, rows, cols, crop and padding as JSON, and latents and tokens as bytes, [rows *
+ * cols, Z] little-endian. The file's metadata name the element type as `dtype`. The libraries are loaded on demand.
  */
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import type { ByteWriter, ColumnSource, ParquetWriter } from 'hyparquet-writer';
@@ -11,7 +11,7 @@ import type { PictureRecord } from '../pipeline.js';
 import { checkStore, STORE } from '../store.js';
 import { storedRow, type FilePicture, type Format, type ShardContent } from './format.js';
 
-/** Rows are written, and held in memory, in groups of so many bytes. */
+/** Size of the row groups, which are buffered in memory and then written. */
 const GROUP_BYTES = 2 ** 24;
 const PAGE_BYTES = 2 ** 17;
 
@@ -41,9 +41,9 @@ export const parquet: Format = {
 
 interface Table {
   metadata: FileMetaData;
-  /** Some columns, in all rows. */
+  /** Reads the given columns of all rows. */
   columns: (names: string[]) => Promise<Record<string, unknown>[]>;
-  /** The bytes of one cell. */
+  /** Reads the bytes of one cell. */
   cell: (column: string, row: number) => Promise<Uint8Array>;
 }
 
@@ -96,7 +96,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   yield taken(sink);
 }
 
-/** What was written so far, which is then forgotten. */
+/** Takes the bytes written so far and resets the writer. */
 function taken(sink: ByteWriter): Uint8Array {
   const bytes = sink.getBytes().slice();
   sink.index = 0;

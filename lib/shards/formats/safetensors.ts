@@ -1,6 +1,6 @@
 /**
- * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z] or with grids of their own [T,Z], and `grids` int32 [n,2], the rows and columns of
- * each picture. The metadata are those of `uniflow encode`: `uniflow decode` takes a shard.
+ * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z], or [T,Z] if grids differ, and `grids` int32 [n,2], the rows and columns of
+ * each image. The metadata are those of `uniflow encode`, so `uniflow decode` accepts a shard.
  */
 import { UniFlowError } from '../../errors.js';
 import { safetensorsHeader, type SafetensorsEntry } from '../../io/files.js';
@@ -10,10 +10,10 @@ import type { Output } from '../output.js';
 import { STORE } from '../store.js';
 import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardContent } from './format.js';
 
-/** Bytes of ids in a header: readers refuse one of more than 100 MB. The list beside the shard has the ids in any case. */
+/** Maximum size of the ids in a header, because readers refuse headers above 100 MB. The list beside the shard always has the ids. */
 const MAX_IDS = 90e6;
 
-/** The ids as they are in the header; undefined where they would make it too long. */
+/** The ids as stored in the header; undefined if they would make it too long. */
 export function idsInside(pictures: readonly { id: string }[]): string | undefined {
   const ids = JSON.stringify(pictures.map(({ id }) => id));
   return Buffer.byteLength(JSON.stringify(ids)) <= MAX_IDS ? ids : undefined;
@@ -34,7 +34,7 @@ export const safetensors: Format = {
     const { header, data } = await headerOf(input, name);
     const { latents, grids, __metadata__: text = {} } = header as Record<string, Entry> & { __metadata__?: Record<string, string> };
     if (!latents) throw UniFlowError.expected('BAD_INPUT', name, "a tensor 'latents'", Object.keys(header).join(', ') || 'none');
-    const { ids } = text; // where they would make the header too long, they are beside the file
+    const { ids } = text; // missing if they would make the header too long; they are then beside the file
     const labels = labelsOf(name, { ...text, ...(ids === undefined ? await readLabels(input, name) : { ids: parseIds(name, ids) }) });
     const pictures = picturesOf(name, latents.shape, grids ? { ...labels, grids: await readGrids(input, name, data, grids) } : labels);
     const store = storeOf('safetensors', latents.dtype, `${name}: latents`);
@@ -51,7 +51,7 @@ interface Entry {
   data_offsets: [begin: number, end: number];
 }
 
-/** @returns where the elements begin, besides. */
+/** @returns the header and the offset of the data. */
 async function headerOf(input: Output, file: string): Promise<{ header: Record<string, Entry>; data: number }> {
   const data = 8 + Number((await input.read(file, { begin: 0, end: 8 })).readBigUInt64LE());
   const text = (await input.read(file, { begin: 8, end: data })).toString();
@@ -74,7 +74,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { bytes, safetensors: dtype } = STORE[store];
   const sizes = arrays.map(({ width }) => (offsets.at(-1) as number) * width * bytes);
   const entries: [string, SafetensorsEntry][] = [
-    ['grids', { dtype: 'I32', shape: [pictures.length, 2] }], // in front, so that what follows is aligned
+    ['grids', { dtype: 'I32', shape: [pictures.length, 2] }], // first, so that the following arrays are aligned
     ...arrays.map((array): [string, SafetensorsEntry] => [array.name, { dtype, shape: shapeOf(array, content) }]),
   ];
   yield safetensorsHeader(entries, metadataOf());

@@ -1,6 +1,6 @@
 /**
- * A shard as WebDataset: per picture KEY.json (id, size, grid) and KEY.latents.npy, KEY.tokens.npy [N,Z]. KEY is the shard's number and the row:
- * ids have dots and slashes, which mean something in names of a tar.
+ * A shard as WebDataset: per image KEY.json (id, size, grid), KEY.latents.npy and KEY.tokens.npy [N,Z]. KEY is the shard's number and the
+ * row, because ids may contain dots and slashes, which have a meaning in tar names.
  */
 import { Header } from 'tar';
 import { UniFlowError } from '../../errors.js';
@@ -18,7 +18,7 @@ export const tar: Format = {
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.tar`;
     const ends = new Map<string, number>();
-    const end = (await input.size(file)) ?? BLOCK; // where there is none, reading it says so
+    const end = (await input.size(file)) ?? BLOCK; // if the file is missing, the read reports it
     for (let at = 0; at + BLOCK <= end;) {
       const header = new Header(await input.read(file, { begin: at, end: at + BLOCK }));
       if (!header.cksumValid) break; // the zeros at the end, or damage
@@ -58,7 +58,7 @@ export const tar: Format = {
 };
 
 async function bytesOf(input: Output, name: string): Promise<TarBytes> {
-  const size = (await input.size(name)) ?? BLOCK; // where there is none, reading it says so
+  const size = (await input.size(name)) ?? BLOCK; // if the file is missing, the read reports it
   const read = (begin: number, length: number): Promise<Buffer> => input.read(name, { begin, end: begin + length });
   return { name, size, read, endsAt: (offset) => Promise.resolve(offset >= size) };
 }
@@ -79,7 +79,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   yield Buffer.alloc(2 * BLOCK);
 }
 
-/** A file in the archive, the same in every run: no times, no owner. */
+/** An archive member without timestamp or owner, so that every run writes the same bytes. */
 function entry(path: string, content: Buffer): Buffer {
   const out = Buffer.alloc(BLOCK + padded(content.length));
   new Header({ path, size: content.length, type: 'File', mode: 0o644, uid: 0, gid: 0, mtime: new Date(0) }).encode(out, 0);
