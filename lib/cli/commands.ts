@@ -314,7 +314,7 @@ function addInfo(program: Command, signal: AbortSignal): void {
   const command = program
     .command('info')
     .description('Say what a model is: sizes, parameters, operations, preprocessing.')
-    .argument('[model]', 'folder of a UniFlow model or of a vision encoder, or its name on the hub (default: the one that comes along)');
+    .argument('[model]', 'folder of a UniFlow model or of a vision encoder, or its name on the hub (default: the bundled one)');
   withJson(withRevision(command))
     .addHelpText('after', examples('uniflow info my-model', 'uniflow info facebook/dinov2-base', 'uniflow info my-model --json'))
     .action(async (model: string | undefined, options: HubModelOptions) => (await import('./info.js')).info(model, options, signal));

@@ -121,7 +121,7 @@ export function withRevision(command: Command): Command {
 export function withLoadedModel(command: Command): Command {
   command.option(
     '-m, --model <model>',
-    'folder of a UniFlow model, or its name on the Hugging Face hub (default: the small one that comes along)',
+    'folder of a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)',
   );
   return withRevision(command)
     .addOption(deviceOption())
