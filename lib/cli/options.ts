@@ -119,10 +119,7 @@ export function withRevision(command: Command): Command {
 
 /** Options for loading a model: its source, device and dtype. */
 export function withLoadedModel(command: Command): Command {
-  command.option(
-    '-m, --model <model>',
-    'folder of a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)',
-  );
+  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)');
   return withRevision(command)
     .addOption(deviceOption())
     .addOption(dtypeOption('numbers to compute with (default: float32)'))
