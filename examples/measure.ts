@@ -6,7 +6,7 @@
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { decodeImage, sideBySide, toImages, UniFlow, writeImage } from '../lib/index.js';
+import { decodeImage, sideBySide, toImages, UniFlow, writeImage, type RgbImage } from '../lib/index.js';
 
 const { values, positionals: folders } = parseArgs({
   allowPositionals: true,
@@ -36,8 +36,9 @@ for (const folder of folders) {
   for (const steps of values.steps.split(',').map(Number)) {
     const measured: Measured[] = [];
     for (const path of paths) {
-      const size = values.size ? ([Number(values.size), Number(values.size)] as const) : await ownSize(path);
-      const { psnr, ssim } = await uniflow.reconstruct([path], { size, steps });
+      const image = await decodeImage(path);
+      const size = values.size ? ([Number(values.size), Number(values.size)] as const) : ownSize(image);
+      const { psnr, ssim } = await uniflow.reconstruct([image], { size, steps });
       measured.push({ path, size, psnr, ssim });
     }
     const score = [mean(measured.map((m) => m.psnr)).toFixed(2), mean(measured.map((m) => m.ssim)).toFixed(4)];
@@ -48,8 +49,7 @@ for (const folder of folders) {
 await uniflow.dispose();
 
 /** The largest size in whole patches that fits. */
-async function ownSize(path: string): Promise<[number, number]> {
-  const { width, height } = await decodeImage(path);
+function ownSize({ width, height }: RgbImage): readonly [number, number] {
   return [whole(height), whole(width)];
 }
 

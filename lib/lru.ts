@@ -17,10 +17,15 @@ export class Lru<V> {
     return entry.value;
   }
 
+  has(key: string | number): boolean {
+    return this.values.has(String(key));
+  }
+
   private add(name: string, value: Promise<V>): { value: Promise<V>; size: number } {
     const entry = { value, size: 0 };
     value.then(
       (made) => {
+        if (this.values.get(name) !== entry) return; // dropped while it was being made
         this.total += entry.size = this.sizeOf(made);
         this.trim();
       },

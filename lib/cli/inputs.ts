@@ -27,19 +27,17 @@ export async function refuseMissing(inputs: readonly string[]): Promise<void> {
 
 async function isThere(input: string): Promise<boolean> {
   if (input === STDIN || isRemote(input) || (await pathExists(input))) return true;
-  for (const pattern of expandBraces(input)) {
-    if (await pathExists(pattern)) return true;
-    if (
-      isGlob(pattern) &&
-      !(
-        await matching(pattern, undefined)
-          .next()
-          .catch(() => ({ done: true }))
-      ).done
-    )
-      return true;
-  }
+  for (const pattern of expandBraces(input))
+    if ((await pathExists(pattern)) || (isGlob(pattern) && (await matchesAny(pattern)))) return true;
   return false;
+}
+
+async function matchesAny(pattern: string): Promise<boolean> {
+  try {
+    return !(await matching(pattern, undefined).next()).done;
+  } catch {
+    return false;
+  }
 }
 
 /** All images of the inputs, with their paths as named; an image named twice appears twice. */

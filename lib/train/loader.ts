@@ -197,10 +197,10 @@ class Loader {
     const draws = uniforms(1 + BOX_DRAWS, seed, epoch, place.index);
     const mirrored = flip && (draws[0] as number) < 0.5;
     if (crop === 'random') {
-      const decode = (source: ImageSource): Promise<RgbImage> =>
+      const decode = (source: ImageSource | RgbImage): Promise<RgbImage> =>
         this.decoded.get(place.index, () => decodeImage(source, { signal: this.signal }));
       const options = { size: this.size, scale, mirrored, draws: draws.subarray(1), decode, signal: this.signal };
-      place.into.set(await randomCrop(image, options));
+      place.into.set(await randomCrop(this.decoded.has(place.index) ? await decode(image) : image, options));
     } else {
       await centerCrop(image, this.size, place.into, this.signal);
       if (mirrored) place.into.set(await mirror(place.into, this.size));
