@@ -1,7 +1,7 @@
 /**
  * Linear layers of ViT-L at 448 px, as called by the encoder. Compute-bound, except with few rows, which are bound by reading the weight.
  */
-import { native, type Activation, type FloatType } from '../lib/native.js';
+import { native, type Activation, type FloatType, type TensorHandle } from '../lib/native.js';
 import { linearCost } from './costs.js';
 import type { Row } from './harness.js';
 
@@ -37,7 +37,24 @@ function row({ name, inputs, outputs, activation, scaled = false }: Layer, rows:
   };
 }
 
+/** One gradient of fc1: of its input (dX = dY·W) or of its weight (dW = dYᵀ·X). Both have the products of the forward pass. */
+function backwardRow(of: 'x' | 'weight', rows: number, dtype: FloatType): Row {
+  const { inputs, outputs } = fc1;
+  return {
+    ...{ family: 'linear', name: `fc1 backward, d${of}`, shape: `${rows}x${inputs}->${outputs}`, dtype },
+    cost: linearCost({ rows, inputs, outputs, dtype, residual: false }),
+    setup: (make) => {
+      const x = make.tensor([rows, inputs], dtype);
+      const weight = make.tensor([outputs, inputs], dtype);
+      const dOut = make.tensor([rows, outputs], dtype);
+      return () => native.linearBackward(x, weight, dOut, of === 'x', of === 'weight', false)[of] as TensorHandle;
+    },
+  };
+}
+
 export const rows: Row[] = (['bfloat16', 'float32'] as const).flatMap((dtype) => [
   ...[qkv, proj, fc1, fc2].map((layer) => row(layer, 1025, dtype)),
   ...[4100, 197, 1].map((count) => row(fc1, count, dtype)),
+  row({ ...fc1, inputs: 768, outputs: 3072 }, 257, dtype),
+  ...(['x', 'weight'] as const).map((of) => backwardRow(of, 1025, dtype)),
 ]);

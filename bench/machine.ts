@@ -10,7 +10,7 @@ export interface Machine {
   cpu: string;
   cores: number;
   memoryGiB: number;
-  /** Number of OpenMP threads. */
+  /** Threads that the kernels use. */
   threads: number;
   kernels: string;
   node: string;

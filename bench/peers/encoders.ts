@@ -4,7 +4,6 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
-import { readJson } from '../../lib/io/json.js';
 import { safetensorsHeader } from '../../lib/io/files.js';
 import { time } from '../harness.js';
 import { onBench, type Inputs } from '../inputs.js';
@@ -139,8 +138,9 @@ async function publish({ env }: Transformers, { encoder, weights, folder }: Mode
   await mkdir(join(folder, 'onnx'));
   for (const form of forms)
     await writeFile(join(folder, 'onnx', `${form}.onnx`), onnxModel(dinoV2Graph(encoder.config, weights, batch, form)));
-  const processor = join(folder, 'preprocessor_config.json');
-  await writeFile(processor, JSON.stringify({ ...(await readJson(processor)), image_processor_type: 'BitImageProcessor' }));
+  const size = { height: SIDE, width: SIDE };
+  const processor = { image_processor_type: 'BitImageProcessor', size, image_mean: [0.485, 0.456, 0.406], image_std: [0.229, 0.224, 0.225] };
+  await writeFile(join(folder, 'preprocessor_config.json'), JSON.stringify(processor));
   env.localModelPath = dirname(folder);
   env.allowRemoteModels = false;
   return basename(folder);
