@@ -9,13 +9,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace uniflow::cuda {
 
 /// Opens the library, once per process. Returns "", or why it cannot be used, with one line for each file tried. The path in the
 /// environment variable UNIFLOW_CUBLASLT is tried first, then the linker's search path, then the install locations of toolkits and Python
-/// wheels.
+/// wheels: in the active environment, and in those whose programs are on the PATH.
 std::string open_cublaslt();
+
+/// The names and existing files that open_cublaslt() tries, in order.
+std::vector<std::string> cublaslt_files();
 
 /// "13.0.2", or "" if it is not open.
 std::string cublaslt_version();
