@@ -73,7 +73,7 @@ __device__ inline float activate_derivative(float x) {
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kTanhScale * (1.0f + 3.0f * kTanhCubic * x * x);
   } else if constexpr (K == Activation::QuickGelu) {
     const float s = sigmoid(kQuick * x);
-    return s + kQuick * x * s * (1.0f - s);
+    return s + x * s * (1.0f - s) * kQuick;  // in this order: kQuick * x may overflow
   } else if constexpr (K == Activation::Silu) {
     const float s = sigmoid(x);
     return s + x * s * (1.0f - s);
