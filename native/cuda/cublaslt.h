@@ -55,15 +55,16 @@ enum class Transpose : int32_t { No = 0, Yes = 1 };
 
 /// cublasLtMatmulDescAttributes_t, with the type of each value.
 enum class OperationAttribute : int {
-  TransposeA = 3,      // Transpose
-  TransposeB = 4,      // Transpose
-  Epilogue = 7,        // uint32_t of kEpilogue...
-  BiasPointer = 8,     // const void*, one number per row of D
-  ScalePointerA = 17,  // const float*
-  ScalePointerB = 18,  // const float*
-  BiasType = 26,       // DataType
-  ScaleModeA = 31,     // ScaleMode
-  ScaleModeB = 32,     // ScaleMode
+  TransposeA = 3,         // Transpose
+  TransposeB = 4,         // Transpose
+  Epilogue = 7,           // uint32_t of kEpilogue...
+  BiasPointer = 8,        // const void*, one number per row of D
+  ScalePointerA = 17,     // const float*
+  ScalePointerB = 18,     // const float*
+  FastAccumulation = 25,  // int8_t: 1 keeps the sums of float8 products in fewer bits
+  BiasType = 26,          // DataType
+  ScaleModeA = 31,        // ScaleMode
+  ScaleModeB = 32,        // ScaleMode
 };
 
 /// cublasLtEpilogue_t: Default alone, or the sum of the others. GELU is the tanh variant.

@@ -125,6 +125,7 @@ class Call {
       set(BiasPointer, p_.bias);
       set(BiasType, type_of(p_.bias_dtype));
     }
+    if (p_.dtype == DType::Float8) set(FastAccumulation, int8_t{1});
     if (p_.a_scale) {
       set(ScaleModeA, lt::ScaleMode::OuterVector);
       set(ScaleModeB, lt::ScaleMode::OuterVector);

@@ -7,7 +7,7 @@
 
 namespace uniflow::cuda {
 
-/// out [rows, columns] = epilogue(a b + add), all in C order, sums in float32. FLOPs 2 * rows * inner * columns.
+/// out [rows, columns] = epilogue(a b + add), all in C order, sums in float32 (of Float8 in fewer bits). FLOPs 2 * rows * inner * columns.
 struct Product {
   const void* a;  // [rows, inner], or stored as [inner, rows]
   const void* b;  // [inner, columns], or stored as [columns, inner]

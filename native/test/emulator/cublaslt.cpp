@@ -25,6 +25,7 @@ struct Operation {
   int bias_type = -1;  // D's
   const float *scale_a = nullptr, *scale_b = nullptr;
   int mode_a = kScalar, mode_b = kScalar;
+  int8_t fast_accumulation = 0;  // allowed for e4m3, and ignored here
 };
 
 struct Layout {
@@ -88,6 +89,7 @@ Status check(const Operation* o, const Layout* a, const Layout* b, const Layout*
     if (o->bias_type != -1 && o->bias_type != (narrow ? kBFloat16 : d->type)) return kNotSupported;
     if (o->bias_type == -1 && narrow && d->type != kBFloat16) return kNotSupported;
   }
+  if (!narrow && o->fast_accumulation) return kNotSupported;
   if (!narrow) return o->scale_a || o->scale_b || o->mode_a || o->mode_b ? kNotSupported : kSuccess;
   if (!o->transpose_a || o->transpose_b) return kInvalidValue;
   if (s.m % 16 || s.k % 16 || a->leading % 16 || b->leading % 16 || d->leading * static_cast<int64_t>(size_of(d->type)) % 16)
@@ -163,6 +165,8 @@ Status operation_set(Operation* o, int attribute, const void* value, size_t byte
       return read(o->scale_a, value, bytes);
     case 18:
       return read(o->scale_b, value, bytes);
+    case 25:
+      return read(o->fast_accumulation, value, bytes);
     case 26:
       return read(o->bias_type, value, bytes);
     case 31:
