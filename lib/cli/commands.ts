@@ -76,7 +76,7 @@ function examples(...lines: string[]): string {
 function addEncode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('encode')
-    .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
+    .description('Turn images into latents: in one file, or as shards in a folder, for any number of images.')
     .argument('<inputs...>', INPUTS);
   withJson(withModel(command))
     .requiredOption(
@@ -86,12 +86,12 @@ function addEncode(program: Command, signal: AbortSignal): void {
     )
     .option('--tokens', "write the encoder's semantic tokens as well")
     .addOption(sizeOption())
-    .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
+    .option('--shard-size <n>', 'shards: images of each (default: 1024)', integerFrom(1))
     .addOption(new Option('--format <format>', 'shards: of the files (default: safetensors)').choices(Object.keys(FORMATS)))
-    .addOption(new Option('--fit <how>', 'how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
+    .addOption(new Option('--fit <how>', 'how images of other shapes fit (default: crop)').choices(Object.keys(FITS)))
     .addOption(new Option('--store <type>', 'numbers in the files (default: float32)').choices(Object.keys(STORES)))
     .option('--no-latents', 'write the tokens only')
-    .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
+    .option('--max-failures <n>', 'shards: stop after more unreadable images than this (default: never)', integerFrom(0))
     .option('--verify', 'shards: tell by the content of the files, not by size and time, whether a run that goes on has the same')
     .option('--queue <url>', 'shards: have them made by `uniflow worker`s that take from this Redis, as redis://host:6379')
     .option('--max-waiting <n>', 'queue: shards that wait for a worker; others are planned later (default: 64)', integerFrom(1))
@@ -136,17 +136,17 @@ function addWorker(program: Command, signal: AbortSignal): void {
 function addDecode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('decode')
-    .description('Turn latents back into pictures.')
+    .description('Turn latents back into images.')
     .argument('<latents>', 'what encode wrote: a file (.safetensors, .npy, .tar, .parquet), a shard, or a folder of shards');
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(gridOption())
     .addHelpText(
       'after',
       examples(
-        'uniflow decode latents.safetensors --out pictures/',
-        'uniflow decode latents/ -m my-model -o pictures/',
-        'uniflow decode latents.npy -m my-model -o pictures/ --steps 4 --schedule pow_0.25',
-        'uniflow decode latents.npy -m my-model -o pictures/ --grid 16x32 --format webp --seed 7',
+        'uniflow decode latents.safetensors --out images/',
+        'uniflow decode latents/ -m my-model -o images/',
+        'uniflow decode latents.npy -m my-model -o images/ --steps 4 --schedule pow_0.25',
+        'uniflow decode latents.npy -m my-model -o images/ --grid 16x32 --format webp --seed 7',
       ),
     )
     .action(async (path: string, options: DecodeCommandOptions) => (await import('./decode.js')).decode(path, options, signal));
@@ -155,7 +155,7 @@ function addDecode(program: Command, signal: AbortSignal): void {
 function addReconstruct(program: Command, signal: AbortSignal): void {
   const command = program
     .command('reconstruct')
-    .description('Encode and decode pictures; write them side by side and print how close they are.')
+    .description('Encode and decode images; write them side by side and print how close they are.')
     .argument('<inputs...>', INPUTS);
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(sizeOption())
@@ -175,22 +175,22 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
 function addServe(program: Command, signal: AbortSignal): void {
   const command = program
     .command('serve')
-    .description('Serve a model over HTTP: encode, decode and reconstruct; pictures of requests that come together are computed together.');
+    .description('Serve a model over HTTP: encode, decode and reconstruct; images of requests that come together are computed together.');
   const seconds = (milliseconds: number): number => milliseconds / 1000;
   withJson(withLoadedModel(command))
     .option('--host <address>', `address to listen on (default: ${serving.host}, which only this machine can reach)`)
     .option('--port <n>', `port to listen on; 0 takes a free one (default: ${serving.port})`, integerFrom(0))
     .addOption(new Option('--token <text>', 'clients must send it as bearer token').env('UNIFLOW_TOKEN'))
-    .option('--allow-url <host>', 'fetch pictures from this host where a client names a URL; can be repeated', collected)
+    .option('--allow-url <host>', 'fetch images from this host where a client names a URL; can be repeated', collected)
     .option('--cors <origin>', 'let web pages of this origin ask, as https://example.org, or * for all; can be repeated', collected)
-    .option('--max-batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1))
-    .option('--max-wait <ms>', `wait so long for others to compute a picture with (default: ${serving.maxWait})`, integerFrom(0))
-    .option('--max-queue <n>', `pictures in the service; more get 503 (default: ${serving.maxQueue})`, integerFrom(1))
+    .option('--max-batch <n>', 'images computed together (default: as many as make about 4,096 tokens)', integerFrom(1))
+    .option('--max-wait <ms>', `wait so long for others to compute an image with (default: ${serving.maxWait})`, integerFrom(0))
+    .option('--max-queue <n>', `images in the service; more get 503 (default: ${serving.maxQueue})`, integerFrom(1))
     .option('--max-requests <n>', `requests under way; more get 503 (default: ${serving.maxRequests})`, integerFrom(1))
-    .option('--max-images <n>', `pictures per request (default: ${serving.maxImages})`, integerFrom(1))
+    .option('--max-images <n>', `images per request (default: ${serving.maxImages})`, integerFrom(1))
     .option('--max-body <MiB>', `size of a request (default: ${serving.maxBody / 2 ** 20})`, integerFrom(1))
-    .option('--max-pixels <n>', `pixels of a picture, as sent (default: ${serving.maxPixels})`, integerFrom(1))
-    .option('--max-patches <n>', `patches of a picture, as computed (default: ${serving.maxPatches})`, integerFrom(1))
+    .option('--max-pixels <n>', `pixels of an image, as sent (default: ${serving.maxPixels})`, integerFrom(1))
+    .option('--max-patches <n>', `patches of an image, as computed (default: ${serving.maxPatches})`, integerFrom(1))
     .option('--max-steps <n>', `Euler steps that a client may ask for (default: ${serving.maxSteps})`, integerFrom(1))
     .option(
       '--timeout <s>',
@@ -221,10 +221,10 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--model <model>', 'UniFlow model to go on from; its encoder is the teacher')
     .option('--init <preset>', 'start with random weights, of this size; takes --regime finetune')
     .option('-d, --data <path>', 'images: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet')
-    .option('--validation <path>', 'pictures to measure PSNR and SSIM on')
+    .option('--validation <path>', 'images to measure PSNR and SSIM on')
     .addOption(new Option('--regime <name>', 'what happens to the encoder (default: adaptive)').choices(Object.keys(REGIMES)))
     .option('--steps <n>', 'optimizer steps', integerFrom(1))
-    .option('--batch <n>', 'pictures a step (default: 16)', integerFrom(1))
+    .option('--batch <n>', 'images a step (default: 16)', integerFrom(1))
     .option('--accumulate <n>', 'parts that a batch is computed in, to save memory (default: 1)', integerFrom(1))
     .option('--recompute', 'compute activations again for the gradient, to save memory')
     .option('--size <n>', "height and width (default: the model's own)", integerFrom(1))
@@ -260,8 +260,8 @@ function addEval(program: Command, signal: AbortSignal): void {
     .argument('<data>', 'images: a folder (sub-folders are classes), a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet');
   withJson(withSampling(withModel(command)))
     .addOption(sizeOption())
-    .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
-    .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
+    .option('--limit <n>', 'at most so many images of a data set, evenly spaced', integerFrom(1))
+    .option('--train <data>', 'labelled images to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
     .option('--baseline <data>', 'images to fit the PCA baseline to (default: those of --train, else <data> itself)')
     .addOption(new Option('--convention <name>', "how SSIM is computed: paper as UniFlow's notebook").choices(['standard', 'paper']))
     .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
@@ -324,7 +324,7 @@ function addBench(program: Command, signal: AbortSignal): void {
   const command = program
     .command('bench')
     .description('Measure how fast a model encodes and decodes here, and what part of the measured peak that is.')
-    .argument('[pictures...]', 'files and folders to measure encoding from files on; they are read again and again');
+    .argument('[images...]', 'files and folders to measure encoding from files on; they are read again and again');
   withJson(withModel(command))
     .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
     .option('--seconds <s>', 'how long to measure each row (default: 2)', integerFrom(1))
@@ -336,7 +336,7 @@ function addBench(program: Command, signal: AbortSignal): void {
         'uniflow bench -m my-model --device cuda --batch 64 --seconds 10 --json',
       ) + '\nNothing else should run meanwhile. The kernels one by one, and beside ONNX Runtime: bench/README.md of the repository.\n',
     )
-    .action(async (pictures: string[], options: BenchCommandOptions) => (await import('./bench.js')).bench(pictures, options, signal));
+    .action(async (images: string[], options: BenchCommandOptions) => (await import('./bench.js')).bench(images, options, signal));
 }
 
 function addDoctor(program: Command): void {

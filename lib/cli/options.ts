@@ -26,11 +26,11 @@ export interface ModelOptions extends HubModelOptions {
   batch?: number;
 }
 
-export interface PictureOptions {
+export interface ImageOptions {
   size?: number | readonly [height: number, width: number];
 }
 
-export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
+export interface EncodeCommandOptions extends ModelOptions, ImageOptions {
   out: string;
   tokens?: true;
   /** False with --no-latents. */
@@ -53,11 +53,11 @@ export interface SamplingOptions {
   seed?: number;
 }
 
-export type PictureFormat = 'png' | 'jpg' | 'webp';
+export type ImageFormat = 'png' | 'jpg' | 'webp';
 
 export interface FolderOptions {
   out: string;
-  format: PictureFormat;
+  format: ImageFormat;
 }
 
 // ----- values ---------------------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ export const dtypeOption = (description: string): Option => new Option('--dtype 
 export const deviceOption = (): Option =>
   new Option('--device <name>', 'auto, cpu, cuda or cuda:N (default: auto, the first GPU that works, else the CPU)');
 export const gridOption = (): Option =>
-  new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
+  new Option('--grid <RxC>', 'patch rows and columns of the images (default: as the file says)').argParser(grid);
 export const sizeOption = (): Option =>
-  new Option('--size <N|HxW>', "height and width that pictures are brought to (default: the model's own)").argParser(size);
+  new Option('--size <N|HxW>', "height and width that images are brought to (default: the model's own)").argParser(size);
 
 export function withJson(command: Command): Command {
   return command.option('--json', 'print one JSON object instead of text, and no progress');
@@ -131,7 +131,7 @@ export function withLoadedModel(command: Command): Command {
 export function withModel(command: Command): Command {
   return withLoadedModel(command).option(
     '--batch <n>',
-    'pictures computed together (default: as many as make about 4,096 tokens)',
+    'images computed together (default: as many as make about 4,096 tokens)',
     integerFrom(1),
   );
 }
@@ -141,11 +141,11 @@ export function withSampling(command: Command): Command {
     .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
     .option('--schedule <name>', 'where the steps are: linear, or pow_P as pow_0.25 (default: linear)')
     .option('--guidance <w>', 'classifier-free guidance; other than 1 it doubles the cost (default: 1)', number)
-    .option('--seed <n>', 'of the noise that pictures are made from (default: 0)', integerFrom(0));
+    .option('--seed <n>', 'of the noise that images are made from (default: 0)', integerFrom(0));
 }
 
 export function withFolder(command: Command): Command {
   return command
-    .requiredOption('-o, --out <folder>', 'where the pictures go; it is made if it is missing', path)
-    .addOption(new Option('--format <format>', 'of the pictures').choices(['png', 'jpg', 'webp']).default('png'));
+    .requiredOption('-o, --out <folder>', 'where the images go; it is made if it is missing', path)
+    .addOption(new Option('--format <format>', 'of the images').choices(['png', 'jpg', 'webp']).default('png'));
 }
