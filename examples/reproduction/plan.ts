@@ -90,7 +90,7 @@ export const plans: Record<PlanName, Plan> = {
       ...{ hidden_size: 64, intermediate_size: 256, num_attention_heads: 4, num_hidden_layers: 4 },
     },
     teacher: { steps: 4000, batch: 64, lr: 4e-3, warmup: 100, seed: 0, shift: 0, flip: true, cutmix: 0, ema: 0 },
-    adaptation: { ...adaptation, steps: 2500, lr: 2e-3, encoderLr: 1e-3 },
+    adaptation: { ...adaptation, steps: 1200, lr: 2e-3, encoderLr: 1e-3 },
     images: { test: 5000, probe: 10000, seams: 1000 },
   },
   cifar10: {
