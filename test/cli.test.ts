@@ -139,7 +139,7 @@ describe('encode, decode, reconstruct', () => {
     const uniflow = await UniFlow.load(model);
     const { perImage } = await uniflow.reconstruct(goodPhotos());
     await uniflow.dispose();
-    const { images, psnr, failed } = json(run);
+    const { pictures: images, psnr, failed } = json(run);
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(failed).toEqual([]);
     expect(images.map((p: { psnr: number }) => p.psnr)).toEqual(perImage.psnr);
