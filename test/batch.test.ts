@@ -20,7 +20,7 @@ import { openImage } from '../lib/images/decode.js';
 import { Journal } from '../lib/shards/journal.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/shards/moments.js';
 import type { ByteRange } from '../lib/shards/output.js';
-import { readPicture } from '../lib/sources/read.js';
+import { readItemImage } from '../lib/sources/read.js';
 import { Pipeline } from '../lib/shards/pipeline.js';
 import { fromStored, toStored } from '../lib/shards/store.js';
 import {
@@ -83,7 +83,7 @@ const idsOf = async (...inputs: string[]): Promise<string[]> => (await itemsOf(.
 
 /** The bytes of the image in a source's item. */
 async function bytesOf({ image }: Item): Promise<Uint8Array> {
-  const source = await readPicture(image, { backoff: 1 });
+  const source = await readItemImage(image, { backoff: 1 });
   if (typeof source === 'string') return readFile(source);
   return (source as { data?: Uint8Array }).data ?? (source as Uint8Array);
 }
@@ -214,7 +214,7 @@ describe('sources', () => {
     expect(large).toEqual({ id: 'large.tar/large', image: { error: 'expected at most 2147483647 bytes, but got 2147483648' } });
     expect(await bytesOf(small!)).toEqual(bytes);
     const part = { path: inDir('large.tar'), offset: 512, size: 2 ** 31 };
-    expect((await failure(readPicture(part, {}))).message).toMatch(/expected at most 2147483647 bytes/);
+    expect((await failure(readItemImage(part, {}))).message).toMatch(/expected at most 2147483647 bytes/);
   });
 
   test.each(['plain', 'struct'])('Parquet with a column of %s, over several row groups', async (kind) => {
@@ -260,7 +260,7 @@ describe('sources', () => {
     for (const path of [...pipes, inDir('zero.jpg')])
       expect((await itemsOf(path))[0]!.image).toEqual({ error: 'expected a file, but got a pipe or device' });
     const [listed] = await itemsOf(await put('pipes.txt', 'pipe.jpg'));
-    expect((await failure(readPicture(listed!.image, {}))).message).toMatch(/pipe\.jpg: expected a file, but got a pipe or device/);
+    expect((await failure(readItemImage(listed!.image, {}))).message).toMatch(/pipe\.jpg: expected a file, but got a pipe or device/);
     const [endless] = await itemsOf(await put('endless.jsonl', 'x'.repeat(2 ** 22)));
     expect(endless!.image).toEqual({ error: expect.stringMatching(/line 1: expected at most 1048576 characters/) });
   });

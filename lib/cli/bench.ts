@@ -45,8 +45,8 @@ interface Row {
 const SECONDS = 2;
 const MIN_SAMPLES = 5;
 
-export async function bench(pictures: readonly string[], options: BenchCommandOptions, signal: AbortSignal): Promise<void> {
-  const { items } = pictures.length > 0 ? await collectItems(pictures, signal) : { items: [] };
+export async function bench(images: readonly string[], options: BenchCommandOptions, signal: AbortSignal): Promise<void> {
+  const { items } = images.length > 0 ? await collectItems(images, signal) : { items: [] };
   const files = items.flatMap(({ image }) => (typeof image === 'string' ? [image] : []));
   const uniflow = await loadModel(options, signal);
   const peak = (await measurePeak(uniflow.device))[uniflow.dtype];

@@ -14,7 +14,7 @@ import type { Skips } from '../sources/skips.js';
 import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
 import { asNamed, collectItems, type Failure } from './inputs.js';
-import type { ModelOptions, PictureOptions } from './options.js';
+import type { ModelOptions, ImageOptions } from './options.js';
 import { Progress } from './progress.js';
 
 export async function loadModel(options: ModelOptions, signal: AbortSignal): Promise<UniFlow> {
@@ -42,7 +42,7 @@ export interface ImageRun<R> {
   /** As on the command line. */
   inputs: readonly string[];
   label: string;
-  options: ModelOptions & PictureOptions;
+  options: ModelOptions & ImageOptions;
   signal: AbortSignal;
   /** Called once, with all images to be processed. */
   begin?(items: readonly Item[]): Promise<void>;

@@ -10,5 +10,5 @@ export type { DownloadOptions } from '../sources/url.js';
 export type { Fit, Placement } from '../images/fit.js';
 export type { FormatName } from './formats/index.js';
 export type { Utilisation } from './meter.js';
-export type { Item, Picture } from '../sources/item.js';
+export type { Item, ItemImage, ItemImage as Picture } from '../sources/item.js';
 export type { StoreType } from './store.js';

@@ -40,12 +40,12 @@ export interface Unusable {
 }
 
 /** Location of an image. Paths, parts, cells and URLs are plain JSON; pixels and functions stay in this process. */
-export type Picture = ImageSource | FilePart | Remote | ParquetCell | Unusable | RgbImage | (() => Promise<ImageSource | RgbImage>);
+export type ItemImage = ImageSource | FilePart | Remote | ParquetCell | Unusable | RgbImage | (() => Promise<ImageSource | RgbImage>);
 
 /** An image with the id that is returned with its latents. */
 export interface Item {
   id: string;
-  image: Picture;
+  image: ItemImage;
   /** Class as stated by the source. */
   label?: string | undefined;
 }
@@ -71,7 +71,7 @@ export interface Reading {
 }
 
 /** Path of the file that contains the image; undefined for other kinds of images. */
-export function fileOf(image: Picture): string | undefined {
+export function fileOf(image: ItemImage): string | undefined {
   if (typeof image === 'string') return image;
   if (typeof image !== 'object' || image instanceof URL || image instanceof Uint8Array) return undefined;
   return 'path' in image ? image.path : 'parquet' in image ? image.parquet : undefined;
