@@ -2,6 +2,7 @@
 export { UniFlow, type EncodedBatch, type StreamItem } from './uniflow.js';
 export type { Encoded, EncodeOptions, Reconstruction } from './model.js';
 export type { DecodeOptions } from './decoder/options.js';
+export type { Quantization, QuantizedLayer, QuantizeOptions } from './quantize.js';
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
 export { presets, type Preset, type UniFlowConfig } from './config.js';
 export type { EncoderConfig, Family } from './encoder/config.js';
@@ -24,6 +25,7 @@ export {
   type DeviceInfo,
   type DeviceOptions,
   type MemoryStats,
+  type ModelType,
 } from './device.js';
 export * as losses from './losses/index.js';
 export * from './train/index.js';

@@ -10,7 +10,8 @@ import { defaultPreprocessing, nativeNormalisation, type Preprocessing } from '.
 import { readProcessor } from '../io/processor.js';
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';
-import { checkDevice, type DeviceOptions } from '../device.js';
+import { isInt8, quantizationMetadata, quantizeModel, storedQuantization, type Quantization, type QuantizeOptions } from '../quantize.js';
+import { checkDevice, refuseInt8, type DeviceOptions, type ModelType } from '../device.js';
 import { gridOf, onDevice, type Grid } from '../tensor.js';
 import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
 import { Encoder } from './encoder.js';
@@ -68,13 +69,17 @@ export class VisionEncoder {
       const carried = await source.finish(families[config.family].unused);
       const { parameters } = source;
       const { device, dtype } = placement;
-      return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files });
+      const loaded = new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files });
+      if (placement.int8 && checkpoint.quantized) loaded.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
+      else if (placement.int8) await loaded.quantize(undefined, { signal: options.signal });
+      return loaded;
     });
   }
 
   /** A randomly initialised encoder with the architecture of a Hugging Face config.json, for training. */
   static random(config: Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): VisionEncoder {
     const placement = checkDevice(device);
+    refuseInt8(placement);
     const parsed = parseEncoderConfig(config);
     const preprocessing = defaultPreprocessing(parsed.family, parsed.imageSize);
     const source = new RandomSource(placement, seed);
@@ -88,6 +93,18 @@ export class VisionEncoder {
 
   get config(): EncoderConfig {
     return this.encoder.config;
+  }
+
+  private gate: Quantization | undefined;
+
+  /** How the layers came through {@link quantize}, now or when the checkpoint was made; undefined if none is int8. */
+  get quantization(): Quantization | undefined {
+    return this.gate;
+  }
+
+  /** Type of the products: that of the activations, or int8. */
+  get precision(): ModelType {
+    return isInt8(this.parameters) ? 'int8' : this.dtype;
   }
 
   /** Number of tokens before the patch tokens: class token and registers. */
@@ -117,6 +134,14 @@ export class VisionEncoder {
     }
   }
 
+  /** As {@link UniFlow.quantize}: replaces the weights of layers by int8 ones if they come out close enough on these images. */
+  async quantize(images?: ImageInput, options: QuantizeOptions = {}): Promise<Quantization> {
+    const { parameters, device, preprocessing, config } = this;
+    const model = { parameters, device, preprocessing, patch: config.patch };
+    this.gate = await quantizeModel({ ...model, run: (pixels) => void this.encoder.forward(pixels) }, images, options);
+    return this.gate;
+  }
+
   /**
    * Writes the encoder as a Hugging Face folder, with the parts of its checkpoint that this library does not use (a pooling head, a mask token, the
    * processor's files). For a larger model, only the vision tower is written.
@@ -125,7 +150,8 @@ export class VisionEncoder {
     const checked = saveOptions(options, this.dtype);
     const { carried, files } = this.untouched;
     const config = jsonText(withDtype(this.configJson, checked.dtype, 'dtype'));
-    await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried }, checked);
+    const metadata = quantizationMetadata(this.gate);
+    await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried, metadata }, checked);
   }
 
   /** Frees the weights; resolves when they are freed. */

@@ -1,0 +1,58 @@
+/** `uniflow quantize`: writes a model with int8 weights wherever they come out close enough to the float ones. */
+import ndarray from 'ndarray';
+import { join } from 'node:path';
+import { uniFlowPreprocessing } from '../config.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { UniFlowError } from '../errors.js';
+import type { PixelInput } from '../images/input.js';
+import { resolveModel } from '../io/hub.js';
+import { readJson } from '../io/json.js';
+import { loadPixels } from '../io/preprocess.js';
+import type { FloatType } from '../native.js';
+import type { Quantization } from '../quantize.js';
+import { evenlySpaced } from '../sources/evenly-spaced.js';
+import { UniFlow } from '../uniflow.js';
+import { asNamed, collectItems } from './inputs.js';
+import type { HubModelOptions } from './options.js';
+import { plural, printJson } from './output.js';
+import { downloading } from './shared.js';
+
+export interface QuantizeCommandOptions extends HubModelOptions {
+  out: string;
+  images?: string[];
+  count: number;
+  threshold?: number;
+  dtype?: FloatType;
+}
+
+export async function quantize(model: string, options: QuantizeCommandOptions, signal: AbortSignal): Promise<void> {
+  const { out, revision, threshold, dtype } = options;
+  const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
+  const config = await readJson(join(folder, 'config.json'));
+  const load = { device: 'cpu', dtype: 'float32' } as const;
+  const loaded = config['model_type'] === 'uniflow' ? await UniFlow.load(folder, load) : await VisionEncoder.load(folder, load);
+  const images = options.images && (await calibrationImages(loaded, options.images, options.count, signal));
+  const table = await loaded.quantize(images, { threshold, signal });
+  await loaded.save(out, { dtype, signal });
+  if (options.json) printJson({ folder: out, ...table });
+  else process.stdout.write(`${quantizationTable(table)}\n${out} is the int8 model; use it with --dtype int8\n`);
+}
+
+/** Images spread evenly over the inputs, as the model sees them. */
+async function calibrationImages(model: UniFlow | VisionEncoder, inputs: string[], count: number, signal: AbortSignal): Promise<PixelInput> {
+  const preprocessing = model instanceof UniFlow ? uniFlowPreprocessing(model.config) : model.preprocessing;
+  const { items } = await collectItems(inputs, signal);
+  const chosen = evenlySpaced(items.length, count).map((i) => asNamed(items[i]!));
+  if (chosen.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one image to compare on', 'none');
+  const [height, width] = preprocessing.size;
+  const data = await loadPixels(chosen, preprocessing, preprocessing.size, { signal });
+  return { pixels: ndarray(data, [chosen.length, height, width, 3]) };
+}
+
+/** The gate's table as text, one line for each layer. */
+export function quantizationTable({ threshold, images, synthetic, layers }: Quantization): string {
+  const passed = layers.filter(({ int8 }) => int8).length;
+  const rows = layers.map(({ names, cosine, int8 }) => `  ${cosine.toFixed(6)}  ${int8 ? 'int8 ' : 'float'}  ${names.join(', ')}\n`);
+  const on = plural(images, synthetic ? 'made-up image' : 'image');
+  return `int8: ${passed} of ${plural(layers.length, 'layer')} (cosine from ${threshold} on ${on})\n${rows.join('')}`;
+}
