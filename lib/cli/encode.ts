@@ -8,19 +8,18 @@ import { optional } from '../optional.js';
 import { encodeToFile } from '../shards/file.js';
 import { formatOfFile } from '../shards/latents.js';
 import { isS3 } from '../shards/open-output.js';
-import { encodeToShards, type RunProgress } from '../shards/run.js';
+import { encodeToShards } from '../shards/run.js';
 import type { Failure } from '../shards/shard.js';
-import type { Item } from '../sources/item.js';
 import { Skips } from '../sources/skips.js';
-import { itemsOf, openSource, STDIN } from '../sources/source.js';
+import { openSource, STDIN } from '../sources/source.js';
 import type { UniFlow } from '../uniflow.js';
-import { asNamed, refuseMissing } from './inputs.js';
+import { namedItems, refuseMissing } from './inputs.js';
 import { report, runOptions } from './encode-run.js';
 import type { EncodeCommandOptions } from './options.js';
 import { failures as failed, plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
-import { Progress } from './progress.js';
-import { loadModel, reportSkips } from './shared.js';
+import { Progress, stageDetails } from './progress.js';
+import { estimating, loadModel, reportSkips } from './shared.js';
 
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   const { out, queue } = options;
@@ -42,14 +41,9 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
     return (await optional('queue', () => import('./encode-queue.js'))).encodeOnQueue(inputs, options, queue, signal);
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, options.json === true).start(undefined);
-  const counting = new AbortController();
-  if (!inputs.includes(STDIN) && !options.json) void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run reports errors of the source
-  try {
-    await (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal);
-  } finally {
-    counting.abort();
-    progress.stop();
-  }
+  await estimating(inputs, progress, options.json === true, () =>
+    (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal),
+  );
 }
 
 /** Whether --out names a folder: an existing one, a name with a trailing slash, or one without extension. */
@@ -78,14 +72,6 @@ function refuseQueueOptions({ out, maxWaiting, detach }: EncodeCommandOptions): 
   if (given) throw new UniFlowError('BAD_INPUT', `--${given} is for runs with --queue`, { subject: 'queue' });
 }
 
-/** Counts the images of the source in a separate pass, for the time estimate. */
-async function expectCount(inputs: readonly string[], progress: Progress, signal: AbortSignal): Promise<void> {
-  let total = 0;
-  const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
-  while (!(await items.next()).done) total++;
-  progress.expect(total);
-}
-
 type Target = (
   uniflow: UniFlow,
   inputs: readonly string[],
@@ -100,7 +86,7 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const started = performance.now();
   const skips = new Skips();
   const broken: Failure[] = [];
-  const detailOf = details();
+  const detailOf = stageDetails();
   const { fit, size, store, latents, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
   let done = 0;
   const { files, shape, grid, record } = await encodeToFile(uniflow, namedItems(inputs, skips, signal), out, {
@@ -122,14 +108,10 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   );
 };
 
-async function* namedItems(inputs: readonly string[], skips: Skips, signal: AbortSignal): AsyncGenerator<Item, void, undefined> {
-  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) yield asNamed(item);
-}
-
 const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
   const { out, json = false } = options;
   const started = performance.now();
-  const detailOf = details();
+  const detailOf = stageDetails();
   const result = await encodeToShards(uniflow, openSource(inputs, { signal }), out, {
     ...runOptions(options, progress, signal),
     onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
@@ -139,21 +121,3 @@ const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
   if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // includes failures from before an interruption
   report(out, result, (performance.now() - started) / 1000, json);
 };
-
-const SECONDS_BETWEEN_READINGS = 1;
-
-/** Utilisation of the stages over about the last second, and the number of failed images. */
-function details(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
-  let next = 0;
-  let stages = '';
-  return ({ failures, utilisation }) => {
-    const now = performance.now() / 1000;
-    if (now >= next) {
-      next = now + SECONDS_BETWEEN_READINGS;
-      stages = Object.entries(utilisation())
-        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
-        .join(', ');
-    }
-    return failures > 0 ? `${stages}, ${failures} failed` : stages;
-  };
-}
