@@ -351,8 +351,10 @@ describe('over HTTP', () => {
   });
 });
 
+/** UniFlow's own resizing. */
+const rule = { mode: 'cover', filter: 'bicubic', edgeRatio: 1 } as const;
+
 describe('fit', () => {
-  const rule = { mode: 'cover', filter: 'bicubic', edgeRatio: 1 } as const;
   const target = (fit: Target['fit'], size: [number, number] = [56, 56]): Target => ({ fit, size, rule, patch: 14, mean: [0.5, 0.25, 1] });
 
   test('crop: the pixels of encode, and where they were in the picture', async () => {
