@@ -82,7 +82,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
   withJson(withModel(command))
     .requiredOption(
       '-o, --out <path>',
-      'output: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet) or a folder of shards',
+      'output: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder or s3://bucket/prefix of shards',
       path,
     )
     .option('--tokens', "also write the encoder's semantic tokens")
@@ -105,7 +105,8 @@ function addEncode(program: Command, signal: AbortSignal): void {
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
         "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
         'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
-        'uniflow encode /nfs/photos -o s3://bucket/latents --queue redis://10.0.0.1:6379',
+        'uniflow encode photos/ -o s3://bucket/latents',
+        'uniflow encode /nfs/photos -o /nfs/latents --queue redis://10.0.0.1:6379',
       ) + '\nShards: to resume a stopped run, even after a power cut, repeat the command.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
