@@ -81,7 +81,7 @@ class Measurements {
     this.seconds = options.seconds ?? SECONDS;
     this.encodeFlops = encoderFlops(encoder, uniflow.config.imageSize) + projectionFlops(decoder);
     this.decodeFlops = decoderFlops(decoder, this.steps);
-    this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols)])];
+    this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols, uniflow.device)])];
   }
 
   async *all(files: readonly string[]): AsyncGenerator<Row, void, undefined> {

@@ -28,7 +28,7 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
   );
   const uniflow = await loadModel(options, signal);
   const { steps, schedule, guidance, seed } = options;
-  const batches = alike(latents, options);
+  const batches = alike(latents, options, uniflow.device);
   await makeFolder(options.out);
 
   const started = performance.now();
@@ -66,11 +66,11 @@ interface Alike {
 }
 
 /** @throws {UniFlowError} `BAD_INPUT` for an invalid batch size. */
-function alike({ pictures: images }: Latents, { batch, grid }: DecodeCommandOptions): Alike[] {
+function alike({ pictures: images }: Latents, { batch, grid }: DecodeCommandOptions, device: string): Alike[] {
   const all: Alike[] = [];
   for (let begin = 0, end = 0; begin < images.length; begin = end) {
     const { patches, grid: own } = images[begin] as Latents['pictures'][number];
-    const most = Math.min(images.length, begin + checkBatchSize(batch, patches));
+    const most = Math.min(images.length, begin + checkBatchSize(batch, patches, device));
     const same = (i: number): boolean => {
       const other = images[i];
       return other?.patches === patches && (grid !== undefined || other.grid?.cols === own?.cols);

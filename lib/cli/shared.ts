@@ -69,7 +69,7 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   const { imageSize, patch } = uniflow.config;
   const size = checkSize(options.size ?? imageSize, patch);
   const { rows, cols } = gridOf(size, patch);
-  const batchSize = checkBatchSize(options.batch, rows * cols);
+  const batchSize = checkBatchSize(options.batch, rows * cols, uniflow.device);
   await run.begin?.(items);
 
   const started = performance.now();

@@ -57,7 +57,7 @@ class Run {
     const { teacher, features, reference, latentPool = 'mean' } = options;
     this.size = [...checkSize(options.size ?? imageSize, patch)];
     this.grid = gridOf(this.size, patch);
-    this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols);
+    this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols, uniflow.device);
     this.sampling = {
       ...{ steps: options.steps ?? steps, schedule: options.schedule ?? 'linear' },
       ...{ guidance: options.guidance ?? 1, seed: options.seed ?? 0 },

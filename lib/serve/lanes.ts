@@ -89,7 +89,7 @@ export class Lanes {
   }
 
   private lane<I, R>(work: Work, patches: number, key: unknown[], run: ModelLane<I, R>['run']): ModelLane<I, R> {
-    return { work, key: JSON.stringify([work, ...key]), maxBatch: this.maxBatch ?? defaultBatchSize(patches), run };
+    return { work, key: JSON.stringify([work, ...key]), maxBatch: this.maxBatch ?? defaultBatchSize(patches, this.uniflow.device), run };
   }
 }
 

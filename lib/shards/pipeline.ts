@@ -77,7 +77,7 @@ export class Pipeline {
     checkFit(fit);
     this.target = { fit, size: checkSize(size, patch), patch, mean };
     const grid = gridOf(this.target.size, patch);
-    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols);
+    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols, uniflow.device);
     this.meter = new Meter(DECODERS);
   }
 
