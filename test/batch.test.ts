@@ -249,7 +249,7 @@ describe('sources', () => {
     const endless = await itemsOf(
       await put('none-images-idx3-ubyte', Buffer.concat([header.subarray(0, 4), Buffer.alloc(12, 0).fill(1, 0, 4)])),
     );
-    expect(endless.map(({ image }) => image)).toEqual([{ error: 'expected pictures of at least one pixel, but got 0 x 0' }]);
+    expect(endless.map(({ image }) => image)).toEqual([{ error: 'expected images of at least one pixel, but got 0 x 0' }]);
   });
 
   test('rejects pipes, devices and lists with endless lines', async () => {
@@ -399,7 +399,7 @@ describe('fit', () => {
     expect(Buffer.compare(into, expected)).toBe(0);
   });
 
-  test('latents are those of encode; pictures of one shape go together, and none is lost', async () => {
+  test('latents are those of encode; images of one shape go together, and none is lost', async () => {
     const paths = names.map(picture);
     const whole = await uniflow.encode(paths);
     const read = async (fit: 'crop' | 'native') => {
@@ -820,13 +820,13 @@ test('uniflow encode: a tar on standard input to shards; given again, it says th
     });
   const args = ['-', '-o', `${inDir('piped')}/`, '--shard-size', '5', '--format', 'tar', '--fit', 'native'];
   const first = await cli(...args);
-  expect(first).toMatchObject({ code: 1, stdout: `12 pictures in 3 shards in ${inDir('piped')}/ (1 failed: see failures.jsonl)\n` });
+  expect(first).toMatchObject({ code: 1, stdout: `12 images in 3 shards in ${inDir('piped')}/ (1 failed: see failures.jsonl)\n` });
   expect(first.stderr).toContain('uniflow: stdin/text: expected a JPEG');
   expect((await samplesOf(inDir('piped'))).map(({ id }) => id)).toEqual(names.map((name) => `stdin/${name.replace('.jpg', '')}`));
   expect(await cli(...args)).toMatchObject({ code: 0, stdout: expect.stringMatching(/: it was complete before\n$/) });
   expect(await cli('-', '-o', inDir('stdin.parquet'))).toMatchObject({
     code: 1,
-    stdout: `12 pictures as latents [12, 16, 16] in ${inDir('stdin.parquet')} (1 failed)\n`,
+    stdout: `12 images as latents [12, 16, 16] in ${inDir('stdin.parquet')} (1 failed)\n`,
   });
   expect(await cli('-', '-o', inDir('x'), '--shard-size', '9999999')).toMatchObject({
     code: 2,
@@ -847,7 +847,7 @@ function declaring(png: Buffer, width: number, height: number): Buffer {
   return copy;
 }
 
-test('slow: 10,000 pictures with 5 % broken ones of ten kinds: all good ones are there, all bad ones named', async () => {
+test('slow: 10,000 images with 5 % broken ones of ten kinds: all good ones are there, all bad ones named', async () => {
   const jpeg = await readFile(picture(names[0]!));
   const raw = { create: { width: 40, height: 40, channels: 3 as const, background: '#2080c0' } };
   const png = await sharp(raw).png().toBuffer();

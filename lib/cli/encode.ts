@@ -128,7 +128,7 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const list = broken.map(({ id, reason }) => ({ path: id, reason }));
   if (json) return printJson({ files, shape, grid, images: record.count, failed: list, skipped: skips.count, seconds });
   process.stdout.write(
-    `${plural(record.count, 'picture')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
+    `${plural(record.count, 'image')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
   );
 };
 
@@ -166,7 +166,7 @@ function reportRun(out: string, { manifest, before, complete, skips }: RunResult
   if (failures > 0 && !complete) process.exitCode = 1; // includes failures from before an interruption
   if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, skipped: skips.count, seconds });
   const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';
-  const what = `${plural(count, 'picture')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
+  const what = `${plural(count, 'image')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
   process.stdout.write(complete ? `${what}: it was complete before\n` : `${what}\n`);
 }
 
