@@ -268,10 +268,10 @@ describe('sources', () => {
     const [missing] = await itemsOf(inDir('missing'));
     expect(missing).toEqual({ id: inDir('missing'), image: inDir('missing') });
     await mkdir(inDir('empty'), { recursive: true });
-    expect((await itemsOf(inDir('empty')))[0]!.image).toEqual({ error: expect.stringMatching(/expected pictures/) });
+    expect((await itemsOf(inDir('empty')))[0]!.image).toEqual({ error: expect.stringMatching(/expected images/) });
     const twice = await itemsOf(picture(names[0]!), picture(names[1]!), picture(names[0]!));
-    expect(twice[2]).toEqual({ id: picture(names[0]!), image: { error: 'another picture before it has the same id' } });
-    for (const bad of [[], [''], [7], undefined]) expect(() => openSource(bad as never)).toThrow(/inputs: expected paths of pictures/);
+    expect(twice[2]).toEqual({ id: picture(names[0]!), image: { error: 'another image before it has the same id' } });
+    for (const bad of [[], [''], [7], undefined]) expect(() => openSource(bad as never)).toThrow(/inputs: expected paths of images/);
   });
 });
 
