@@ -6,15 +6,15 @@
 import { execFileSync } from 'node:child_process';
 import { rm } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { encodeToShards } from '../lib/shards/run.js';
+import { encodeToShards } from '../lib/shards/worker.js';
 import { openSource } from '../lib/sources/source.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { makeCrops } from './photos.js';
 
 const SIDE = 128;
 const CASES = [
-  { pictures: 1000, runs: 9 },
-  { pictures: 20_000, runs: 1 },
+  { images: 1000, runs: 9 },
+  { images: 20_000, runs: 1 },
 ];
 const TOLERANCE = 0.05;
 const MEBI = 2 ** 20;
@@ -37,13 +37,13 @@ if (folder !== undefined) {
   console.log(await residentOf(folder, Number(count)));
 } else {
   const medians: number[] = [];
-  for (const { pictures, runs } of CASES) {
-    const crops = await makeCrops(pictures, SIDE);
-    const args = ['--import', 'tsx', fileURLToPath(import.meta.url), crops, String(pictures)];
+  for (const { images, runs } of CASES) {
+    const crops = await makeCrops(images, SIDE);
+    const args = ['--import', 'tsx', fileURLToPath(import.meta.url), crops, String(images)];
     const means = Array.from({ length: runs }, () => Number(execFileSync(process.execPath, args, { encoding: 'utf8' })));
     await rm(crops, { recursive: true });
     medians.push(means.toSorted((a, b) => a - b)[runs >> 1] as number);
-    console.log(`${pictures} pictures: ${means.map((bytes) => (bytes / MEBI).toFixed(0)).join(', ')} MiB`);
+    console.log(`${images} images: ${means.map((bytes) => (bytes / MEBI).toFixed(0)).join(', ')} MiB`);
   }
   const change = (medians[1] as number) / (medians[0] as number) - 1;
   console.log(`${(100 * change).toFixed(1)} %`);

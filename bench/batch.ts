@@ -9,7 +9,7 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import sharp from 'sharp';
-import { encodeToShards } from '../lib/shards/run.js';
+import { encodeToShards } from '../lib/shards/worker.js';
 import { openSource } from '../lib/sources/source.js';
 import type { Preset } from '../lib/config.js';
 import { decodeImage } from '../lib/images/decode.js';
@@ -21,7 +21,7 @@ import { makeCrops } from './photos.js';
 const SIDE = 224;
 /** Side of the image files. */
 const CROP = 256;
-const PICTURES = 2048;
+const IMAGES = 2048;
 /** Number of images for the reference rates. */
 const ALONE = 512;
 const BATCH = 16;
@@ -69,10 +69,10 @@ function folderToShards(preset: Preset): Row {
   let before: Rates;
   let runs = 0;
   return {
-    ...{ family: 'batch', name: `${preset}: JPEGs to shards`, shape: `${PICTURES}x${CROP}->${SIDE}`, dtype: 'uint8', images: PICTURES },
-    cost: { bytes: 3 * PICTURES * (CROP ** 2 + SIDE ** 2) },
+    ...{ family: 'batch', name: `${preset}: JPEGs to shards`, shape: `${IMAGES}x${CROP}->${SIDE}`, dtype: 'uint8', images: IMAGES },
+    cost: { bytes: 3 * IMAGES * (CROP ** 2 + SIDE ** 2) },
     setup: async (make) => {
-      const folder = await makeCrops(PICTURES, CROP);
+      const folder = await makeCrops(IMAGES, CROP);
       const uniflow = UniFlow.random(preset, onBench());
       make.onRelease(() => Promise.all([rm(folder, { recursive: true }), rm(`${folder}-shards`, { recursive: true }), uniflow.dispose()]));
       alone = () => ratesAlone(uniflow, folder);
@@ -87,7 +87,7 @@ function folderToShards(preset: Preset): Row {
       const begin = performance.now();
       runs = 0;
       return async (): Promise<Figures> => {
-        const rate = (1000 * PICTURES * runs) / (performance.now() - begin);
+        const rate = (1000 * IMAGES * runs) / (performance.now() - begin);
         const after = await alone(); // averaged with the rate before, because the machine's speed drifts
         const mean = (name: keyof Rates): number => (before[name] + after[name]) / 2;
         return {

@@ -50,7 +50,7 @@ async function load(url: string, side: number, body: Buffer, duration: number): 
   return autocannon({ url: `${url}/v1/encode?${query}`, method: 'POST', headers, body, connections: CONNECTIONS, duration, timeout: 60 });
 }
 
-function picture(side: number): Promise<Buffer> {
+function image(side: number): Promise<Buffer> {
   return sharp(noisePixels(side * side), { raw: { width: side, height: side, channels: 3 } })
     .blur(4)
     .jpeg()
@@ -59,7 +59,7 @@ function picture(side: number): Promise<Buffer> {
 
 /** Responses per second, in images. */
 async function measure(model: string, { side, dtype }: (typeof CASES)[number], args: string[]): Promise<number> {
-  const body = await picture(side);
+  const body = await image(side);
   const command = ['--import', 'tsx', 'lib/cli/main.ts', 'serve', '--model', model, '--port', '0', '--json', '--dtype', dtype, ...args];
   const server = spawn(process.execPath, command, { cwd: join(import.meta.dirname, '..'), stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = once(server, 'close');
@@ -91,9 +91,9 @@ try {
   const uniflow = UniFlow.random('tiny');
   await uniflow.save(dir);
   await uniflow.dispose();
-  for (const pictures of CASES) {
-    const single = await measure(dir, pictures, ['--max-batch', '1']);
-    const batched = await measure(dir, pictures, []);
+  for (const images of CASES) {
+    const single = await measure(dir, images, ['--max-batch', '1']);
+    const batched = await measure(dir, images, []);
     console.log(`batching answers ${(batched / single).toFixed(2)} times as many`);
   }
 } finally {

@@ -30,12 +30,12 @@ function encodeOfficial(batch: number, dtype: FloatType): Row {
     watch: watchProcess,
     setup: async (make) => {
       const raw = { width, height, channels: 3 as const };
-      const picture = await sharp(noisePixels(width * height), { raw })
+      const image = await sharp(noisePixels(width * height), { raw })
         .png({ compressionLevel: 0 })
         .toBuffer();
-      const pictures = Array<Buffer>(batch).fill(picture);
+      const images = Array<Buffer>(batch).fill(image);
       const uniflow = model(make, 'official', dtype);
-      return () => uniflow.encode(pictures, { batchSize: batch });
+      return () => uniflow.encode(images, { batchSize: batch });
     },
   };
 }

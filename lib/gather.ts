@@ -4,15 +4,17 @@ import { UniFlowError, throwIfAborted } from './errors.js';
 import { native } from './native.js';
 import { cancellable, onDevice, tidy, Tensor } from './tensor.js';
 
-/** Approximate tokens per batch: enough rows to keep the matrix products busy, few enough to bound memory. */
-const TOKENS_PER_BATCH = 4096;
+/** Approximate tokens per batch, and the most images: enough rows to keep the matrix products busy, few enough to bound memory. */
+const CPU_BATCH = { tokens: 4096, images: 64 };
+const GPU_BATCH = { tokens: 32_768, images: 256 }; // the smallest product of a layer then has a thousand tiles, several for each multiprocessor
 
-export function defaultBatchSize(tokensPerImage: number): number {
-  return Math.min(64, Math.max(1, Math.round(TOKENS_PER_BATCH / tokensPerImage)));
+export function defaultBatchSize(tokensPerImage: number, device: string): number {
+  const { tokens, images } = device === 'cpu' ? CPU_BATCH : GPU_BATCH;
+  return Math.min(images, Math.max(1, Math.round(tokens / tokensPerImage)));
 }
 
-export function checkBatchSize(batchSize: number | undefined, tokensPerImage: number): number {
-  if (batchSize === undefined) return defaultBatchSize(tokensPerImage);
+export function checkBatchSize(batchSize: number | undefined, tokensPerImage: number, device: string): number {
+  if (batchSize === undefined) return defaultBatchSize(tokensPerImage, device);
   if (!Number.isInteger(batchSize) || batchSize < 1)
     throw UniFlowError.expected('BAD_INPUT', 'batchSize', 'a positive integer', String(batchSize));
   return batchSize;

@@ -114,7 +114,7 @@ export class UniFlowModel {
     const [latents, ...rest] = await this.encoder.running({
       device: this.device,
       count: batches.count,
-      batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
+      batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols, this.device),
       signal: options.signal,
       load: async (begin, end) => [await batches.load(begin, end)],
       forward: ([pixels]) => this.encodePixels(pixels!, options),
@@ -187,7 +187,7 @@ export class UniFlowModel {
       const [images] = await runBatches({
         device: this.device,
         count,
-        batchSize: checkBatchSize(options.batchSize, patches),
+        batchSize: checkBatchSize(options.batchSize, patches, this.device),
         signal: options.signal,
         load: (begin, end) => all.map((tensor) => tensor.slice(begin, end)),
         forward: ([z, noise], begin, end) => {
@@ -213,7 +213,7 @@ export class UniFlowModel {
       const [originals, quality] = await runBatches({
         device: this.device,
         count: batches.count,
-        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
+        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols, this.device),
         signal: options.signal,
         load: async (begin, end) => [await batches.load(begin, end), onDevice(this.device, () => rowsOf(decoded, begin, end))],
         forward: ([before, after]) => {

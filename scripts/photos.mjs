@@ -17,8 +17,8 @@ const PACKAGES = {
 
 /** Never trained on: the originals of examples/photos, and four more. */
 const HELD_OUT = [
-  'Picture_1A_by_freespace',
-  'Picture_0B_by_freespace',
+  'Image_1A_by_freespace',
+  'Image_0B_by_freespace',
   'friends_by_Aitzol_Berasategi',
   'picosdeeuropa_by_Aitzol_Berasategi',
   'life_by_Aitzol_Berasategi',

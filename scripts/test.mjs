@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
 /** Native tests that run no CPU kernels. */
-const WITHOUT_KERNELS = 'allocator|cuda_emulated|emulator|jpeg|resample|safetensors|stream|team';
+const WITHOUT_KERNELS = 'allocator|cuda_emulated|emulator|gpu_session|jpeg|resample|safetensors|stream|team';
 /** Numerical suites, which run for every instruction set. */
 const NUMBERS = ['bits', 'distillation', 'families', 'gradients', 'recompute', 'trainer', 'uniflow'];
 /** Suites of whole runs, which take minutes; they run for the best instruction set, and for AVX2, the most common one. */

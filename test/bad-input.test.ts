@@ -223,7 +223,7 @@ describe('config.json', () => {
     ['a number as a string', { hidden_size: '64' }, 'hidden_size'],
     ['a flag as a string', { qkv_bias: 'true' }, 'qkv_bias'],
     ['a field missing', { hidden_size: undefined }, 'hidden_size'],
-    ['a picture smaller than a patch', { image_size: 13 }, 'image_size'],
+    ['an image smaller than a patch', { image_size: 13 }, 'image_size'],
     ['heads that do not divide the width', { num_attention_heads: 5 }, 'num_attention_heads'],
     ['no Euler steps', { num_sampling_steps: '0' }, 'num_sampling_steps'],
     ['steps in words', { num_sampling_steps: 'four' }, 'num_sampling_steps'],
@@ -333,7 +333,7 @@ describe('images', () => {
     ['a list of lists', [['a.png']], 'BAD_INPUT', 'image'],
     ['no images', [], 'BAD_INPUT', 'images'],
     ['no bytes', new Uint8Array(), 'BAD_INPUT', '0 bytes'],
-    ['a missing file', 'no/such/picture.png', 'NOT_FOUND', 'no/such/picture.png'],
+    ['a missing file', 'no/such/image.png', 'NOT_FOUND', 'no/such/image.png'],
     ['a missing file among others', [join(golden('preprocess'), 'photo.png'), 'no/such.png'], 'NOT_FOUND', 'no/such.png'],
     ['a folder', tmpdir(), 'BAD_INPUT', tmpdir()],
     ['a path with a zero byte', 'a\0.png', 'BAD_INPUT', 'a'],
@@ -344,19 +344,19 @@ describe('images', () => {
     await refused(() => uniflow.reconstruct(images as never), code, about);
   });
 
-  test('text that is named .jpg, a file of no bytes, half a picture: their names are said', async () => {
-    const picture = await readFile(join(golden('preprocess'), 'center_crop_224.png'));
+  test('text that is named .jpg, a file of no bytes, half an image: their names are said', async () => {
+    const image = await readFile(join(golden('preprocess'), 'center_crop_224.png'));
     for (const [name, content] of [
       ['text.jpg', 'hello'],
       ['empty.png', ''],
-      ['half.png', picture.subarray(0, picture.length / 2)],
+      ['half.png', image.subarray(0, image.length / 2)],
     ] as const) {
       await writeFile(join(dir, name), content);
       await refused(() => uniflow.encode(join(dir, name)), 'BAD_INPUT', name);
     }
   });
 
-  test('a picture of 30,000 x 30,000 is refused before it is decoded', async () => {
+  test('an image of 30,000 x 30,000 is refused before it is decoded', async () => {
     const chunk = (type: string, data: Buffer): Buffer => {
       const body = Buffer.concat([Buffer.from(type), data]);
       const [length, sum] = [Buffer.alloc(4), Buffer.alloc(4)];
@@ -378,7 +378,7 @@ describe('images', () => {
     await refused(() => uniflow.encode(png), 'BAD_INPUT', '30000 x 30000');
   });
 
-  test('of a stream: the error comes where the picture does', async () => {
+  test('of a stream: the error comes where the image does', async () => {
     const photo = join(golden('preprocess'), 'center_crop_224.png');
     const ids: string[] = [];
     await refused(
@@ -450,9 +450,9 @@ describe('pixels', () => {
       structuredClone(data, { transfer: [data.buffer] });
       await refused(() => uniflow.encode({ pixels: array }), 'BAD_INPUT', /pixels: expected data of at least 9408.*transferred/);
     }
-    const picture = new Uint8Array(await readFile(join(golden('preprocess'), 'center_crop_224.png')));
-    structuredClone(picture, { transfer: [picture.buffer] });
-    await refused(() => uniflow.encode(picture), 'BAD_INPUT', '0 bytes');
+    const image = new Uint8Array(await readFile(join(golden('preprocess'), 'center_crop_224.png')));
+    structuredClone(image, { transfer: [image.buffer] });
+    await refused(() => uniflow.encode(image), 'BAD_INPUT', '0 bytes');
   });
 
   test('in shared memory', async () => {

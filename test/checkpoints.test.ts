@@ -114,7 +114,7 @@ describe('config.json', () => {
     ['experts in a family that has none', 'dinov2-cls', { num_experts: 8 }, 'BAD_CHECKPOINT', /num_experts: unknown field/],
     ['pruned heads', 'dinov2-cls', { pruned_heads: { 0: [1] } }, 'BAD_CHECKPOINT', /pruned_heads/],
     ['quantised weights', 'dinov2-cls', { quantization_config: { bits: 4 } }, 'BAD_CHECKPOINT', /quantization_config/],
-    ['a picture smaller than a patch', 'dinov2-cls', { image_size: 13 }, 'BAD_CHECKPOINT', /image_size: expected at least patch_size 14/],
+    ['an image smaller than a patch', 'dinov2-cls', { image_size: 13 }, 'BAD_CHECKPOINT', /image_size: expected at least patch_size 14/],
     ['CLIP without its tower', 'clip-full-dump', { vision_config: undefined }, 'BAD_CHECKPOINT', /vision_config in .*'clip': .*got none/],
     ['SigLIP2 NaFlex', 'siglip-so400m384', { model_type: 'siglip2_vision_model' }, 'UNSUPPORTED', /NaFlex/],
     ['SigLIP2 NaFlex with its text model', 'siglip-so400m384', { model_type: 'siglip2' }, 'UNSUPPORTED', /NaFlex/],

@@ -24,7 +24,7 @@ const inDir = (...parts: string[]): string => join(dir, ...parts);
 const cli = (...args: string[]): Promise<CommandRun> => startCommand(args).ended;
 const json = ({ stdout }: CommandRun): any => JSON.parse(stdout);
 
-function picture(width: number, height: number, color: string): Sharp {
+function image(width: number, height: number, color: string): Sharp {
   const circle = `<svg width="${width}" height="${height}"><circle cx="40%" cy="50%" r="30%" fill="white"/></svg>`;
   return sharp({ create: { width, height, channels: 3, background: color } }).composite([{ input: Buffer.from(circle) }]);
 }
@@ -32,14 +32,14 @@ function picture(width: number, height: number, color: string): Sharp {
 /** Images in several formats, two damaged ones, other files, and a circular link. */
 async function makePhotos(): Promise<void> {
   await mkdir(join(photos, 'sub'), { recursive: true });
-  await picture(80, 60, '#c04020').png().toFile(join(photos, 'a.png'));
-  await picture(60, 90, '#20c040').jpeg().toFile(join(photos, 'c.JPG'));
-  await picture(70, 70, '#2040c0')
+  await image(80, 60, '#c04020').png().toFile(join(photos, 'a.png'));
+  await image(60, 90, '#20c040').jpeg().toFile(join(photos, 'c.JPG'));
+  await image(70, 70, '#2040c0')
     .webp()
     .toFile(join(photos, 'sub', 'a.webp'));
-  const png = await picture(64, 64, '#808000').png().toBuffer();
+  const png = await image(64, 64, '#808000').png().toBuffer();
   await writeFile(join(photos, 'b-truncated.png'), png.subarray(0, png.length / 2));
-  await writeFile(join(photos, 'd-text.jpg'), 'not a picture');
+  await writeFile(join(photos, 'd-text.jpg'), 'not an image');
   await writeFile(join(photos, '.hidden.png'), png);
   await writeFile(join(photos, 'notes.txt'), 'notes');
   await symlink('..', join(photos, 'sub', 'loop'));
@@ -66,8 +66,8 @@ describe('encode, decode, reconstruct', () => {
     const out = inDir('new-folder', 'latents.safetensors');
     const run = await cli('encode', photos, '--model', model, '--out', out, '--tokens', '--batch', '2');
     expect(run.code).toBe(1);
-    expect(run.stdout).toBe(`3 pictures as latents [3, 16, 16] in ${out} (2 failed)\n`);
-    expect(run.stderr).toContain(`uniflow: ${join(photos, 'b-truncated.png')}: the picture is damaged or incomplete`);
+    expect(run.stdout).toBe(`3 images as latents [3, 16, 16] in ${out} (2 failed)\n`);
+    expect(run.stderr).toContain(`uniflow: ${join(photos, 'b-truncated.png')}: the image is damaged or incomplete`);
     expect(run.stderr).toContain(`uniflow: ${join(photos, 'd-text.jpg')}: expected a JPEG`);
     const file = new ArrayFile(out);
     expect(file.metadata).toEqual({ ids: JSON.stringify(goodPhotos()), grid: '4x4', model });
@@ -89,7 +89,7 @@ describe('encode, decode, reconstruct', () => {
   test('decode writes the images of the library, named after the ids', async () => {
     const out = inDir('decoded');
     const run = await cli('decode', inDir('latents.npy'), '-m', model, '-o', out, '--steps', '2', '--seed', '5', '--batch', '2');
-    expect(run).toMatchObject({ code: 0, stdout: `3 pictures in ${out}\n` });
+    expect(run).toMatchObject({ code: 0, stdout: `3 images in ${out}\n` });
     expect((await readdir(out)).sort()).toEqual(['a-2.png', 'a.png', 'c.png']);
     const uniflow = await UniFlow.load(model);
     const images = await uniflow.decode(await readNpy(inDir('latents.npy')), { steps: 2, seed: 5 });
@@ -128,7 +128,7 @@ describe('encode, decode, reconstruct', () => {
     expect(lines).toHaveLength(4);
     for (const [i, path] of goodPhotos().entries())
       expect(lines[i]).toMatch(new RegExp(`^${path}  PSNR \\d+\\.\\d\\d dB  SSIM -?\\d\\.\\d{4}$`));
-    expect(lines[3]).toMatch(/^mean of 3 pictures {2}PSNR .* \(3 failed\)$/);
+    expect(lines[3]).toMatch(/^mean of 3 images {2}PSNR .* \(3 failed\)$/);
     expect(run.stderr).toContain(`uniflow: ${join(photos, 'missing.png')}: expected a file, but got no such file`);
     expect((await readdir(out)).sort()).toEqual(['a-2.png', 'a.png', 'c.png']);
     expect(await decodeImage(join(out, 'a.png'))).toMatchObject({ width: 56 + 8 + 56, height: 56 });
@@ -139,10 +139,10 @@ describe('encode, decode, reconstruct', () => {
     const uniflow = await UniFlow.load(model);
     const { perImage } = await uniflow.reconstruct(goodPhotos());
     await uniflow.dispose();
-    const { pictures, psnr, failed } = json(run);
+    const { pictures: images, psnr, failed } = json(run);
     expect(run).toMatchObject({ code: 0, stderr: '' });
     expect(failed).toEqual([]);
-    expect(pictures.map((p: { psnr: number }) => p.psnr)).toEqual(perImage.psnr);
+    expect(images.map((p: { psnr: number }) => p.psnr)).toEqual(perImage.psnr);
     expect(psnr).toBeCloseTo(perImage.psnr.reduce((a, b) => a + b) / 3, 5);
   });
 
@@ -201,7 +201,7 @@ describe('encode, decode, reconstruct', () => {
   test('rejects an output that is also an input, before anything is written', async () => {
     const originals = inDir('originals');
     await mkdir(join(originals, 'sub'), { recursive: true });
-    await picture(64, 64, '#203040').png().toFile(join(originals, 'a.png'));
+    await image(64, 64, '#203040').png().toFile(join(originals, 'a.png'));
     await symlink(originals, inDir('same'));
     const before = await readFile(join(originals, 'a.png'));
     for (const [out, input] of [
@@ -211,12 +211,12 @@ describe('encode, decode, reconstruct', () => {
       [originals, inDir('same')],
       [originals, join(originals, '**', '*.png')],
     ] as const)
-      expect((await failure(refuseInside(out, [inDir('elsewhere.png'), input]))).message).toMatch(/searched for pictures/);
+      expect((await failure(refuseInside(out, [inDir('elsewhere.png'), input]))).message).toMatch(/searched for images/);
     await refuseInside(inDir('originals-2'), [originals, join(originals, 'a.png'), '-', 'https://example.org/a.png']);
     expect((await failure(refuseBeside(inDir('same'), [join(originals, 'a.png')]))).message).toMatch(/folder of the original/);
     await refuseBeside(originals, [join(originals, 'gone.png')]);
     const run = await cli('reconstruct', originals, '-m', model, '-o', originals);
-    expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/searched for pictures/) });
+    expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/searched for images/) });
     expect((await readdir(originals)).sort()).toEqual(['a.png', 'sub']);
     expect(Buffer.compare(before, await readFile(join(originals, 'a.png')))).toBe(0);
   });
@@ -235,7 +235,7 @@ describe('encode, decode, reconstruct', () => {
   test('counts other files in one line, and exits with 1 when an image is skipped', async () => {
     const folder = inDir('mixed');
     await mkdir(folder);
-    await picture(64, 64, '#203040').png().toFile(join(folder, 'a.png'));
+    await image(64, 64, '#203040').png().toFile(join(folder, 'a.png'));
     for (const name of ['notes.txt', 'more.txt', 'read.md']) await writeFile(join(folder, name), 'text');
     const run = await cli('encode', folder, '-m', model, '-o', inDir('mixed.npy'));
     expect(run).toMatchObject({ code: 0, stderr: expect.stringContaining('uniflow: 3 files were not images: 2 .txt, 1 .md\n') });

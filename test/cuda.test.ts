@@ -190,7 +190,7 @@ suite(`device 'cuda' (${reason})`, () => {
         [1, 28],
         [3, 56],
         [2, 70],
-      ])('encode %i pictures of %i pixels: latents, tokens, hidden states', async (batch, side) => {
+      ])('encode %i images of %i pixels: latents, tokens, hidden states', async (batch, side) => {
         const options = { tokens: true, hiddenStates: true };
         const [want, got] = [await cpu.encode(pixels(batch, side), options), await cuda.encode(pixels(batch, side), options)];
         expect(got.grid).toEqual(want.grid);
@@ -200,7 +200,7 @@ suite(`device 'cuda' (${reason})`, () => {
         got.hiddenStates!.forEach((state, i) => expect(relativeL2(state, want.hiddenStates![i]!)).toBeLessThan(tolerances[dtype]));
       });
 
-      test('encode pictures of a file, and of bytes as pixels', async () => {
+      test('encode images of a file, and of bytes as pixels', async () => {
         const path = join(photos, 'fig.jpg');
         const [want, got] = [await cpu.encode([path, path], { size: 56 }), await cuda.encode([path, path], { size: 56 })];
         expect(relativeL2(got.latents, want.latents)).toBeLessThan(tolerances[dtype]);
@@ -284,11 +284,11 @@ suite(`device 'cuda' (${reason})`, () => {
 
       test('a batch in parts gives what the whole batch gives', async () => {
         const whole = await cuda.encode(pixels(5), { batchSize: 5 });
-        const picture = await cuda.decode(latents(5), { batchSize: 5, output: 'float32' });
+        const image = await cuda.decode(latents(5), { batchSize: 5, output: 'float32' });
         const limit = dtype === 'float32' ? tolerances.batch : tolerances.bfloat16;
         for (const batchSize of [1, 2, 4]) {
           expect(relativeL2((await cuda.encode(pixels(5), { batchSize })).latents, whole.latents)).toBeLessThan(limit);
-          expect(relativeL2(await cuda.decode(latents(5), { batchSize, output: 'float32' }), picture)).toBeLessThan(limit);
+          expect(relativeL2(await cuda.decode(latents(5), { batchSize, output: 'float32' }), image)).toBeLessThan(limit);
         }
       });
 
@@ -338,7 +338,7 @@ suite(`device 'cuda' (${reason})`, () => {
     const float8 = (options: DeviceOptions = {}): UniFlow =>
       UniFlow.random('nano', { seed: 3, device: 'cuda', dtype: 'bfloat16', float8: true, ...options });
 
-    test('latents stay near those of float32, and pictures can be made of them', async () => {
+    test('latents stay near those of float32, and images can be made of them', async () => {
       await using exact = UniFlow.random('nano', { seed: 3, device: 'cpu' });
       await using uniflow = float8();
       const [want, got] = [await exact.encode(pixels(4)), await uniflow.encode(pixels(4))];
@@ -375,16 +375,16 @@ suite(`device 'cuda' (${reason})`, () => {
     });
 
     test('reads a published encoder, and a tokenizer on it', async () => {
-      const pictures = pixels(2);
+      const images = pixels(2);
       await using exact = await VisionEncoder.load(golden('dinov2'), { device: 'cpu' });
       await using encoder = await VisionEncoder.load(golden('dinov2'), { device: 'cuda', dtype: 'bfloat16', float8: true });
-      const [want, got] = [await exact.encode(pictures), await encoder.encode(pictures)];
+      const [want, got] = [await exact.encode(images), await encoder.encode(images)];
       expect(cosine(got.lastHiddenState, want.lastHiddenState)).toBeGreaterThan(0.99);
       const uniflow = UniFlow.fromEncoder(encoder, { latentChannels: 16, globalBlocks: 1, flowBlocks: 1 });
-      const { latents, grid } = await uniflow.encode(pictures);
+      const { latents, grid } = await uniflow.encode(images);
       expect((await uniflow.decode(latents, { grid })).shape).toEqual([2, 56, 56, 3]);
       await uniflow.dispose();
-      expect((await encoder.encode(pictures)).lastHiddenState).toEqual(got.lastHiddenState);
+      expect((await encoder.encode(images)).lastHiddenState).toEqual(got.lastHiddenState);
     });
 
     test('training and save() refuse the rounded weights, and leave the model as it was', () =>
@@ -599,7 +599,7 @@ suite(`device 'cuda' (${reason})`, () => {
       }
     });
 
-    test.each([28, 56])('leaves no trace: when there is room again, pictures of %i pixels are encoded, and decoded', async (side) => {
+    test.each([28, 56])('leaves no trace: when there is room again, images of %i pixels are encoded, and decoded', async (side) => {
       await using same = make();
       const want = (await same.encode(pixels(1, side))).latents;
       const got: unknown = await uniflow.encode(pixels(1, side)).then(
@@ -688,7 +688,7 @@ suite(`device 'cuda' (${reason})`, () => {
       expect((await failure(uniflow.decode(latents()))).code).toBe('DISPOSED');
     });
 
-    test('a picture that is not finite fails its own call alone', async () => {
+    test('an image that is not finite fails its own call alone', async () => {
       await using uniflow = UniFlow.random('nano', { device: 'cuda' });
       const want = (await uniflow.encode(pixels())).latents;
       const bad = pixels();

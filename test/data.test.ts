@@ -14,9 +14,9 @@ import { UniFlowError, type ErrorCode } from '../lib/errors.js';
 import { defaultPreprocessing, loadPixels } from '../lib/io/preprocess.js';
 
 let dir: string;
-/** 10 images of 3 classes in two formats, in `pictures`. */
+/** 10 images of 3 classes in two formats, in `images`. */
 const files: string[] = [];
-let pictures: Dataset;
+let images: Dataset;
 
 /** Red encodes the column and green the row, so that pixels reveal their origin; blue distinguishes images. */
 function gradient(blue = 0, side = 256): Sharp {
@@ -41,10 +41,10 @@ beforeAll(async () => {
         : [`deep/${i}.jpg`, gradient(25 * i).jpeg({ quality: 100, chromaSubsampling: '4:4:4' })];
     const file = `${['ant', 'bee', 'cat'][i % 3]}/${name}`;
     files.push(file);
-    await put(`pictures/${file}`, await bytes.toBuffer());
+    await put(`images/${file}`, await bytes.toBuffer());
   }
   files.sort();
-  pictures = await openDataset(join(dir, 'pictures'));
+  images = await openDataset(join(dir, 'images'));
 });
 afterAll(() => rm(dir, { recursive: true, force: true }));
 
@@ -77,12 +77,12 @@ const sameBatches = (a: Batch[], b: Batch[]): void => {
 
 describe('folder', () => {
   test('uses first-level folders as classes, and finds images recursively, sorted by name', async () => {
-    expect(pictures.classes).toEqual(['ant', 'bee', 'cat']);
-    expect(await contents(pictures)).toEqual(files.map((file) => [file, ['ant', 'bee', 'cat'].indexOf(file.slice(0, 3))]));
+    expect(images.classes).toEqual(['ant', 'bee', 'cat']);
+    expect(await contents(images)).toEqual(files.map((file) => [file, ['ant', 'bee', 'cat'].indexOf(file.slice(0, 3))]));
   });
 
   test('gives no labels without class folders, or when an image is next to them', async () => {
-    const flat = await openDataset(join(dir, 'pictures', 'bee', 'deep'));
+    const flat = await openDataset(join(dir, 'images', 'bee', 'deep'));
     expect(flat.classes).toBeUndefined();
     expect((await flat.read(0)).label).toBeUndefined();
     await put('mixed/ant/1.png', '');
@@ -97,7 +97,7 @@ describe('folder', () => {
 
   test('follows links, but not in cycles', async () => {
     await mkdir(join(dir, 'links'));
-    await symlink(join(dir, 'pictures', 'bee'), join(dir, 'links', 'wasp'));
+    await symlink(join(dir, 'images', 'bee'), join(dir, 'links', 'wasp'));
     await symlink(join(dir, 'links'), join(dir, 'links', 'again'));
     await symlink(join(dir, 'nowhere'), join(dir, 'links', 'broken.png'));
     const found = await contents(await openDataset(join(dir, 'links')));
@@ -107,28 +107,28 @@ describe('folder', () => {
   test('rejects a missing or empty folder, or another kind of file', async () => {
     await failure(openDataset(join(dir, 'nothing')), 'NOT_FOUND', /nothing: expected a file or folder, but got nothing of that name/);
     await mkdir(join(dir, 'empty'));
-    await failure(openDataset(join(dir, 'empty')), 'NOT_FOUND', /empty: expected pictures \(jpg, .*\), but got none/);
+    await failure(openDataset(join(dir, 'empty')), 'NOT_FOUND', /empty: expected images \(jpg, .*\), but got none/);
     await failure(openDataset(await put('x.mp4', '')), 'UNSUPPORTED', /expected a folder, a list .* but got 'x\.mp4'/);
     await failure(openDataset(7 as never), 'BAD_INPUT', /path: expected the path of a dataset, but got 7/);
     await failure(openDataset(dir, { signal: AbortSignal.abort() }), 'ABORTED', /aborted/);
-    await failure(pictures.read(10), 'BAD_INPUT', /index: expected an integer from 0 to 9, but got 10/);
+    await failure(images.read(10), 'BAD_INPUT', /index: expected an integer from 0 to 9, but got 10/);
   });
 });
 
 describe('list', () => {
   test('resolves paths relative to the list; numbers names in order and keeps numbers', async () => {
     const [a, b] = files as [string, string];
-    const named = await openDataset(await put('pictures/named.tsv', `${b}\tzebra\r\n\n${a}\tape\r\n`));
+    const named = await openDataset(await put('images/named.tsv', `${b}\tzebra\r\n\n${a}\tape\r\n`));
     expect(named.classes).toEqual(['ape', 'zebra']);
     expect(await contents(named)).toEqual([
       [b, 1],
       [a, 0],
     ]);
-    const numbered = await openDataset(await put('pictures/numbered.csv', `\ufeff${a},10\n${join(dir, 'pictures', b)}, 2\n`));
+    const numbered = await openDataset(await put('images/numbered.csv', `\ufeff${a},10\n${join(dir, 'images', b)}, 2\n`));
     expect(numbered.classes).toBeUndefined();
     expect((await contents(numbered)).map(([, label]) => label)).toEqual([10, 2]);
     expect((await take(numbered, 1, { batchSize: 2, crop: 'center' }))[0]!.labels).toEqual(Int32Array.of(10, 2));
-    const plain = await openDataset(await put('pictures/plain.txt', `${a}\n${b}`));
+    const plain = await openDataset(await put('images/plain.txt', `${a}\n${b}`));
     expect(await contents(plain)).toEqual([
       [a, undefined],
       [b, undefined],
@@ -136,14 +136,14 @@ describe('list', () => {
   });
 
   test('names a missing file with its line, a missing label with its image', async () => {
-    await failure(openDataset(await put('pictures/a.txt', `${files[0]}\ngone.jpg`)), 'NOT_FOUND', /a\.txt, line 2: .*'gone\.jpg'/);
-    const partly = await put('pictures/b.txt', `${files[0]}\t1\n${files[1]}\n`);
+    await failure(openDataset(await put('images/a.txt', `${files[0]}\ngone.jpg`)), 'NOT_FOUND', /a\.txt, line 2: .*'gone\.jpg'/);
+    const partly = await put('images/b.txt', `${files[0]}\t1\n${files[1]}\n`);
     await failure(
       openDataset(partly),
       'BAD_INPUT',
-      new RegExp(`a label for every picture, or for none, but got 1 of 2: '${files[1]}' has none`),
+      new RegExp(`a label for every image, or for none, but got 1 of 2: '${files[1]}' has none`),
     );
-    await failure(openDataset(await put('c.csv', '\n')), 'NOT_FOUND', /c\.csv: expected a picture in each line/);
+    await failure(openDataset(await put('c.csv', '\n')), 'NOT_FOUND', /c\.csv: expected an image in each line/);
   });
 });
 
@@ -161,7 +161,7 @@ describe('IDX', () => {
     ['plain', 'train-images-idx3-ubyte', images, 'train-labels-idx1-ubyte', labels],
     ['zipped', 't10k-images-idx3-ubyte.gz', gzipSync(images), 't10k-labels-idx1-ubyte.gz', gzipSync(labels)],
     ['dotted', 'train-images.idx3-ubyte', images, 'train-labels.idx1-ubyte', labels],
-  ])('%s: grey pictures as RGB, labels from beside', async (folder, name, imageBytes, labelName, labelBytes) => {
+  ])('%s: grey images as RGB, labels from beside', async (folder, name, imageBytes, labelName, labelBytes) => {
     await put(`${folder}/${labelName}`, labelBytes);
     const dataset = await openDataset(await put(`${folder}/${name}`, imageBytes));
     expect((await contents(dataset)).map(([, label]) => label)).toEqual([3, 1, 4, 1, 5]);
@@ -186,7 +186,7 @@ describe('IDX', () => {
       /cannot be read: unexpected end/,
     );
     await put('idx/e-labels-idx1-ubyte', Buffer.concat([header(0x801, 1), Buffer.from([1])]));
-    await failure(open('e', images), 'BAD_INPUT', /expected 5 labels, one for each picture, but got 1/);
+    await failure(open('e', images), 'BAD_INPUT', /expected 5 labels, one for each image, but got 1/);
   });
 });
 
@@ -272,7 +272,7 @@ describe('WebDataset', () => {
       /between\.tar: expected 512 bytes at byte 1024/,
     );
     await failure(openDataset(await put('noise.tar', Buffer.alloc(1024, 'x'))), 'BAD_INPUT', /expected a tar header at byte 0/);
-    await failure(openDataset(await tar('text.tar', { 'a.txt': 'a' })), 'NOT_FOUND', /text\.tar: expected pictures/);
+    await failure(openDataset(await tar('text.tar', { 'a.txt': 'a' })), 'NOT_FOUND', /text\.tar: expected images/);
     await failure(
       openDataset(await tar('json.tar', { 'a.png': await png(1), 'a.json': '{' })),
       'BAD_INPUT',
@@ -281,7 +281,7 @@ describe('WebDataset', () => {
   });
 
   test('names a broken image by its key, and leaves no file open', async () => {
-    const dataset = await openDataset(await tar('broken.tar', { 'bad.png': 'no picture' }));
+    const dataset = await openDataset(await tar('broken.tar', { 'bad.png': 'no image' }));
     await failure(take(dataset, 1, { batchSize: 1 }), 'BAD_INPUT', /^broken\.tar\/bad: expected a JPEG, .* but got 10 bytes/);
     if (process.platform !== 'linux') return;
     const open = await Promise.all((await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')));
@@ -292,70 +292,70 @@ describe('WebDataset', () => {
 describe('hash', () => {
   test('depends on ids, labels and bytes, and changes with each', async () => {
     const expected = createHash('sha256');
-    for (const [id, label] of await contents(pictures)) {
-      const bytes = await readFile(join(dir, 'pictures', id));
+    for (const [id, label] of await contents(images)) {
+      const bytes = await readFile(join(dir, 'images', id));
       expected.update(`${JSON.stringify([id, label, bytes.length])}\n`).update(bytes);
     }
-    const before = await pictures.hash();
+    const before = await images.hash();
     expect(before).toBe(expected.digest('hex'));
-    const file = join(dir, 'pictures', files[4]!);
+    const file = join(dir, 'images', files[4]!);
     const bytes = await readFile(file);
     await writeFile(file, Buffer.concat([bytes.subarray(0, -1), Buffer.from([bytes.at(-1)! ^ 1])]));
-    expect(await pictures.hash()).not.toBe(before);
+    expect(await images.hash()).not.toBe(before);
     await writeFile(file, bytes);
-    expect(await pictures.hash()).toBe(before);
-    expect(await subset(pictures, [1, 0]).hash()).not.toBe(await subset(pictures, [0, 1]).hash());
+    expect(await images.hash()).toBe(before);
+    expect(await subset(images, [1, 0]).hash()).not.toBe(await subset(images, [0, 1]).hash());
   });
 
   test('reports progress, and can be aborted', async () => {
     const seen: number[] = [];
-    await pictures.hash({ onProgress: (done, total) => seen.push(done / total) });
+    await images.hash({ onProgress: (done, total) => seen.push(done / total) });
     expect(seen).toEqual(Array.from({ length: 10 }, (_, i) => (i + 1) / 10));
     const stop = new AbortController();
-    await failure(pictures.hash({ signal: stop.signal, onProgress: () => stop.abort() }), 'ABORTED', /aborted/);
+    await failure(images.hash({ signal: stop.signal, onProgress: () => stop.abort() }), 'ABORTED', /aborted/);
   });
 });
 
 describe('subset', () => {
   test('has the named samples, with the classes of the whole set', async () => {
-    const some = subset(pictures, [7, 0, 7]);
+    const some = subset(images, [7, 0, 7]);
     expect((await contents(some)).map(([id]) => id)).toEqual([files[7], files[0], files[7]]);
-    expect(some.classes).toEqual(pictures.classes);
+    expect(some.classes).toEqual(images.classes);
     await some.close();
     await failure(some.read(0), 'DISPOSED', /closed/);
-    expect((await pictures.read(0)).id).toBe(files[0]);
-    expect(() => subset(pictures, [10])).toThrow(/indices\[0\]: expected an integer from 0 to 9, but got 10/);
+    expect((await images.read(0)).id).toBe(files[0]);
+    expect(() => subset(images, [10])).toThrow(/indices\[0\]: expected an integer from 0 to 9, but got 10/);
   });
 });
 
 describe('loader', () => {
   test('makes a batch depend only on dataset, options, seed and step, so a run resumed at step 5 continues identically', async () => {
-    const whole = await take(pictures, 10, { seed: 4 });
+    const whole = await take(images, 10, { seed: 4 });
     expect(whole.map(({ step, epoch }) => [step, epoch])).toEqual(Array.from({ length: 10 }, (_, i) => [i, Math.floor(i / 3)]));
-    sameBatches(await take(pictures, 5, { seed: 4, from: 5 }), whole.slice(5));
+    sameBatches(await take(images, 5, { seed: 4, from: 5 }), whole.slice(5));
     const threads = sharp.concurrency();
     sharp.concurrency(3);
-    sameBatches(await take(pictures, 10, { seed: 4, prefetch: 0 }), whole);
+    sameBatches(await take(images, 10, { seed: 4, prefetch: 0 }), whole);
     sharp.concurrency(threads);
-    sameBatches(await take(pictures, 7, { seed: 4, prefetch: 20 }), whole.slice(0, 7));
-    const other = await take(pictures, 10, { seed: 5 });
+    sameBatches(await take(images, 7, { seed: 4, prefetch: 20 }), whole.slice(0, 7));
+    const other = await take(images, 10, { seed: 5 });
     expect(other.map(({ ids }) => ids)).not.toEqual(whole.map(({ ids }) => ids));
   });
 
   test('shuffles each training epoch, uses every image at most once, and drops the partial batch', async () => {
-    const taken = await take(pictures, 6);
+    const taken = await take(images, 6);
     const epochs = [taken.slice(0, 3), taken.slice(3)].map((epoch) => epoch.flatMap(({ ids }) => ids));
     for (const ids of epochs) expect(new Set(ids).size).toBe(9);
     expect(epochs[0]).not.toEqual(epochs[1]);
     for (const { ids, labels } of taken) expect([...labels!]).toEqual(ids.map((id) => ['ant', 'bee', 'cat'].indexOf(id.slice(0, 3))));
-    expect(await take(pictures, Infinity, { epochs: 2 })).toHaveLength(6);
+    expect(await take(images, Infinity, { epochs: 2 })).toHaveLength(6);
   });
 
   test('yields all images in order, preprocessed as in encode, when evaluating', async () => {
-    const taken = await take(pictures, Infinity, { crop: 'center', epochs: 1, batchSize: 4, size: [16, 12] });
+    const taken = await take(images, Infinity, { crop: 'center', epochs: 1, batchSize: 4, size: [16, 12] });
     expect(taken.map(({ pixels }) => pixels.shape)).toEqual([4, 4, 2].map((b) => [b, 16, 12, 3]));
     expect(taken.flatMap(({ ids }) => ids)).toEqual(files);
-    const paths = files.map((file) => ({ id: file, image: join(dir, 'pictures', file) }));
+    const paths = files.map((file) => ({ id: file, image: join(dir, 'images', file) }));
     const expected = await loadPixels(paths, defaultPreprocessing('internvit', [16, 12]), [16, 12]);
     expect(Buffer.compare(Buffer.concat(taken.map(({ pixels }) => pixels.data)), expected)).toBe(0);
   });
@@ -366,7 +366,7 @@ describe('loader', () => {
     count = 200,
   ): Promise<{ left: number; top: number; width: number; height: number }[]> {
     const size = 32;
-    const one = subset(pictures, [files.findIndex((file) => file.endsWith('.jpg'))]);
+    const one = subset(images, [files.findIndex((file) => file.endsWith('.jpg'))]);
     const taken = await take(one, count, { size, batchSize: 1, ...options });
     return taken.map(({ pixels }) => {
       const [red0, red1] = [pixels.get(0, 16, 0, 0), pixels.get(0, 16, size - 1, 0)];
@@ -406,7 +406,7 @@ describe('loader', () => {
       for (const name of ['left', 'top', 'width', 'height'] as const) expect(Math.abs(box[name] - plain[i]![name])).toBeLessThan(3);
     });
     const center = { crop: 'center', batchSize: 1, size: 8, flip: true } as const;
-    const reds = (await take(subset(pictures, [0]), 30, center)).map(({ pixels }) => pixels.get(0, 0, 0, 0) < pixels.get(0, 0, 7, 0));
+    const reds = (await take(subset(images, [0]), 30, center)).map(({ pixels }) => pixels.get(0, 0, 0, 0) < pixels.get(0, 0, 7, 0));
     expect(new Set(reds)).toEqual(new Set([true, false]));
   });
 
@@ -445,8 +445,8 @@ describe('loader', () => {
   });
 
   test('prefetches the given number of batches while the caller works, and no more', async () => {
-    const read = jest.spyOn(pictures, 'read');
-    const iterator = batches(pictures, { batchSize: 3, size: 8, prefetch: 2 });
+    const read = jest.spyOn(images, 'read');
+    const iterator = batches(images, { batchSize: 3, size: 8, prefetch: 2 });
     expect(read).toHaveBeenCalledTimes(0);
     await iterator.next();
     for (const calls of [9, 12]) {
@@ -468,7 +468,7 @@ describe('loader', () => {
     const broken = await openDataset(join(dir, 'broken'));
     const iterator = batches(broken, { batchSize: 2, size: 8, shuffle: false });
     expect((await iterator.next()).value).toMatchObject({ ids: ['0.jpg', '1.jpg'], labels: undefined });
-    await failure(iterator.next(), 'BAD_INPUT', /broken\/3\.jpg: the picture is damaged or incomplete/);
+    await failure(iterator.next(), 'BAD_INPUT', /broken\/3\.jpg: the image is damaged or incomplete/);
     expect((await iterator.next()).done).toBe(true);
     await rm(join(dir, 'broken', '3.jpg'));
     await failure(take(broken, 2, { batchSize: 2, shuffle: false }), 'NOT_FOUND', /broken\/3\.jpg: expected a file, but got no such file/);
@@ -480,7 +480,7 @@ describe('loader', () => {
     const onDamaged: LoaderOptions['onDamaged'] = ({ index, id, error }) => void met.push({ index, id, message: error.message });
     beforeAll(async () => {
       const whole = await gradient().jpeg().toBuffer();
-      for (let i = 0; i < 6; i++) await put(`damaged/${i}.jpg`, i === 2 ? 'no picture' : whole);
+      for (let i = 0; i < 6; i++) await put(`damaged/${i}.jpg`, i === 2 ? 'no image' : whole);
       broken = await openDataset(join(dir, 'damaged'));
     });
 
@@ -525,10 +525,10 @@ describe('loader', () => {
     const loose = jest.fn();
     process.on('unhandledRejection', loose);
     const stop = new AbortController();
-    const iterator = batches(pictures, { batchSize: 3, size: 64, prefetch: 8, signal: stop.signal });
+    const iterator = batches(images, { batchSize: 3, size: 64, prefetch: 8, signal: stop.signal });
     await iterator.next();
     stop.abort(new Error('enough'));
-    await failure(take(pictures, 1, { signal: stop.signal }), 'ABORTED', /aborted/);
+    await failure(take(images, 1, { signal: stop.signal }), 'ABORTED', /aborted/);
     await failure(
       (async () => {
         for await (const batch of iterator) void batch;
@@ -553,6 +553,6 @@ describe('loader', () => {
     [{ prefetch: -1 }, /prefetch: expected/],
     [{ signal: 'no' as never }, /signal: expected an AbortSignal/],
   ])('refuses %j at once', (options, message) => {
-    expect(() => batches(pictures, { batchSize: 2, size: 8, ...options })).toThrow(message);
+    expect(() => batches(images, { batchSize: 2, size: 8, ...options })).toThrow(message);
   });
 });

@@ -170,7 +170,9 @@ describe('uniflow embed', () => {
     for (const i of [0, 5, 49]) {
       const vector = Float32Array.from(vectors.get(i) as Iterable<number>);
       const row = names.indexOf(names[i % names.length]!);
-      expect(relativeL2(ndarray(vector, [48]), ndarray(expected.data.slice(48 * row, 48 * (row + 1)), [48]))).toBeLessThan(tolerances.batch);
+      expect(relativeL2(ndarray(vector, [48]), ndarray(expected.data.slice(48 * row, 48 * (row + 1)), [48]))).toBeLessThan(
+        tolerances.batch,
+      );
     }
     expect(table.schema.metadata.get('pool')).toBe('head');
   });

@@ -154,7 +154,7 @@ describe('frozen features', () => {
 });
 
 /** Images of two classes, brighter on the left or on the right, in sub-folders of these names. */
-async function makePictures(folder: string, count: number, seed: number): Promise<void> {
+async function makeImages(folder: string, count: number, seed: number): Promise<void> {
   for (let i = 0; i < count; i++) {
     const side = i % 2 === 0 ? 'left' : 'right';
     await mkdir(join(folder, side), { recursive: true });
@@ -176,8 +176,8 @@ describe('evaluate', () => {
   const evaluateWith = async (options: Partial<EvaluateOptions> = {}): Promise<Evaluation> => evaluate(uniflow, { data, ...options });
 
   beforeAll(async () => {
-    await makePictures(join(dir, 'val'), 33, 0);
-    await makePictures(join(dir, 'train'), 24, 100);
+    await makeImages(join(dir, 'val'), 33, 0);
+    await makeImages(join(dir, 'train'), 24, 100);
     [data, train] = [await openDataset(join(dir, 'val')), await openDataset(join(dir, 'train'))];
     uniflow = UniFlow.random('nano', { seed: 1 });
     teacher = UniFlow.random('nano', { seed: 2 });
@@ -306,11 +306,11 @@ describe('evaluate', () => {
     expect(await refused({ signal: AbortSignal.abort() })).toMatchObject({ code: 'ABORTED' });
   });
 
-  test('a broken picture is named', async () => {
+  test('a broken image is named', async () => {
     const broken = join(dir, 'broken');
     await mkdir(broken);
     await writeFile(join(broken, 'good.png'), await readFile(join(dir, 'val', 'left', '000.png')));
-    await writeFile(join(broken, 'text.png'), 'no picture');
+    await writeFile(join(broken, 'text.png'), 'no image');
     await expect(evaluateWith({ data: await openDataset(broken) })).rejects.toMatchObject({
       code: 'BAD_INPUT',
       message: /broken\/text\.png/,

@@ -52,8 +52,8 @@ describe('the name of a result', () => {
 test('a file whose name is not UTF-8 is passed over by name, and the others are read', async () => {
   const folder = join(dir, 'latin1');
   await mkdir(folder);
-  await writeFile(Buffer.from(join(folder, 'caf\xe9.png'), 'latin1'), 'a picture');
-  await writeFile(join(folder, 'tea.png'), 'a picture');
+  await writeFile(Buffer.from(join(folder, 'caf\xe9.png'), 'latin1'), 'an image');
+  await writeFile(join(folder, 'tea.png'), 'an image');
   const skipped: Skipped[] = [];
   const ids: string[] = [];
   for await (const { id } of openSource(folder).items((skip) => skipped.push(skip))) ids.push(id);

@@ -35,7 +35,7 @@ function quarters(): Buffer {
   return data;
 }
 
-const picture = () => sharp(quarters(), { raw: { width: WIDTH, height: HEIGHT, channels: 3 } });
+const drawn = () => sharp(quarters(), { raw: { width: WIDTH, height: HEIGHT, channels: 3 } });
 
 const pixel = (image: RgbImage, x: number, y: number) => {
   const at = (y * image.width + x) * 3;
@@ -59,15 +59,15 @@ async function failure(source: ImageSource, options?: Parameters<typeof decodeIm
 
 describe('formats', () => {
   const formats: [string, () => Promise<Buffer>, number][] = [
-    ['png', () => picture().png().toBuffer(), 0],
-    ['palette png', () => picture().png({ palette: true }).toBuffer(), 0],
-    ['jpeg', () => picture().jpeg({ quality: 100, chromaSubsampling: '4:4:4' }).toBuffer(), 3],
-    ['progressive jpeg', () => picture().jpeg({ quality: 100, progressive: true }).toBuffer(), 3],
-    ['webp', () => picture().webp({ quality: 100 }).toBuffer(), 6],
-    ['lossless webp', () => picture().webp({ lossless: true }).toBuffer(), 0],
-    ['avif', () => picture().avif({ quality: 100 }).toBuffer(), 6],
-    ['tiff', () => picture().tiff({ compression: 'lzw' }).toBuffer(), 0],
-    ['gif', () => picture().gif().toBuffer(), 0],
+    ['png', () => drawn().png().toBuffer(), 0],
+    ['palette png', () => drawn().png({ palette: true }).toBuffer(), 0],
+    ['jpeg', () => drawn().jpeg({ quality: 100, chromaSubsampling: '4:4:4' }).toBuffer(), 3],
+    ['progressive jpeg', () => drawn().jpeg({ quality: 100, progressive: true }).toBuffer(), 3],
+    ['webp', () => drawn().webp({ quality: 100 }).toBuffer(), 6],
+    ['lossless webp', () => drawn().webp({ lossless: true }).toBuffer(), 0],
+    ['avif', () => drawn().avif({ quality: 100 }).toBuffer(), 6],
+    ['tiff', () => drawn().tiff({ compression: 'lzw' }).toBuffer(), 0],
+    ['gif', () => drawn().gif().toBuffer(), 0],
   ];
 
   test.each(formats)('%s', async (_name, encode, tolerance) => {
@@ -77,7 +77,7 @@ describe('formats', () => {
   });
 
   test('a path, a file URL, its text, a Buffer and a Uint8Array give the same', async () => {
-    const bytes = await picture().png().toBuffer();
+    const bytes = await drawn().png().toBuffer();
     const path = join(dir, 'with space.png');
     await writeFile(path, bytes);
     const sources: ImageSource[] = [path, pathToFileURL(path), pathToFileURL(path).href, bytes, new Uint8Array(bytes)];
@@ -96,9 +96,9 @@ describe('formats', () => {
 
   test('reads a changed file again', async () => {
     const path = join(dir, 'changes.png');
-    await picture().png().toFile(path);
+    await drawn().png().toFile(path);
     expect(corners(await decodeImage(path))).toEqual(CORNERS);
-    await writeFile(path, await picture().negate().png().toBuffer());
+    await writeFile(path, await drawn().negate().png().toBuffer());
     expect(pixel(await decodeImage(path), 0, 0)).toEqual([0, 255, 255]);
   });
 });
@@ -115,7 +115,7 @@ describe('pixels', () => {
     [7, [3, 1, 2, 0]],
     [8, [1, 3, 0, 2]],
   ])('EXIF orientation %i', async (orientation, order) => {
-    const jpeg = picture().withMetadata({ orientation }).jpeg({ quality: 100, chromaSubsampling: '4:4:4' });
+    const jpeg = drawn().withMetadata({ orientation }).jpeg({ quality: 100, chromaSubsampling: '4:4:4' });
     const image = await decodeImage(await jpeg.toBuffer());
     expect([image.width, image.height]).toEqual(orientation < 5 ? [WIDTH, HEIGHT] : [HEIGHT, WIDTH]);
     expect(
@@ -161,7 +161,7 @@ describe('pixels', () => {
   });
 
   test('CMYK becomes RGB', async () => {
-    const jpeg = await picture().toColourspace('cmyk').jpeg({ quality: 100 }).toBuffer();
+    const jpeg = await drawn().toColourspace('cmyk').jpeg({ quality: 100 }).toBuffer();
     expect((await sharp(jpeg).metadata()).space).toBe('cmyk');
     const [red, green, blue, white] = corners(await decodeImage(jpeg));
     expect(red![0]).toBeGreaterThan(150);
@@ -172,7 +172,7 @@ describe('pixels', () => {
 
   test('RGB values are not converted from an embedded profile', async () => {
     // The sRGB red in Display P3 is stored as (234, 51, 34); converting it back would give (255, 0, 0).
-    const png = await picture().withIccProfile('p3').png().toBuffer();
+    const png = await drawn().withIccProfile('p3').png().toBuffer();
     expect((await sharp(png).metadata()).icc).toBeDefined();
     expect(distance([pixel(await decodeImage(png), 0, 0)], [[234, 51, 34]])).toBeLessThanOrEqual(1);
   });
@@ -232,14 +232,14 @@ describe('bad input', () => {
     const error = await failure(whole.subarray(0, whole.length >> 1));
     expect(error.code).toBe('BAD_INPUT');
     // The directory of a TIFF is at its end, so a truncated file is not recognised as a TIFF.
-    const start = format === 'tiff' ? 'expected a JPEG' : 'the picture is damaged or incomplete: ';
+    const start = format === 'tiff' ? 'expected a JPEG' : 'the image is damaged or incomplete: ';
     expect(error.message.startsWith(`<buffer>: ${start}`)).toBe(true);
     expect(error.message).not.toContain('\n');
     expect(error.cause).toBeInstanceOf(Error);
   });
 
   test('ignores bytes after the end of a JPEG', async () => {
-    const jpeg = await picture().jpeg().toBuffer();
+    const jpeg = await drawn().jpeg().toBuffer();
     expect((await decodeImage(Buffer.concat([jpeg, Buffer.from('trailer')]))).width).toBe(WIDTH);
   });
 
@@ -249,7 +249,7 @@ describe('bad input', () => {
     expect(error.message).toBe(
       '<buffer>: expected at most 268402689 pixels (raise the option maxPixels to allow more), ' + 'but got 900000000 (30000 x 30000)',
     );
-    const png = await picture().png().toBuffer();
+    const png = await drawn().png().toBuffer();
     expect((await failure(png, { maxPixels: WIDTH * HEIGHT - 1 })).message).toContain('at most 1535 pixels');
     expect((await decodeImage(png, { maxPixels: WIDTH * HEIGHT })).width).toBe(WIDTH);
   });
@@ -280,9 +280,9 @@ describe('bad input', () => {
   );
 
   test('an aborted signal', async () => {
-    expect((await failure(await picture().png().toBuffer(), { signal: AbortSignal.abort() })).code).toBe('ABORTED');
+    expect((await failure(await drawn().png().toBuffer(), { signal: AbortSignal.abort() })).code).toBe('ABORTED');
     const path = join(dir, 'abort.png');
-    await picture().png().toFile(path);
+    await drawn().png().toFile(path);
     const controller = new AbortController();
     const pending = failure(path, { signal: controller.signal });
     controller.abort();
@@ -334,6 +334,6 @@ describe('sideBySide', () => {
   });
 
   test('needs at least one', () => {
-    expect(() => sideBySide([])).toThrow(/at least one picture/);
+    expect(() => sideBySide([])).toThrow(/at least one image/);
   });
 });

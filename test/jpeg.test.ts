@@ -27,12 +27,12 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 // The reference
 // ---------------------------------------------------------------------------------------------------
 
-const FORMATS = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
+const FORMATS = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP image';
 
 /** decodeImage without the native decoder. */
 async function bySharp(bytes: Uint8Array, maxPixels = 16383 * 16383, name = '<buffer>'): Promise<RgbImage> {
   const bad = (what: string) => new UniFlowError('BAD_INPUT', `${name}: ${what}`);
-  const damaged = (error: unknown) => bad(`the picture is damaged or incomplete: ${(error as Error).message.split('\n')[0]}`);
+  const damaged = (error: unknown) => bad(`the image is damaged or incomplete: ${(error as Error).message.split('\n')[0]}`);
   if (bytes.length === 0) throw bad(`expected ${FORMATS}, but got 0 bytes`);
   const { width, height, space } = await sharp(bytes, { limitInputPixels: false })
     .metadata()
@@ -205,8 +205,8 @@ describe('what encoders write', () => {
       [1025, 3],
       [33, 64],
     ])('%i x %i', async (width, height) => {
-      for (const picture of [scaled(width, height), scaled(width, height).greyscale()]) {
-        const bytes = await picture.jpeg(options).toBuffer();
+      for (const image of [scaled(width, height), scaled(width, height).greyscale()]) {
+        const bytes = await image.jpeg(options).toBuffer();
         await expectNative(bytes);
         await expectAsSharp(bytes);
       }
@@ -383,7 +383,7 @@ describe('damage', () => {
     await expectAllAsSharp([
       ['text', Buffer.concat([bytes, Buffer.from('trailer')])],
       ['zeros', Buffer.concat([bytes, Buffer.alloc(1000)])],
-      ['a picture', Buffer.concat([bytes, await jpeg(7, 7)])],
+      ['an image', Buffer.concat([bytes, await jpeg(7, 7)])],
       ['another end', Buffer.concat([bytes, bytes.subarray(-EOI_BYTES)])],
     ]);
   });
@@ -407,7 +407,7 @@ describe('damage', () => {
       ['SOI and 0xff', Buffer.from([0xff, SOI, 0xff])],
       ['SOI, EOI', Buffer.from([0xff, SOI, 0xff, 0xd9])],
       ['SOI, zeros', Buffer.concat([Buffer.from([0xff, SOI]), Buffer.alloc(500)])],
-      ['SOI, text', Buffer.from('\xff\xd8hello world, this is no picture', 'latin1')],
+      ['SOI, text', Buffer.from('\xff\xd8hello world, this is no image', 'latin1')],
     ]);
   });
 });
@@ -653,7 +653,7 @@ describe('openImage', () => {
     expect(got).toEqual(want);
   });
 
-  test('says the size of the upright picture', async () => {
+  test('says the size of the upright image', async () => {
     const bytes = withExif(await jpeg(37, 53), exif(tiff('II', [orientation(8)])));
     expect(await openImage(bytes)).toMatchObject({ width: 53, height: 37 });
   });

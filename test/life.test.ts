@@ -134,7 +134,7 @@ describe('worker threads', () => {
       const { UniFlow } = await library();
       const uniflow = await UniFlow.load(fixture);
       const controller = new AbortController();
-      const picture = uniflow.decode(latents(64), { steps: 5000, signal: controller.signal }).catch(() => 0); // minutes
+      const image = uniflow.decode(latents(64), { steps: 5000, signal: controller.signal }).catch(() => 0); // minutes
       await sleep(300);
       const start = performance.now();
       const stop = setTimeout(() => controller.abort(), 15_000);
@@ -142,7 +142,7 @@ describe('worker threads', () => {
       print((performance.now() - start) / 1000);
       clearTimeout(stop);
       controller.abort();
-      await picture;
+      await image;
     `);
     expect(seconds).toBeLessThan(10);
   });
@@ -181,9 +181,9 @@ describe('worker threads', () => {
           setTimeout(() => { throw new Error('on purpose'); }, 50);
         `)};
         const failed = new Promise((resolve) => worker.once('error', (error) => resolve(error.message)));
-        const picture = uniflow.decode(latents(), { steps: 20 });
+        const image = uniflow.decode(latents(), { steps: 20 });
         print(await failed);
-        print((await picture).shape);
+        print((await image).shape);
       `),
     ).toEqual(['on purpose', [1, 56, 56, 3]]);
   });
@@ -193,7 +193,7 @@ describe('the end of the process', () => {
   const decoding = `
     const { UniFlow } = await library();
     const uniflow = await UniFlow.load(fixture);
-    const picture = uniflow.decode(latents(64), { steps: 5000 }); // minutes
+    const image = uniflow.decode(latents(64), { steps: 5000 }); // minutes
     await sleep(100);
   `;
 
@@ -394,7 +394,7 @@ describe('inputs belong to the caller again as soon as the call returns', () => 
     expect(await changed).toEqual(expected);
   });
 
-  test('a list of pictures, and the bytes of one', async () => {
+  test('a list of images, and the bytes of one', async () => {
     const path = join(golden('preprocess'), 'center_crop_224.png');
     const expected = (await uniflow.encode([path, path])).latents;
     const list = [path, path];
@@ -409,7 +409,7 @@ describe('inputs belong to the caller again as soon as the call returns', () => 
   });
 });
 
-test('the event loop is never held for 20 ms while a ViT-B encodes and decodes large pictures', async () => {
+test('the event loop is never held for 20 ms while a ViT-B encodes and decodes large images', async () => {
   const rounds = await finishes(`
     const { monitorEventLoopDelay } = require('node:perf_hooks');
     const { UniFlow } = await library();
@@ -464,7 +464,7 @@ describe('an AbortSignal', () => {
     expect(performance.now() - start).toBeLessThan(2000);
   });
 
-  test('ends an encode between two batches, and while it reads pictures', async () => {
+  test('ends an encode between two batches, and while it reads images', async () => {
     for (const input of [pixels(256), Array<string>(64).fill(join(golden('preprocess'), 'photo.png'))]) {
       const controller = new AbortController();
       const running = uniflow.encode(input, { batchSize: 1, signal: controller.signal });
@@ -483,7 +483,7 @@ describe('an AbortSignal', () => {
     expect(await other).toEqual(expected);
   });
 
-  test.each([56, 70])('of the first encode of %i-pixel pictures does no harm to the next', async (side) => {
+  test.each([56, 70])('of the first encode of %i-pixel images does no harm to the next', async (side) => {
     const fresh = await load();
     const ahead = uniflow.decode(latents(16), { steps: 40 }); // keeps the device busy, so that the whole encode is aborted
     const controller = new AbortController();

@@ -160,7 +160,7 @@ describe('BMP', () => {
   test('half of one is damaged; more pixels than allowed are refused before they are decoded', async () => {
     const whole = bmp(10, 10);
     expect(await decodeImage(whole)).toMatchObject({ width: 10, height: 10 });
-    expect((await failure(decodeImage(whole.subarray(0, 200)))).message).toMatch(/<buffer>: the picture is damaged or incomplete/);
+    expect((await failure(decodeImage(whole.subarray(0, 200)))).message).toMatch(/<buffer>: the image is damaged or incomplete/);
     expect((await failure(decodeImage(whole, { maxPixels: 99 }))).message).toMatch(/at most 99 pixels/);
   });
 

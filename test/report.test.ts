@@ -44,7 +44,7 @@ const validation = (step: number): LogEntry => ({
   ...{ effectiveRank: 3 + step / 100, channelsInUse: 0.25 },
 });
 const baseline: LogEntry = { event: 'baseline', psnr: 26.5, ssim: 0.95, channels: 16, fitted: { path: '/data/photos', images: 512 } };
-const damaged: LogEntry = { event: 'damaged', of: 'data', index: 7, id: 'cats/<b>7.jpg', reason: 'the picture is damaged or incomplete' };
+const damaged: LogEntry = { event: 'damaged', of: 'data', index: 7, id: 'cats/<b>7.jpg', reason: 'the image is damaged or incomplete' };
 const warning: LogEntry = { event: 'warning', step: 20, message: 'PSNR 22.00 dB is below the baseline' };
 const end = (step: number): LogEntry => ({ event: 'end', time: '2026-01-02T11:30:00.000Z', step, reason: 'done' });
 const steps = (count: number): LogEntry[] => Array.from({ length: count }, (_, i) => step(i + 1));
@@ -218,7 +218,7 @@ describe('writeReport', () => {
     expect(without.find(({ id }) => id === 'psnr')!.series).toHaveLength(1);
   });
 
-  test('the pictures of each row are in the file, with their PSNR', async () => {
+  test('the images of each row are in the file, with their PSNR', async () => {
     const original = await decodeImage(join(photos, 'fig.jpg'));
     const reconstructions = [1, 2, 4, 10].map((steps) => ({ steps, image: original, psnr: 20 + steps }));
     const { page, complaints } = await opened({
@@ -228,13 +228,13 @@ describe('writeReport', () => {
         { original, reconstructions },
       ],
     });
-    const pictures = await page.$$eval('img', (images) => images.map((image: any) => [image.naturalWidth, image.clientWidth]));
-    expect(pictures).toHaveLength(10);
-    for (const [natural, shown] of pictures) {
+    const images = await page.$$eval('img', (images) => images.map((image: any) => [image.naturalWidth, image.clientWidth]));
+    expect(images).toHaveLength(10);
+    for (const [natural, shown] of images) {
       expect(natural).toBeGreaterThan(0);
       expect(shown).toBeLessThanOrEqual(224);
     }
-    const captions = await page.$$eval('.pictures > div:first-child figcaption', (all) => all.map((caption: any) => caption.textContent));
+    const captions = await page.$$eval('.images > div:first-child figcaption', (all) => all.map((caption: any) => caption.textContent));
     expect(captions).toEqual(['Original', '1 step · 21.00 dB', '2 steps · 22.00 dB', '4 steps · 24.00 dB', '10 steps · 30.00 dB']);
     expect(complaints).toEqual([]);
   });

@@ -10,7 +10,7 @@ import { gzipSync } from 'node:zlib';
 import ndarray from 'ndarray';
 import sharp from 'sharp';
 import { claimsOf } from '../examples/reproduction/claims.js';
-import { augment, Labelled, paste } from '../examples/reproduction/pictures.js';
+import { augment, Labelled, paste } from '../examples/reproduction/images.js';
 import { plans, quick } from '../examples/reproduction/plan.js';
 import type { Results, RunResult } from '../examples/reproduction/reproduce.js';
 import { borderRatio, seams } from '../examples/reproduction/seams.js';
@@ -36,7 +36,7 @@ describe('seams', () => {
   });
 });
 
-describe('pictures of a teacher', () => {
+describe('images of a teacher', () => {
   /** Two images of 4×4, with the values 1 to 16 and 101 to 116 in all three channels. */
   const two = () =>
     ndarray(
@@ -56,7 +56,7 @@ describe('pictures of a teacher', () => {
     expect(augment(two(), { shift: 0, flip: false }, new Float64Array(6)).data).toEqual(two().data);
   });
 
-  test('show the picture before them in a box, and how much of it', () => {
+  test('show the image before them in a box, and how much of it', () => {
     const pixels = two();
     expect(paste(pixels, [0.25, 0.25, 0.25])).toBe(0.25); // 2×2 at the top left
     expect(red(pixels)).toEqual([
@@ -138,33 +138,33 @@ describe('the command, on cuttings of photographs', () => {
 
   test('trains the teacher', async () => {
     const data = await openDataset(join(folder, 'train-images-idx3-ubyte.gz'));
-    const pictures = await Labelled.read(data, 28);
+    const images = await Labelled.read(data, 28);
     await data.close();
     const { encoder, teacher } = plans['fashion-mnist'];
     const short = { ...teacher, classes: 6, steps: 80, batch: 48, warmup: 10 };
     for (const changes of [{ encoder }, { encoder: { ...encoder, position_embedding_type: 'rope' }, shift: 2, cutmix: 0.5, ema: 0.9 }]) {
-      const classifier = await trainTeacher(pictures, { ...short, ...changes });
-      expect(await classifier.accuracy(pictures)).toBeGreaterThan(0.5); // chance: 0.17
+      const classifier = await trainTeacher(images, { ...short, ...changes });
+      expect(await classifier.accuracy(images)).toBeGreaterThan(0.5); // chance: 0.17
       await classifier.dispose();
     }
   });
 
   test('goes on with a teacher that was stopped, to the bit', async () => {
     const data = await openDataset(join(folder, 'train-images-idx3-ubyte.gz'));
-    const pictures = await Labelled.read(data, 28);
+    const images = await Labelled.read(data, 28);
     await data.close();
     const { encoder, teacher } = plans['fashion-mnist'];
     const options = { ...teacher, encoder, classes: 6, steps: 8, batch: 16, ema: 0.9, shift: 2, cutmix: 0.5 };
     const tokensOf = async (classifier: Classifier): Promise<unknown> => {
-      const { lastHiddenState } = await classifier.encoder.encode({ pixels: pictures.pixels([0, 1]) });
+      const { lastHiddenState } = await classifier.encoder.encode({ pixels: images.pixels([0, 1]) });
       await classifier.dispose();
       return lastHiddenState.data;
     };
     const state = join(folder, 'teacher.safetensors');
     const stopping = { state, every: 3, onStep: (step: number) => { if (step === 5) throw new Error('stopped'); } }; // prettier-ignore
-    await expect(trainTeacher(pictures, options, stopping)).rejects.toThrow('stopped');
-    const resumed = await trainTeacher(pictures, options, { state, every: 3 });
-    expect(await tokensOf(resumed)).toEqual(await tokensOf(await trainTeacher(pictures, options)));
+    await expect(trainTeacher(images, options, stopping)).rejects.toThrow('stopped');
+    const resumed = await trainTeacher(images, options, { state, every: 3 });
+    expect(await tokensOf(resumed)).toEqual(await tokensOf(await trainTeacher(images, options)));
   });
 
   test("measures the variants that are asked for, and the paper's", async () => {

@@ -22,11 +22,11 @@ import { tensorOfJson } from '../lib/serve/tensors.js';
 import { relativeL2, tolerances } from './support.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const PICTURES = 24;
+const IMAGES = 24;
 
 let uniflow: UniFlow;
 let dir: string;
-let pictures: Buffer[]; // all different
+let pngs: Buffer[]; // all different
 let service: Service; // with defaults
 const { threads } = cpuInfo();
 const opened: { close(): unknown }[] = [];
@@ -35,7 +35,7 @@ beforeAll(async () => {
   setThreads(1); // a model this small gains nothing from more threads
   uniflow = UniFlow.random('nano');
   dir = await mkdtemp(join(tmpdir(), 'uniflow-serve-'));
-  pictures = await Promise.all(Array.from({ length: PICTURES }, (_, i) => picture(40 + i, 60, i)));
+  pngs = await Promise.all(Array.from({ length: IMAGES }, (_, i) => image(40 + i, 60, i)));
   service = await serve(uniflow, { port: 0 });
 });
 afterEach(async () => {
@@ -48,7 +48,7 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-function picture(width: number, height: number, i: number): Promise<Buffer> {
+function image(width: number, height: number, i: number): Promise<Buffer> {
   const color = `rgb(${(i * 53) % 256}, ${(i * 97) % 256}, ${(i * 29) % 256})`;
   const circle = `<svg width="${width}" height="${height}"><circle cx="${(i * 7) % 40}" cy="50%" r="${10 + (i % 9)}" fill="white"/></svg>`;
   return sharp({ create: { width, height, channels: 3, background: color } })
@@ -75,7 +75,7 @@ async function post(path: string, body: RequestInit['body'], { to = service, typ
   return fetch(to.url + path, { method: 'POST', body, headers: all, signal: signal ?? null });
 }
 
-const postPicture = (path: string, bytes: Buffer, sent: Sent = {}): Promise<Response> => post(path, bytes, { type: 'image/png', ...sent });
+const postImage = (path: string, bytes: Buffer, sent: Sent = {}): Promise<Response> => post(path, bytes, { type: 'image/png', ...sent });
 const postJson = (path: string, value: unknown, sent: Sent = {}): Promise<Response> =>
   post(path, JSON.stringify(value), { type: 'application/json', ...sent });
 const latentsOf = ({ latents }: EncodedJson): NdArray<Float32Array> => tensorOfJson(latents, 'latents');
@@ -103,10 +103,10 @@ async function spoken(to: Service, ...parts: string[]): Promise<string> {
 }
 
 describe('encode', () => {
-  test('a picture as it is: the latents of the library, to the bit', async () => {
-    const response = await postPicture('/v1/encode', pictures[0]!);
+  test('an image as it is: the latents of the library, to the bit', async () => {
+    const response = await postImage('/v1/encode', pngs[0]!);
     const answer = encoded.parse(await response.json());
-    const expected = await uniflow.encode(pictures[0]!);
+    const expected = await uniflow.encode(pngs[0]!);
     expect({ ids: answer.ids, grid: answer.grid, shape: answer.latents.shape }).toEqual({
       ids: ['0'],
       grid: expected.grid,
@@ -117,17 +117,17 @@ describe('encode', () => {
 
   test('multipart: several files, names as ids, options, tokens', async () => {
     const form = new FormData();
-    for (const [i, bytes] of pictures.slice(0, 3).entries()) form.append('files', new Blob([bytes]), `${i}.png`);
+    for (const [i, bytes] of pngs.slice(0, 3).entries()) form.append('files', new Blob([bytes]), `${i}.png`);
     form.append('options', JSON.stringify({ tokens: true, size: [28, 56] }));
     const answer = encoded.parse(await (await post('/v1/encode', form)).json());
-    const expected = await uniflow.encode(pictures.slice(0, 3), { tokens: true, size: [28, 56] });
+    const expected = await uniflow.encode(pngs.slice(0, 3), { tokens: true, size: [28, 56] });
     expect({ ids: answer.ids, grid: answer.grid }).toEqual({ ids: ['0.png', '1.png', '2.png'], grid: { rows: 2, cols: 4 } });
     expect(relativeL2(latentsOf(answer), expected.latents)).toBeLessThan(tolerances.batch);
     expect(relativeL2(tensorOfJson(answer.tokens!, 'tokens'), expected.tokens!)).toBeLessThan(tolerances.batch);
   });
 
   test('as a safetensors file, which the library reads and decode takes', async () => {
-    const images = pictures.slice(0, 2).map((bytes) => bytes.toString('base64'));
+    const images = pngs.slice(0, 2).map((bytes) => bytes.toString('base64'));
     const response = await postJson(
       '/v1/encode',
       { images, options: { size: [28, 56] } },
@@ -137,7 +137,7 @@ describe('encode', () => {
     await writeFile(join(dir, 'latents.safetensors'), bytes);
     const file = new ArrayFile(join(dir, 'latents.safetensors'));
     expect(file.metadata).toEqual({ ids: '["0","1"]', grid: '2x4' });
-    const expected = await uniflow.encode(pictures.slice(0, 2), { size: [28, 56] });
+    const expected = await uniflow.encode(pngs.slice(0, 2), { size: [28, 56] });
     expect(relativeL2(await file.read('latents'), expected.latents)).toBeLessThan(tolerances.batch);
     const { images: back } = decoded.parse(await (await post('/v1/decode', bytes, { type: 'application/octet-stream' })).json());
     expect(back.map(({ width, height }) => [height, width])).toEqual([
@@ -148,20 +148,20 @@ describe('encode', () => {
 
   test('many at once: each gets its own, whatever it was computed with', async () => {
     const to = await started({ maxWait: 50 });
-    const answers = await Promise.all(pictures.map(async (bytes) => (await postPicture('/v1/encode', bytes, { to })).json()));
-    for (const [i, bytes] of pictures.entries()) {
+    const answers = await Promise.all(pngs.map(async (bytes) => (await postImage('/v1/encode', bytes, { to })).json()));
+    for (const [i, bytes] of pngs.entries()) {
       const { latents } = await uniflow.encode(bytes);
       expect(relativeL2(latentsOf(answers[i] as EncodedJson), latents)).toBeLessThan(tolerances.batch);
     }
     const metrics = await (await fetch(`${to.url}/metrics`)).text();
-    expect(metrics).toContain(`uniflow_images_total{work="encode"} ${PICTURES}`);
-    expect(Number(/uniflow_batch_images_count\{work="encode"\} (\d+)/.exec(metrics)?.[1])).toBeLessThan(PICTURES / 2);
+    expect(metrics).toContain(`uniflow_images_total{work="encode"} ${IMAGES}`);
+    expect(Number(/uniflow_batch_images_count\{work="encode"\} (\d+)/.exec(metrics)?.[1])).toBeLessThan(IMAGES / 2);
   });
 });
 
 describe('decode and reconstruct', () => {
-  test("encode's answer can be sent to decode as it is: the pictures of the library", async () => {
-    const answer = (await (await postPicture('/v1/encode', pictures[1]!)).json()) as EncodedJson;
+  test("encode's answer can be sent to decode as it is: the images of the library", async () => {
+    const answer = (await (await postImage('/v1/encode', pngs[1]!)).json()) as EncodedJson;
     const sampling = { steps: 2, seed: 5, schedule: 'pow_0.5' as const, guidance: 1.5 };
     const response = await postJson('/v1/decode', { ...answer, options: sampling }, { headers: { Accept: 'image/png' } });
     expect(response.headers.get('content-type')).toBe('image/png');
@@ -172,7 +172,7 @@ describe('decode and reconstruct', () => {
 
   test('requests with other options do not share a batch', async () => {
     const to = await started({ maxWait: 50 });
-    const { latents } = await uniflow.encode(pictures[1]!);
+    const { latents } = await uniflow.encode(pngs[1]!);
     const body = { latents: { shape: latents.shape, dtype: 'float32', data: Buffer.from(bytesOf(latents)).toString('base64') } };
     const seeds = [1, 2, 1, 3];
     const answers = await Promise.all(
@@ -184,13 +184,13 @@ describe('decode and reconstruct', () => {
     }
   });
 
-  test('reconstruct: one picture as WebP, several as JSON with their scores', async () => {
-    const one = await postPicture('/v1/reconstruct', pictures[2]!, { headers: { Accept: 'image/webp' } });
+  test('reconstruct: one image as WebP, several as JSON with their scores', async () => {
+    const one = await postImage('/v1/reconstruct', pngs[2]!, { headers: { Accept: 'image/webp' } });
     expect(await sharp(Buffer.from(await one.arrayBuffer())).metadata()).toMatchObject({ format: 'webp', width: 56, height: 56 });
-    const images = pictures.slice(2, 4).map((bytes) => bytes.toString('base64'));
+    const images = pngs.slice(2, 4).map((bytes) => bytes.toString('base64'));
     const response = await postJson('/v1/reconstruct', { images, options: { format: 'image/jpeg' } }, { headers: { Accept: '*/*' } });
     const answer = reconstructed.parse(await response.json());
-    const expected = await uniflow.reconstruct(pictures.slice(2, 4));
+    const expected = await uniflow.reconstruct(pngs.slice(2, 4));
     expect(answer.images.map(({ id, type }) => [id, type])).toEqual([
       ['0', 'image/jpeg'],
       ['1', 'image/jpeg'],
@@ -201,7 +201,7 @@ describe('decode and reconstruct', () => {
 
   test('latents that are not finite fail alone', async () => {
     const to = await started({ maxWait: 100 });
-    const { latents } = await uniflow.encode(pictures[1]!);
+    const { latents } = await uniflow.encode(pngs[1]!);
     const body = (array: NdArray): unknown => ({
       latents: { shape: array.shape, dtype: 'float32', data: Buffer.from(bytesOf(array)).toString('base64') },
     });
@@ -213,10 +213,10 @@ describe('decode and reconstruct', () => {
 });
 
 describe('what is wrong with a request is said', () => {
-  test('a broken picture among several is named', async () => {
+  test('a broken image among several is named', async () => {
     const form = new FormData();
-    form.append('files', new Blob([pictures[0]!]), 'good.png');
-    form.append('files', new Blob([pictures[1]!.subarray(0, 100)]), 'cut.png');
+    form.append('files', new Blob([pngs[0]!]), 'good.png');
+    form.append('files', new Blob([pngs[1]!.subarray(0, 100)]), 'cut.png');
     form.append('files', new Blob(['text']), 'text.png');
     const problem = await expectProblem(await post('/v1/encode', form), 422, { code: 'BAD_INPUT', subject: 'file 1 (cut.png)' });
     expect((problem['errors'] as { subject: string }[]).map(({ subject }) => subject)).toEqual(['file 1 (cut.png)', 'file 2 (text.png)']);
@@ -224,11 +224,11 @@ describe('what is wrong with a request is said', () => {
 
   test.each([
     ['JSON that is none', '/v1/encode', '{"images":', 'application/json', 400],
-    ['no pictures', '/v1/encode', '{"images":[]}', 'application/json', 422],
+    ['no images', '/v1/encode', '{"images":[]}', 'application/json', 422],
     ['another field', '/v1/encode', '{"images":["aaaa"],"imagse":1}', 'application/json', 422],
     ['base64 that is none', '/v1/encode', '{"images":["*"]}', 'application/json', 422],
     ['an unknown type', '/v1/encode', 'x', 'text/plain', 415],
-    ['an empty picture', '/v1/encode', '', 'image/png', 422],
+    ['an empty image', '/v1/encode', '', 'image/png', 422],
     ['multipart without a boundary', '/v1/encode', 'x', 'multipart/form-data', 400],
     [
       'multipart that ends early',
@@ -263,12 +263,12 @@ describe('what is wrong with a request is said', () => {
     await expectProblem(await post(path, body, { type }), status);
   });
 
-  test('a compressed body is refused, and not taken for a broken picture', async () => {
+  test('a compressed body is refused, and not taken for a broken image', async () => {
     const headers = { 'Content-Encoding': 'gzip' };
-    const refused = await postPicture('/v1/encode', gzipSync(pictures[0]!), { headers });
+    const refused = await postImage('/v1/encode', gzipSync(pngs[0]!), { headers });
     await expectProblem(refused, 415, { subject: 'Content-Encoding', actual: "'gzip'" });
     expect(refused.headers.get('accept-encoding')).toBe('identity');
-    expect((await postPicture('/v1/encode', pictures[0]!, { headers: { 'Content-Encoding': 'identity' } })).status).toBe(200);
+    expect((await postImage('/v1/encode', pngs[0]!, { headers: { 'Content-Encoding': 'identity' } })).status).toBe(200);
   });
 
   test.each([
@@ -278,14 +278,14 @@ describe('what is wrong with a request is said', () => {
     ['a schedule that does not exist', { schedule: 'cosine' }],
     ['an unknown option', { sead: 1 }],
   ])('%s', async (_, wrong) => {
-    const problem = await expectProblem(await postPicture(`/v1/reconstruct${options(wrong)}`, pictures[0]!), 422, { code: 'BAD_INPUT' });
+    const problem = await expectProblem(await postImage(`/v1/reconstruct${options(wrong)}`, pngs[0]!), 422, { code: 'BAD_INPUT' });
     expect(String(problem['subject'])).toMatch(/options|size/);
   });
 
   test('an answer that nobody can give, before anything is computed; a path that does not exist, or cannot; what is not HTTP', async () => {
     const to = await started({});
     for (const path of ['/v1/encode', '/v1/reconstruct'])
-      await expectProblem(await postPicture(path, pictures[0]!, { to, headers: { Accept: 'text/html' } }), 406);
+      await expectProblem(await postImage(path, pngs[0]!, { to, headers: { Accept: 'text/html' } }), 406);
     expect(await (await fetch(`${to.url}/metrics`)).text()).not.toMatch(/uniflow_images_total\{/);
     await expectProblem(await fetch(`${service.url}/v2/encode`), 404);
     const read = await fetch(`${service.url}/v1/encode?size=56`);
@@ -309,12 +309,12 @@ describe('what may be sent is said', () => {
 
   test('to who sends too much', async () => {
     const to = await started({ maxBody: 4000, maxImages: 2 });
-    await expectProblem(await postPicture('/v1/encode', Buffer.alloc(5000), { to }), 413, {
+    await expectProblem(await postImage('/v1/encode', Buffer.alloc(5000), { to }), 413, {
       expected: 'at most 4000 bytes',
       actual: '5000',
     });
     const three = new FormData();
-    for (let i = 0; i < 3; i++) three.append('files', new Blob([pictures[0]!.subarray(0, 50)]), `${i}`);
+    for (let i = 0; i < 3; i++) three.append('files', new Blob([pngs[0]!.subarray(0, 50)]), `${i}`);
     await expectProblem(await post('/v1/encode', three, { to }), 413, { expected: 'at most 2 files' });
   });
 });
@@ -337,7 +337,7 @@ describe('pages of other origins', () => {
       vary: 'Origin',
     });
     const headers = { Origin: 'https://example.org', Authorization: 'Bearer secret' };
-    const answer = await postPicture('/v1/encode', pictures[0]!, { to, headers });
+    const answer = await postImage('/v1/encode', pngs[0]!, { to, headers });
     expect([answer.status, answer.headers.get('access-control-allow-origin')]).toEqual([200, 'https://example.org']);
     expect((await ask(to, 'https://example.com')).headers.get('access-control-allow-origin')).toBeNull();
     expect((await ask(await started({ cors: ['*'] }), 'https://example.com')).headers.get('access-control-allow-origin')).toBe('*');
@@ -350,11 +350,11 @@ describe('pages of other origins', () => {
   });
 });
 
-test('data: URLs are pictures, wherever a URL or base64 may stand', async () => {
-  const url = `data:image/png;base64,${pictures[0]!.toString('base64')}`;
-  const escaped = `data:image/png,${[...pictures[0]!].map((byte) => `%${byte.toString(16).padStart(2, '0')}`).join('')}`;
+test('data: URLs are images, wherever a URL or base64 may stand', async () => {
+  const url = `data:image/png;base64,${pngs[0]!.toString('base64')}`;
+  const escaped = `data:image/png,${[...pngs[0]!].map((byte) => `%${byte.toString(16).padStart(2, '0')}`).join('')}`;
   const { ids, ...rest } = encoded.parse(await (await postJson('/v1/encode', { images: [url, { url }, escaped] })).json());
-  const { latents } = await uniflow.encode([pictures[0]!, pictures[0]!, pictures[0]!]);
+  const { latents } = await uniflow.encode([pngs[0]!, pngs[0]!, pngs[0]!]);
   expect(ids).toEqual(['0', '1', '2']);
   expect(relativeL2(latentsOf({ ids, ...rest }), latents)).toBeLessThan(tolerances.batch);
   await expectProblem(await postJson('/v1/encode', { images: ['data:image/png;base64'] }), 422, { subject: 'images[0]' });
@@ -362,19 +362,19 @@ test('data: URLs are pictures, wherever a URL or base64 may stand', async () => 
 });
 
 describe('limits', () => {
-  test('of the body, of a picture, of their number', async () => {
+  test('of the body, of an image, of their number', async () => {
     const to = await started({ maxBody: 4000, maxPixels: 40 * 60, maxImages: 2 });
     const big = Buffer.alloc(5000);
-    await expectProblem(await postPicture('/v1/encode', big, { to }), 413);
+    await expectProblem(await postImage('/v1/encode', big, { to }), 413);
     const form = new FormData();
     form.append('files', new Blob([big]), 'big');
     await expectProblem(await post('/v1/encode', form, { to }), 413);
-    await expectProblem(await postPicture('/v1/encode', pictures[3]!, { to }), 422, { actual: '2580 (43 x 60)' });
+    await expectProblem(await postImage('/v1/encode', pngs[3]!, { to }), 422, { actual: '2580 (43 x 60)' });
     await expectProblem(await postJson('/v1/encode', { images: ['', '', ''] }, { to }), 413, { subject: 'images' });
     const three = new FormData();
-    for (let i = 0; i < 3; i++) three.append('files', new Blob([pictures[0]!]), `${i}`);
+    for (let i = 0; i < 3; i++) three.append('files', new Blob([pngs[0]!]), `${i}`);
     await expectProblem(await post('/v1/encode', three, { to }), 413);
-    expect((await postPicture('/v1/encode', pictures[0]!, { to })).status).toBe(200);
+    expect((await postImage('/v1/encode', pngs[0]!, { to })).status).toBe(200);
   });
 
   test('a body without a length is cut off at the limit', async () => {
@@ -402,22 +402,22 @@ describe('limits', () => {
 
   test('a full queue: 503 with Retry-After, and everybody else is served', async () => {
     const to = await started({ maxQueue: 4, maxImages: 2, maxWait: 20 });
-    const answers = await Promise.all(Array.from({ length: 40 }, (_, i) => postPicture('/v1/encode', pictures[i % PICTURES]!, { to })));
+    const answers = await Promise.all(Array.from({ length: 40 }, (_, i) => postImage('/v1/encode', pngs[i % IMAGES]!, { to })));
     const refused = answers.filter(({ status }) => status === 503);
     expect(refused.length).toBeGreaterThan(0);
     expect(answers.filter(({ status }) => status === 200).length).toBe(40 - refused.length);
     for (const one of refused) expect(Number(one.headers.get('retry-after'))).toBeGreaterThanOrEqual(1);
     await expectProblem(refused[0]!, 503);
-    expect((await postPicture('/v1/encode', pictures[0]!, { to })).status).toBe(200);
+    expect((await postImage('/v1/encode', pngs[0]!, { to })).status).toBe(200);
   });
 
   test('requests under way are limited before their bodies are read', async () => {
     const to = await started({ maxRequests: 1, timeout: 5000 });
     const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
     socket.write('POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nx');
-    await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 503);
+    await waitFor(async () => (await postImage('/v1/encode', pngs[0]!, { to })).status === 503);
     socket.destroy();
-    await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 200);
+    await waitFor(async () => (await postImage('/v1/encode', pngs[0]!, { to })).status === 200);
   });
 
   test('also of those who write the path in another way', async () => {
@@ -426,7 +426,7 @@ describe('limits', () => {
       `POST ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\n`;
     const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
     socket.write(request('/%761/encode'));
-    await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 503);
+    await waitFor(async () => (await postImage('/v1/encode', pngs[0]!, { to })).status === 503);
     for (const path of ['/%761/encode', '/v1/enc%6fde', 'http://x/v1/encode'])
       expect(await spoken(to, request(path), 'x')).toMatch(/^HTTP\/1.1 503 /);
     socket.destroy();
@@ -435,8 +435,8 @@ describe('limits', () => {
   test('clients that leave while their requests wait behind each other on one connection make room', async () => {
     const to = await started({ maxRequests: 4, maxWait: 300 });
     const request = Buffer.concat([
-      Buffer.from(`POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: ${pictures[0]!.length}\r\n\r\n`),
-      pictures[0]!,
+      Buffer.from(`POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: ${pngs[0]!.length}\r\n\r\n`),
+      pngs[0]!,
     ]);
     const socket = connect(Number(new URL(to.url).port), '127.0.0.1');
     socket.write(Buffer.concat([request, request, request, request]));
@@ -446,7 +446,7 @@ describe('limits', () => {
     await waitFor(async () => /^uniflow_queue_images 0$/m.test(await metrics()));
     expect(await metrics()).toContain('uniflow_requests_total{route="/v1/encode",status="499"} 4');
     expect(await metrics()).not.toMatch(/uniflow_images_total\{/);
-    const answers = await Promise.all(pictures.slice(0, 4).map((bytes) => postPicture('/v1/encode', bytes, { to })));
+    const answers = await Promise.all(pngs.slice(0, 4).map((bytes) => postImage('/v1/encode', bytes, { to })));
     expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 200]);
   });
 
@@ -459,26 +459,26 @@ describe('limits', () => {
 
   test('who reads the answer too slowly is cut off, and makes room', async () => {
     const to = await started({ maxRequests: 1, timeout: 1500 });
-    const body = JSON.stringify({ images: Array(24).fill(pictures[0]!.toString('base64')), options: { tokens: true, size: 448 } });
+    const body = JSON.stringify({ images: Array(24).fill(pngs[0]!.toString('base64')), options: { tokens: true, size: 448 } });
     const socket = connect(Number(new URL(to.url).port), '127.0.0.1').on('error', () => undefined);
     socket.write(`POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`);
     const reading = setInterval(() => socket.read(10_000), 50);
     opened.unshift({ close: () => (clearInterval(reading), socket.destroy()) });
     await once(socket, 'readable');
-    expect((await postPicture('/v1/encode', pictures[0]!, { to })).status).toBe(503);
-    await waitFor(async () => (await postPicture('/v1/encode', pictures[0]!, { to })).status === 200);
+    expect((await postImage('/v1/encode', pngs[0]!, { to })).status).toBe(503);
+    await waitFor(async () => (await postImage('/v1/encode', pngs[0]!, { to })).status === 200);
   });
 
   test('the token', async () => {
     const to = await started({ token: 'secret' });
     for (const Authorization of ['', 'Bearer', 'Bearer secrets', 'Basic secret']) {
-      const refused = await postPicture('/v1/encode', pictures[0]!, { to, headers: { Authorization } });
+      const refused = await postImage('/v1/encode', pngs[0]!, { to, headers: { Authorization } });
       await expectProblem(refused, 401);
       expect(refused.headers.get('www-authenticate')).toBe('Bearer');
     }
     expect((await fetch(`${to.url}/metrics`)).status).toBe(401);
     expect((await fetch(`${to.url}/healthz`)).status).toBe(200);
-    expect((await postPicture('/v1/encode', pictures[0]!, { to, headers: { Authorization: 'Bearer secret' } })).status).toBe(200);
+    expect((await postImage('/v1/encode', pngs[0]!, { to, headers: { Authorization: 'Bearer secret' } })).status).toBe(200);
   });
 
   test('options that cannot be are refused', async () => {
@@ -510,15 +510,15 @@ describe('URLs', () => {
   const encodeUrl = (to: Service, url: string): Promise<Response> => postJson('/v1/encode', { images: [{ url }] }, { to });
 
   test('of a host that is allowed', async () => {
-    const at = await host((_, response) => void response.end(pictures[5]));
+    const at = await host((_, response) => void response.end(pngs[5]));
     const to = await started({ allowUrls: [at], allowAddress: () => true });
     const answer = encoded.parse(await (await encodeUrl(to, `http://${at}/5.png`)).json());
     expect(answer.ids).toEqual([`http://${at}/5.png`]);
-    expect(relativeL2(latentsOf(answer), (await uniflow.encode(pictures[5]!)).latents)).toBeLessThan(tolerances.batch);
+    expect(relativeL2(latentsOf(answer), (await uniflow.encode(pngs[5]!)).latents)).toBeLessThan(tolerances.batch);
   });
 
   test('of no other: not by default, not by another port, scheme or name', async () => {
-    const at = await host((_, response) => void response.end(pictures[5]));
+    const at = await host((_, response) => void response.end(pngs[5]));
     const to = await started({ allowUrls: [at], allowAddress: () => true });
     await expectProblem(await encodeUrl(service, `http://${at}/`), 422, { code: 'UNSUPPORTED', subject: 'images[0]', actual: at });
     for (const url of [
@@ -532,7 +532,7 @@ describe('URLs', () => {
   });
 
   test('never of an address that is not public, whatever its name', async () => {
-    const at = await host((_, response) => void response.end(pictures[5]));
+    const at = await host((_, response) => void response.end(pngs[5]));
     const numeric = at.replace('localhost', '127.0.0.1');
     const to = await started({ allowUrls: [at, numeric] });
     for (const url of [`http://${at}/`, `http://${numeric}/`, `http://${numeric.replace('127.0.0.1', '0x7f.1')}/`])
@@ -542,10 +542,10 @@ describe('URLs', () => {
 
   test('a redirect is checked like the first request', async () => {
     const at = await host((request, response) => {
-      const to = { '/out': 'http://example.invalid/', '/in': `http://${at}/picture`, '/loop': '/loop', '/file': 'file:///etc/passwd' }[
+      const to = { '/out': 'http://example.invalid/', '/in': `http://${at}/image`, '/loop': '/loop', '/file': 'file:///etc/passwd' }[
         request.url ?? ''
       ];
-      if (to === undefined) response.end(pictures[5]);
+      if (to === undefined) response.end(pngs[5]);
       else response.writeHead(302, { Location: to }).end();
     });
     const to = await started({ allowUrls: [at], allowAddress: () => true });
@@ -613,7 +613,7 @@ describe('what it tells of itself', () => {
   });
 
   test('metrics', async () => {
-    await postPicture('/v1/encode', Buffer.from('x'));
+    await postImage('/v1/encode', Buffer.from('x'));
     const text = await (await fetch(`${service.url}/metrics`)).text();
     for (const line of [
       /^uniflow_requests_total\{route="\/v1\/encode",status="422"\} [1-9]/m,
@@ -673,24 +673,24 @@ describe('life', () => {
   test('clients that leave make room, and nothing else', async () => {
     const to = await started({ maxWait: 300, maxQueue: 8, maxImages: 8 });
     const controller = new AbortController();
-    const left = Array.from({ length: 8 }, (_, i) => postPicture('/v1/encode', pictures[i]!, { to, signal: controller.signal }));
+    const left = Array.from({ length: 8 }, (_, i) => postImage('/v1/encode', pngs[i]!, { to, signal: controller.signal }));
     for (const one of left) one.catch(() => undefined);
     await waitFor(async () => /^uniflow_queue_images 8$/m.test(await (await fetch(`${to.url}/metrics`)).text()));
     expect((await fetch(`${to.url}/readyz`)).status).toBe(503);
     controller.abort();
     await waitFor(async () => /^uniflow_queue_images 0$/m.test(await (await fetch(`${to.url}/metrics`)).text()));
     expect(await (await fetch(`${to.url}/metrics`)).text()).not.toMatch(/uniflow_images_total\{/);
-    expect((await postPicture('/v1/encode', pictures[0]!, { to })).status).toBe(200);
+    expect((await postImage('/v1/encode', pngs[0]!, { to })).status).toBe(200);
   });
 
   test('close finishes what is under way and takes no more', async () => {
     const to = await started({ maxWait: 300 });
-    const under = Promise.all(pictures.slice(0, 6).map((bytes) => postPicture('/v1/encode', bytes, { to })));
+    const under = Promise.all(pngs.slice(0, 6).map((bytes) => postImage('/v1/encode', bytes, { to })));
     await waitFor(async () => /^uniflow_queue_images 6$/m.test(await (await fetch(`${to.url}/metrics`)).text()));
     const closed = to.close();
     expect((await under).map(({ status }) => status)).toEqual([200, 200, 200, 200, 200, 200]);
     await closed;
-    await expect(postPicture('/v1/encode', pictures[0]!, { to })).rejects.toThrow();
+    await expect(postImage('/v1/encode', pngs[0]!, { to })).rejects.toThrow();
   });
 
   test('close ends at once where no request is under way, however clients hold on to their connections', async () => {
@@ -710,7 +710,7 @@ describe('life', () => {
     const to = await started({ maxWait: 60_000, drain: 100 });
     const socket = connect(Number(new URL(to.url).port), '127.0.0.1').on('error', () => undefined);
     socket.write('POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nx');
-    const under = postPicture('/v1/encode', pictures[0]!, { to });
+    const under = postImage('/v1/encode', pngs[0]!, { to });
     await waitFor(async () => /^uniflow_queue_images 1$/m.test(await (await fetch(`${to.url}/metrics`)).text()));
     const began = performance.now();
     await to.close();
@@ -726,9 +726,7 @@ describe('life', () => {
       return [process.getActiveResourcesInfo().filter((name) => name !== 'TCPSocketWrap').length, memoryStats().handles];
     };
     const round = (n: number): Promise<unknown> =>
-      Promise.all(
-        Array.from({ length: n }, async (_, i) => (await postPicture('/v1/encode', pictures[i % PICTURES]!, { to })).arrayBuffer()),
-      );
+      Promise.all(Array.from({ length: n }, async (_, i) => (await postImage('/v1/encode', pngs[i % IMAGES]!, { to })).arrayBuffer()));
     await round(20);
     const before = await state();
     for (let i = 0; i < 10; i++) await round(50);
@@ -740,7 +738,7 @@ describe('life', () => {
   test('under load: every answer is 200 or 503', async () => {
     const to = await started({ maxQueue: 32, maxImages: 1 });
     const { statusCodeStats, errors } = await autocannon({
-      ...{ url: `${to.url}/v1/encode`, method: 'POST', headers: { 'content-type': 'image/png' }, body: pictures[0]! },
+      ...{ url: `${to.url}/v1/encode`, method: 'POST', headers: { 'content-type': 'image/png' }, body: pngs[0]! },
       ...{ connections: 64, duration: 3 },
     });
     expect(errors).toBe(0);
@@ -770,11 +768,11 @@ describe('uniflow serve', () => {
     const ended = once(child, 'close');
     const [line] = (await once(child.stdout, 'data')) as [Buffer];
     const to = JSON.parse(String(line)) as Service;
-    const under = postPicture('/v1/encode', pictures[0]!, { to, headers: { Authorization: 'Bearer secret' } });
+    const under = postImage('/v1/encode', pngs[0]!, { to, headers: { Authorization: 'Bearer secret' } });
     await new Promise((resolve) => setTimeout(resolve, 150));
     child.kill('SIGTERM');
     const answer = encoded.parse(await (await under).json());
-    expect(relativeL2(latentsOf(answer), (await uniflow.encode(pictures[0]!)).latents)).toBeLessThan(tolerances.batch);
+    expect(relativeL2(latentsOf(answer), (await uniflow.encode(pngs[0]!)).latents)).toBeLessThan(tolerances.batch);
     expect(await ended).toEqual([0, null]);
   });
 });

@@ -9,7 +9,7 @@ import sharp from 'sharp';
 import { create } from 'tar';
 import { batches, decodeImage, openDataset, openSource, type ImageLike, type Item } from '../lib/index.js';
 import type { Skipped } from '../lib/sources/item.js';
-import { readPicture } from '../lib/sources/read.js';
+import { readItemImage } from '../lib/sources/read.js';
 import { Skips } from '../lib/sources/skips.js';
 import { blockwisePermutation } from '../lib/train/random.js';
 import { failure } from './support.js';
@@ -85,7 +85,7 @@ describe('a folder', () => {
     await put('deep/val/1.tar.gz', gzipSync(await readFile(inDir('deep', 'train', '0.tar'))));
     const { ids, items } = await read(inDir('deep'));
     expect(ids).toEqual(['train/0.tar/a', 'val/1.tar.gz/a']);
-    expect(Buffer.compare((await readPicture(items[1]!.image, {})) as Buffer, jpeg)).toBe(0);
+    expect(Buffer.compare((await readItemImage(items[1]!.image, {})) as Buffer, jpeg)).toBe(0);
     await put('deep/val/image.jpg');
     const mixed = await read(inDir('deep'));
     expect(mixed.ids).toEqual(['val/image.jpg', inDir('deep')]);
@@ -133,7 +133,7 @@ describe('a tar', () => {
     const zipped = await read(await put('both.tgz', gzipSync(await readFile(both))));
     expect(zipped.ids).toEqual(['both.tgz/a', 'both.tgz/b']);
     const { items } = await read(none);
-    expect(items.map(errorOf)).toEqual([expect.stringMatching(/expected pictures \(KEY\.jpg, .* but got none/)]);
+    expect(items.map(errorOf)).toEqual([expect.stringMatching(/expected images \(KEY\.jpg, .* but got none/)]);
   });
 });
 
@@ -272,8 +272,8 @@ describe('Parquet as a data set', () => {
     const path = await put('nulls.parquet', new Uint8Array(parquetWriteBuffer({ columnData, ...options })));
     const items: Item[] = [];
     for await (const item of openSource(path)) items.push(item);
-    expect(Buffer.compare((await readPicture(items[1]!.image, {})) as Uint8Array, jpeg)).toBe(0);
-    expect((await failure(readPicture(items[2]!.image, {}))).message).toMatch(/image, row 2: expected bytes, but got nothing/);
+    expect(Buffer.compare((await readItemImage(items[1]!.image, {})) as Uint8Array, jpeg)).toBe(0);
+    expect((await failure(readItemImage(items[2]!.image, {}))).message).toMatch(/image, row 2: expected bytes, but got nothing/);
     expect(empty).toBeGreaterThan(0);
   });
 

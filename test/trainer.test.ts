@@ -487,7 +487,7 @@ describe('rejected arguments', () => {
     });
   });
 
-  test('noise, times and pictures of other shapes', () =>
+  test('noise, times and images of other shapes', () =>
     small(async ({ trainer }) => {
       const zeros = (...shape: number[]): NdArray => ndarray(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
       for (const [batch, message] of [

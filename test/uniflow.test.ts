@@ -101,7 +101,7 @@ describe('reproducibility', () => {
     }
   });
 
-  test('a picture depends on its latent and the seed, not on the batch', async () => {
+  test('an image depends on its latent and the seed, not on the batch', async () => {
     const both = await uniflow.decode(expected['latent']!, { seed: 7, steps: 2, output: 'float32' });
     for (const i of [0, 1]) {
       const alone = await uniflow.decode(row(expected['latent']!, i), { seed: 7, steps: 2, output: 'float32' });

@@ -4,7 +4,7 @@
  */
 import type { Effort, Row } from '../harness.js';
 import { Inputs } from '../inputs.js';
-import { encoders, pictures } from './encoders.js';
+import { encoders, images } from './encoders.js';
 import { loadPeer } from './install.js';
 import { operations } from './operations.js';
 
@@ -38,7 +38,7 @@ export interface PeerResult extends Measured {
 }
 
 const MAX_DIFFERENCE = 1e-4;
-const comparisons: Comparison[] = [...operations, ...encoders, ...pictures];
+const comparisons: Comparison[] = [...operations, ...encoders, ...images];
 
 /** Runs the selected comparisons, except those whose packages are unavailable. */
 export async function comparePeers(

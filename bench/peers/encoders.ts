@@ -139,7 +139,12 @@ async function publish({ env }: Transformers, { encoder, weights, folder }: Mode
   for (const form of forms)
     await writeFile(join(folder, 'onnx', `${form}.onnx`), onnxModel(dinoV2Graph(encoder.config, weights, batch, form)));
   const size = { height: SIDE, width: SIDE };
-  const processor = { image_processor_type: 'BitImageProcessor', size, image_mean: [0.485, 0.456, 0.406], image_std: [0.229, 0.224, 0.225] };
+  const processor = {
+    image_processor_type: 'BitImageProcessor',
+    size,
+    image_mean: [0.485, 0.456, 0.406],
+    image_std: [0.229, 0.224, 0.225],
+  };
   await writeFile(join(folder, 'preprocessor_config.json'), JSON.stringify(processor));
   env.localModelPath = dirname(folder);
   env.allowRemoteModels = false;
@@ -147,4 +152,4 @@ async function publish({ env }: Transformers, { encoder, weights, folder }: Mode
 }
 
 export const encoders = [encodePixels('small', 1), encodePixels('small', 16), encodePixels('base', 1), encodePixels('base', 8)];
-export const pictures = [encodeFiles('small', 6), encodeFiles('base', 6)];
+export const images = [encodeFiles('small', 6), encodeFiles('base', 6)];

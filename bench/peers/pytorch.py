@@ -370,6 +370,16 @@ def read_ours(paths):
     return ours
 
 
+def write_report(path, device, results):
+    """After every row, so that a limit of time costs no more than the row that it ends."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    report = {"date": now, "device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "rows": results}
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=2)
+        file.write("\n")
+    os.replace(path + ".part", path)
+
+
 LINE = "{:<10} {:<28} {:<20} {:<9} {:<13} {:>10}  {:>10} {:>12}"
 
 
@@ -385,6 +395,8 @@ def main():
     parser.add_argument("--size", type=int, help="side of these pictures, a multiple of 14 (default: the model's, 448 of official)")
     parser.add_argument("--train-batch", type=int, nargs="+", default=[8, 64], metavar="N",
                         help="pictures of a training step (default: 8 64)")
+    parser.add_argument("--variants", nargs="+", choices=["eager", "compile", "max-autotune"], metavar="NAME",
+                        help="only these, and all of AdamW (default: all; max-autotune takes minutes a row, and so does compiling a training step)")
     parser.add_argument("--filter", type=re.compile, metavar="REGEX", help="only rows whose 'family operation shape dtype variant' matches")
     parser.add_argument("--ours", action="append", default=[], metavar="FILE",
                         help="JSON of uniflow_gpu_check or `npm run bench`: rows with the same name, shape and type are set beside; "
@@ -412,17 +424,15 @@ def main():
         for variant, make in variants.items():
             if options.filter and not options.filter.search(f"{family} {name} {shape} {dtype} {variant}"):
                 continue
+            if options.variants and variant not in options.variants and variant in VARIANTS:
+                continue
             result = measure_variant(make, options.device)
             results.append({"family": family, "name": name, "shape": shape, "dtype": dtype, "variant": variant, **result, "oursMs": mine})
             ms = result.get("medianMs")
             figures = [f"{ms:.4g}" if ms else "failed", f"{mine:.4g}" if mine else "", f"{mine / ms:.2f}" if mine and ms else ""]
             print(LINE.format(family, name, shape, dtype, variant, *figures).rstrip(), result.get("failed", ""), flush=True)
-    if options.json:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        report = {"date": now, "device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "rows": results}
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+            if options.json:
+                write_report(options.json, device, results)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ export interface Plan {
   samplingSteps: readonly number[];
   seeds: number;
   /** Numbers of images, always the first ones: of the test set, of the training set for the probe, and of the test set for the seams. */
-  pictures: { test: number; probe: number; seams: number };
+  images: { test: number; probe: number; seams: number };
 }
 
 /** Compared distillation weights, and strengths of its adaptation. */
@@ -83,19 +83,19 @@ const adaptation: Omit<Plan['adaptation'], 'steps' | 'lr' | 'encoderLr'> = {
 export const plans: Record<PlanName, Plan> = {
   'fashion-mnist': {
     ...{ ...shared, title: 'Fashion-MNIST', report: 'reproduction' },
-    about: "70,000 real pictures of clothes, grey, 28×28: Debian's `dataset-fashion-mnist`",
+    about: "70,000 real images of clothes, grey, 28×28: Debian's `dataset-fashion-mnist`",
     files: { train: 'train-images-idx3-ubyte.gz', test: 't10k-images-idx3-ubyte.gz' },
     encoder: {
       ...{ model_type: 'intern_vit_6b', image_size: 28, patch_size: 4 },
       ...{ hidden_size: 64, intermediate_size: 256, num_attention_heads: 4, num_hidden_layers: 4 },
     },
     teacher: { steps: 4000, batch: 64, lr: 4e-3, warmup: 100, seed: 0, shift: 0, flip: true, cutmix: 0, ema: 0 },
-    adaptation: { ...adaptation, steps: 2500, lr: 2e-3, encoderLr: 1e-3 },
-    pictures: { test: 5000, probe: 10000, seams: 1000 },
+    adaptation: { ...adaptation, steps: 1200, lr: 2e-3, encoderLr: 1e-3 },
+    images: { test: 5000, probe: 10000, seams: 1000 },
   },
   cifar10: {
     ...{ ...shared, title: 'CIFAR-10', report: 'reproduction-cifar10' },
-    about: '60,000 real colour pictures of animals and vehicles, 32×32',
+    about: '60,000 real colour images of animals and vehicles, 32×32',
     files: { train: 'train-*.parquet', test: 'test-*.parquet' },
     encoder: {
       ...{ model_type: 'intern_vit_6b', image_size: 32, patch_size: 4, position_embedding_type: 'rope' },
@@ -103,14 +103,14 @@ export const plans: Record<PlanName, Plan> = {
     },
     teacher: { steps: 16000, batch: 64, lr: 2e-3, warmup: 500, seed: 0, shift: 4, flip: true, cutmix: 0, ema: 0.999 },
     adaptation: { ...adaptation, steps: 700, lr: 1e-3, encoderLr: 5e-4 },
-    pictures: { test: 5000, probe: 10000, seams: 1000 },
+    images: { test: 5000, probe: 10000, seams: 1000 },
   },
 };
 
 /** A shortened plan of about ten minutes: a weaker teacher, one seed, few steps. The numbers mean little. */
 export function quick(plan: Plan): Plan {
   return {
-    ...{ ...plan, seeds: 1, pictures: { test: 1000, probe: 2000, seams: 200 } },
+    ...{ ...plan, seeds: 1, images: { test: 1000, probe: 2000, seams: 200 } },
     teacher: { ...plan.teacher, steps: 600 },
     adaptation: { ...plan.adaptation, steps: 100 },
   };

@@ -46,7 +46,7 @@ function plotOf(results: Results, plan: Plan): string {
 function pageOf(results: Results, plan: Plan, { command, machine, date, commit }: Origin): string {
   const { teacher, runs } = results;
   const { steps, batch, latentChannels } = plan.adaptation;
-  const { pictures, variants, report } = plan;
+  const { images, variants, report } = plan;
   const seconds = runs.reduce((sum, run) => sum + run.seconds, teacher.seconds);
   return `# Reproduction of the paper's claims: ${plan.title}
 
@@ -55,10 +55,10 @@ All numbers and settings are in [${report}.json](${report}.json); the code is in
 
 A small vision transformer (${sizeOf(plan)}) learns to classify ${plan.title}: ${plan.about}. It reaches **${percent(teacher.accuracy)} of the test set**
 with its own head. It is the teacher, and the start of ${runs.length} tokenizers: ${variants.length} variants with ${plan.seeds} seeds each, all with the same budget
-(${steps} steps of ${batch} pictures, the same rates, Z = ${latentChannels}, K = ${plan.globalBlocks}, the linear start), and others for the global blocks. Measured on the first ${pictures.test}
-pictures of the test set, decoded in one step; probes learn from the first ${pictures.probe} of the training set.
+(${steps} steps of ${batch} images, the same rates, Z = ${latentChannels}, K = ${plan.globalBlocks}, the linear start), and others for the global blocks. Measured on the first ${images.test}
+images of the test set, decoded in one step; probes learn from the first ${images.probe} of the training set.
 
-**The PCA of this size**, ${latentChannels} coefficients of patches of ${plan.patch}×${plan.patch}, reaches **${pcaOf(results).psnr.toFixed(2)} dB** (SSIM ${pcaOf(results).ssim.toFixed(4)}) on the same pictures.
+**The PCA of this size**, ${latentChannels} coefficients of patches of ${plan.patch}×${plan.patch}, reaches **${pcaOf(results).psnr.toFixed(2)} dB** (SSIM ${pcaOf(results).ssim.toFixed(4)}) on the same images.
 
 ## Claims
 
@@ -103,7 +103,7 @@ ${table(
 )}
 
 PSNR and FID are the paper's criterion. Seams: mean absolute difference of neighbouring pixels across patch borders by that inside patches, of the reconstructions relative to the
-originals; 1 is no seams. The paper's setting, ${pictures.seams} pictures for the seams.
+originals; 1 is no seams. The paper's setting, ${images.seams} images for the seams.
 
 ## Sampling steps
 

@@ -9,7 +9,7 @@ import { encoderFeatures, evaluate, type Baseline, type Evaluation, type Feature
 import { UniFlow, VisionEncoder } from '../../lib/index.js';
 import type { TrainConfig } from '../../lib/train/config.js';
 import { resume, train } from '../../lib/train/train.js';
-import { Labelled } from './pictures.js';
+import { Labelled } from './images.js';
 import type { Plan, Variant } from './plan.js';
 import { seams } from './seams.js';
 import { trainTeacher } from './teacher.js';
@@ -127,7 +127,7 @@ class Reproduction {
   }
 
   private async adapted(planned: RunPlan, teacher: string, meter: Meter): Promise<RunResult> {
-    const { adaptation, globalBlocks, samplingSteps, pictures, paper, files } = this.plan;
+    const { adaptation, globalBlocks, samplingSteps, images, paper, files } = this.plan;
     const { seed } = planned;
     const { regime, beta, lambdaDistillation } = this.plan.variants.find(({ id }) => id === planned.variant) as Variant;
     const config: TrainConfig = {
@@ -138,7 +138,7 @@ class Reproduction {
     const usual = planned.globalBlocks === globalBlocks;
     const steps = usual && planned.variant === paper ? samplingSteps : [];
     const name = `${planned.variant}-${planned.globalBlocks}-${seed}`;
-    const { result } = await this.once(name, { config, steps, pictures }, async (folder) => {
+    const { result } = await this.once(name, { config, steps, images }, async (folder) => {
       const model = await modelOf(join(folder, 'run'), config);
       return { ...planned, ...(await meter.measure(model, { probe: usual, steps })) };
     });
@@ -196,17 +196,17 @@ class Meter {
     private readonly patch: number,
   ) {}
 
-  static async open({ pictures, patch }: Plan, of: { teacher: string; train: Dataset; test: Dataset }): Promise<Meter> {
+  static async open({ images, patch }: Plan, of: { teacher: string; train: Dataset; test: Dataset }): Promise<Meter> {
     const teacher = await VisionEncoder.load(of.teacher, { dtype: 'bfloat16' });
-    const test = first(of.test, pictures.test);
+    const test = first(of.test, images.test);
     const options = {
-      batchSize: Math.min(pictures.seams, test.length),
+      batchSize: Math.min(images.seams, test.length),
       size: teacher.config.imageSize,
       crop: 'center',
       epochs: 1,
     } as const;
     const shown = (await batches(test, { ...options, prefetch: 0 }).next()).value?.pixels;
-    const train = first(of.train, pictures.probe);
+    const train = first(of.train, images.probe);
     return new Meter(teacher, await encoderFeatures(teacher), train, test, shown as NdArray<Uint8Array>, patch);
   }
 

@@ -1,7 +1,7 @@
 /** Measures the visibility of patch borders. */
 
 /** Greyscale or RGB bytes, [B,H,W,C]. */
-export interface Pictures {
+export interface Images {
   data: Uint8Array;
   shape: readonly number[];
 }
@@ -13,7 +13,7 @@ export interface Pictures {
  *
  * Neighbours are those to the right and below; the means are over all images and channels.
  */
-export function borderRatio({ data, shape }: Pictures, patch: number): number {
+export function borderRatio({ data, shape }: Images, patch: number): number {
   const [images, height, width, channels] = shape as [number, number, number, number];
   const [across, within] = [
     { sum: 0, count: 0 },
@@ -34,6 +34,6 @@ export function borderRatio({ data, shape }: Pictures, patch: number): number {
 }
 
 /** {@link borderRatio} of the reconstructions divided by that of their originals: 1 if they have no more of a grid than the originals. */
-export function seams(reconstructions: Pictures, originals: Pictures, patch: number): number {
+export function seams(reconstructions: Images, originals: Images, patch: number): number {
   return borderRatio(reconstructions, patch) / borderRatio(originals, patch);
 }

@@ -14,7 +14,7 @@ import { AdamW } from '../../lib/train/optimizer.js';
 import { permutation, uniforms } from '../../lib/train/random.js';
 import { learningRate } from '../../lib/train/schedule.js';
 import { loadState, saveState, type Resumable } from '../../lib/train/state.js';
-import { augment, paste, type Labelled } from './pictures.js';
+import { augment, paste, type Labelled } from './images.js';
 
 /** Options for training a teacher. */
 export interface TeacherTraining {
@@ -73,15 +73,15 @@ export class Classifier {
   }
 
   /** Fraction of correctly classified images. */
-  async accuracy(pictures: Labelled): Promise<number> {
+  async accuracy(images: Labelled): Promise<number> {
     let correct = 0;
-    for (let begin = 0; begin < pictures.count; begin += BATCH) {
-      const indices = Array.from({ length: Math.min(BATCH, pictures.count - begin) }, (_, i) => begin + i);
-      const counted = tidy(() => crossEntropy(this.logits(Tensor.from(pictures.pixels(indices))), labelsOf(pictures, indices)).correct);
+    for (let begin = 0; begin < images.count; begin += BATCH) {
+      const indices = Array.from({ length: Math.min(BATCH, images.count - begin) }, (_, i) => begin + i);
+      const counted = tidy(() => crossEntropy(this.logits(Tensor.from(images.pixels(indices))), labelsOf(images, indices)).correct);
       correct += (await counted.read()).get(0);
       counted.dispose();
     }
-    return correct / pictures.count;
+    return correct / images.count;
   }
 
   async dispose(): Promise<void> {
@@ -99,10 +99,10 @@ export interface Progress {
 }
 
 /** Trains a classifier with cross-entropy and AdamW, or resumes an interrupted training. The caller disposes of it. */
-export async function trainTeacher(pictures: Labelled, options: TeacherOptions, progress?: Progress): Promise<Classifier> {
+export async function trainTeacher(images: Labelled, options: TeacherOptions, progress?: Progress): Promise<Classifier> {
   const classifier = new Classifier(options);
   await classifier.lookAround();
-  const training = new Training(classifier, pictures, options);
+  const training = new Training(classifier, images, options);
   const begun = progress && (await stat(progress.state).catch(() => undefined));
   if (begun) await loadState(progress.state, training, {});
   while (training.done < options.steps) {
@@ -121,7 +121,7 @@ class Training implements Resumable {
 
   constructor(
     private readonly classifier: Classifier,
-    private readonly pictures: Labelled,
+    private readonly images: Labelled,
     private readonly options: TeacherOptions,
   ) {
     const parameters = [...classifier.encoder.parameters, ...classifier.source.parameters];
@@ -130,13 +130,13 @@ class Training implements Resumable {
   }
 
   async step(): Promise<void> {
-    const { classifier, pictures, optimizer, options } = this;
-    const { pixels, parts } = batchOf(pictures, this.done, options);
+    const { classifier, images, optimizer, options } = this;
+    const { pixels, parts } = batchOf(images, this.done, options);
     tidy(() => {
       const tape = new Tape(optimizer.tensors);
       const losses = tape.record(() => {
         const logits = classifier.logits(Tensor.from(pixels));
-        return parts.map(({ indices, share }) => ({ loss: crossEntropy(logits, labelsOf(pictures, indices)).loss, scale: share }));
+        return parts.map(({ indices, share }) => ({ loss: crossEntropy(logits, labelsOf(images, indices)).loss, scale: share }));
       });
       optimizer.step(tape.backward(losses), this.done + 1, learningRate(this.done, options));
     });
@@ -164,16 +164,16 @@ class Training implements Resumable {
 
 /** Pixels of a step, and the images that provide their labels, with weights. Depends only on the options and the step. */
 function batchOf(
-  pictures: Labelled,
+  images: Labelled,
   step: number,
   options: TeacherOptions,
 ): { pixels: ReturnType<Labelled['pixels']>; parts: { indices: readonly number[]; share: number }[] } {
   const { batch, seed, cutmix } = options;
-  const perEpoch = Math.floor(pictures.count / batch);
-  const order = permutation(pictures.count, seed, Math.floor(step / perEpoch));
+  const perEpoch = Math.floor(images.count / batch);
+  const order = permutation(images.count, seed, Math.floor(step / perEpoch));
   const begin = (step % perEpoch) * batch;
   const indices = [...order.subarray(begin, begin + batch)];
-  const pixels = augment(pictures.pixels(indices), options, uniforms(3 * batch, seed, 'pictures', step));
+  const pixels = augment(images.pixels(indices), options, uniforms(3 * batch, seed, 'images', step));
   const draws = uniforms(4, seed, 'cutmix', step);
   if ((draws[0] as number) >= cutmix) return { pixels, parts: [{ indices, share: 1 }] };
   const pasted = paste(pixels, draws.subarray(1)); // each box is filled from the previous image

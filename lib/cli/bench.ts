@@ -45,8 +45,8 @@ interface Row {
 const SECONDS = 2;
 const MIN_SAMPLES = 5;
 
-export async function bench(pictures: readonly string[], options: BenchCommandOptions, signal: AbortSignal): Promise<void> {
-  const { items } = pictures.length > 0 ? await collectItems(pictures, signal) : { items: [] };
+export async function bench(images: readonly string[], options: BenchCommandOptions, signal: AbortSignal): Promise<void> {
+  const { items } = images.length > 0 ? await collectItems(images, signal) : { items: [] };
   const files = items.flatMap(({ image }) => (typeof image === 'string' ? [image] : []));
   const uniflow = await loadModel(options, signal);
   const peak = (await measurePeak(uniflow.device))[uniflow.dtype];
@@ -81,7 +81,7 @@ class Measurements {
     this.seconds = options.seconds ?? SECONDS;
     this.encodeFlops = encoderFlops(encoder, uniflow.config.imageSize) + projectionFlops(decoder);
     this.decodeFlops = decoderFlops(decoder, this.steps);
-    this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols)])];
+    this.batches = [...new Set([1, checkBatchSize(options.batch, decoder.grid.rows * decoder.grid.cols, uniflow.device)])];
   }
 
   async *all(files: readonly string[]): AsyncGenerator<Row, void, undefined> {

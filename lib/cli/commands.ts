@@ -52,7 +52,8 @@ const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
 
 const STORES: Record<StoreType, true> = { float32: true, float16: true, bfloat16: true };
 
-const INPUTS = 'images, folders of them to the bottom, globs, lists (.txt, .csv, .jsonl), .tar (- on stdin), .tar.gz, .parquet, IDX, URLs';
+const INPUTS =
+  'images, folders (searched recursively), globs, lists (.txt, .csv, .jsonl), .tar (- reads stdin), .tar.gz, .parquet, IDX, URLs';
 
 export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
@@ -81,23 +82,23 @@ function examples(...lines: string[]): string {
 function addEncode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('encode')
-    .description('Turn pictures into latents: in one file, or as shards in a folder, for any number of pictures.')
+    .description('Encode images to latents, in one file or, for any number of images, in a folder of shards.')
     .argument('<inputs...>', INPUTS);
   withJson(withModel(command))
     .requiredOption(
       '-o, --out <path>',
-      'where the latents go: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder of shards',
+      'output: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder or s3://bucket/prefix of shards',
       path,
     )
-    .option('--tokens', "write the encoder's semantic tokens as well")
+    .option('--tokens', "also write the encoder's semantic tokens")
     .addOption(sizeOption())
-    .option('--shard-size <n>', 'shards: pictures of each (default: 1024)', integerFrom(1))
-    .addOption(new Option('--format <format>', 'shards: of the files (default: safetensors)').choices(Object.keys(FORMATS)))
-    .addOption(new Option('--fit <how>', 'how pictures of other shapes fit (default: crop)').choices(Object.keys(FITS)))
-    .addOption(new Option('--store <type>', 'numbers in the files (default: float32)').choices(Object.keys(STORES)))
-    .option('--no-latents', 'write the tokens only')
-    .option('--max-failures <n>', 'shards: stop after more unreadable pictures than this (default: never)', integerFrom(0))
-    .option('--verify', 'shards: tell by the content of the files, not by size and time, whether a run that goes on has the same')
+    .option('--shard-size <n>', 'images per shard (default: 1024)', integerFrom(1))
+    .addOption(new Option('--format <format>', 'file format of the shards (default: safetensors)').choices(Object.keys(FORMATS)))
+    .addOption(new Option('--fit <how>', 'how to fit images of another aspect ratio (default: crop)').choices(Object.keys(FITS)))
+    .addOption(new Option('--store <type>', 'data type in the files (default: float32)').choices(Object.keys(STORES)))
+    .option('--no-latents', 'write only the tokens')
+    .option('--max-failures <n>', 'shards: stop after more than n unreadable images (default: never)', integerFrom(0))
+    .option('--verify', 'shards: on resume, compare input files by content instead of size and modification time')
     .option('--queue <url>', 'shards: have them made by `uniflow worker`s that take from this Redis, as redis://host:6379')
     .option('--max-waiting <n>', 'queue: shards that wait for a worker; others are planned later (default: 64)', integerFrom(1))
     .option('--detach', 'queue: return when all is planned; the same command without it waits, and seals the run')
@@ -109,8 +110,9 @@ function addEncode(program: Command, signal: AbortSignal): void {
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
         "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
         'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
-        'uniflow encode /nfs/photos -o s3://bucket/latents --queue redis://10.0.0.1:6379',
-      ) + '\nShards: a run that was stopped, even by a power cut, goes on where it was when the command is given again.\n',
+        'uniflow encode photos/ -o s3://bucket/latents',
+        'uniflow encode /nfs/photos -o /nfs/latents --queue redis://10.0.0.1:6379',
+      ) + '\nShards: to resume a stopped run, even after a power cut, repeat the command.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
 }
@@ -120,7 +122,9 @@ function addEmbed(program: Command, signal: AbortSignal): void {
     .command('embed')
     .description('Turn images into one vector each, for search and classification.')
     .argument('<inputs...>', INPUTS);
-  withJson(withModel(command, 'folder of a vision encoder or a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)'))
+  withJson(
+    withModel(command, 'folder of a vision encoder or a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)'),
+  )
     .requiredOption('-o, --out <file>', 'where the vectors go: .npy with .ids.json beside it, or .parquet', path)
     .addOption(
       new Option('--pool <how>', 'class token, mean of the patch tokens, or pooling head (default: the head if the model has one)').choices(
@@ -146,19 +150,19 @@ function addWorker(program: Command, signal: AbortSignal): void {
     .description('Encode shards of what `uniflow encode --queue` has planned, on as many machines as there are.');
   withJson(withRevision(command))
     .requiredOption('--queue <url>', 'Redis to take work from, as redis://host:6379')
-    .option('-m, --model <model>', 'where the model is, if not where the run says; its weights have to be the same')
+    .option('-m, --model <model>', 'location of the model, if it differs from the one in the run; the weights must be the same')
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
-    .option('--concurrency <n>', 'shards under way at once (default: 2)', integerFrom(1))
-    .option('--stall <s>', 'give a shard to another worker when its own has not been heard of for so long (default: 30)', number)
-    .option('--metrics-port <n>', 'serve /metrics for Prometheus, and /healthz; 0 takes a free port', integerFrom(0))
-    .option('--metrics-host <address>', 'address to serve them on (default: 127.0.0.1, which only this machine can reach)')
+    .option('--threads <n>', 'compute threads (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
+    .option('--concurrency <n>', 'shards encoded concurrently (default: 2)', integerFrom(1))
+    .option('--stall <s>', 'seconds without a sign of life after which a shard goes to another worker (default: 30)', number)
+    .option('--metrics-port <n>', 'serve /metrics (Prometheus) and /healthz; 0 picks a free port', integerFrom(0))
+    .option('--metrics-host <address>', 'address of the metrics server (default: 127.0.0.1, reachable only from this machine)')
     .addHelpText(
       'after',
       examples(
         'uniflow worker --queue redis://10.0.0.1:6379',
         'uniflow worker --queue redis://10.0.0.1:6379 -m my-model --metrics-host 0.0.0.0 --metrics-port 9100',
-      ) + '\nSIGTERM or Ctrl-C: takes no more shards, finishes those under way, exit code 0.\n',
+      ) + '\nOn SIGTERM or Ctrl-C it finishes the current shards and exits with code 0.\n',
     )
     .action(async (options: WorkerCommandOptions) => (await import('./worker.js')).workerCommand(options, signal));
 }
@@ -166,17 +170,17 @@ function addWorker(program: Command, signal: AbortSignal): void {
 function addDecode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('decode')
-    .description('Turn latents back into pictures.')
-    .argument('<latents>', 'what encode wrote: a file (.safetensors, .npy, .tar, .parquet), a shard, or a folder of shards');
+    .description('Decode latents to images.')
+    .argument('<latents>', 'output of encode: a file (.safetensors, .npy, .tar, .parquet), a shard, or a folder of shards');
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(gridOption())
     .addHelpText(
       'after',
       examples(
-        'uniflow decode latents.safetensors --out pictures/',
-        'uniflow decode latents/ -m my-model -o pictures/',
-        'uniflow decode latents.npy -m my-model -o pictures/ --steps 4 --schedule pow_0.25',
-        'uniflow decode latents.npy -m my-model -o pictures/ --grid 16x32 --format webp --seed 7',
+        'uniflow decode latents.safetensors --out images/',
+        'uniflow decode latents/ -m my-model -o images/',
+        'uniflow decode latents.npy -m my-model -o images/ --steps 4 --schedule pow_0.25',
+        'uniflow decode latents.npy -m my-model -o images/ --grid 16x32 --format webp --seed 7',
       ),
     )
     .action(async (path: string, options: DecodeCommandOptions) => (await import('./decode.js')).decode(path, options, signal));
@@ -185,7 +189,7 @@ function addDecode(program: Command, signal: AbortSignal): void {
 function addReconstruct(program: Command, signal: AbortSignal): void {
   const command = program
     .command('reconstruct')
-    .description('Encode and decode pictures; write them side by side and print how close they are.')
+    .description('Encode and decode images, write both side by side, and print PSNR and SSIM.')
     .argument('<inputs...>', INPUTS);
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(sizeOption())
@@ -205,36 +209,40 @@ function addReconstruct(program: Command, signal: AbortSignal): void {
 function addServe(program: Command, signal: AbortSignal): void {
   const command = program
     .command('serve')
-    .description('Serve a model over HTTP: encode, decode and reconstruct; pictures of requests that come together are computed together.');
+    .description('Serve a model over HTTP: encode, decode and reconstruct, with dynamic batching across requests.');
   const seconds = (milliseconds: number): number => milliseconds / 1000;
   withJson(withLoadedModel(command))
-    .option('--host <address>', `address to listen on (default: ${serving.host}, which only this machine can reach)`)
-    .option('--port <n>', `port to listen on; 0 takes a free one (default: ${serving.port})`, integerFrom(0))
-    .addOption(new Option('--token <text>', 'clients must send it as bearer token').env('UNIFLOW_TOKEN'))
-    .option('--allow-url <host>', 'fetch pictures from this host where a client names a URL; can be repeated', collected)
-    .option('--cors <origin>', 'let web pages of this origin ask, as https://example.org, or * for all; can be repeated', collected)
-    .option('--max-batch <n>', 'pictures computed together (default: as many as make about 4,096 tokens)', integerFrom(1))
-    .option('--max-wait <ms>', `wait so long for others to compute a picture with (default: ${serving.maxWait})`, integerFrom(0))
-    .option('--max-queue <n>', `pictures in the service; more get 503 (default: ${serving.maxQueue})`, integerFrom(1))
-    .option('--max-requests <n>', `requests under way; more get 503 (default: ${serving.maxRequests})`, integerFrom(1))
-    .option('--max-images <n>', `pictures per request (default: ${serving.maxImages})`, integerFrom(1))
-    .option('--max-body <MiB>', `size of a request (default: ${serving.maxBody / 2 ** 20})`, integerFrom(1))
-    .option('--max-pixels <n>', `pixels of a picture, as sent (default: ${serving.maxPixels})`, integerFrom(1))
-    .option('--max-patches <n>', `patches of a picture, as computed (default: ${serving.maxPatches})`, integerFrom(1))
-    .option('--max-steps <n>', `Euler steps that a client may ask for (default: ${serving.maxSteps})`, integerFrom(1))
+    .option('--host <address>', `address to listen on (default: ${serving.host}, reachable only from this machine)`)
+    .option('--port <n>', `port to listen on; 0 picks a free one (default: ${serving.port})`, integerFrom(0))
+    .addOption(new Option('--token <text>', 'bearer token that clients must send').env('UNIFLOW_TOKEN'))
+    .option('--allow-url <host>', 'allow requests to name image URLs on this host; repeatable', collected)
+    .option(
+      '--cors <origin>',
+      'allow requests from web pages of this origin, such as https://example.org, or * for all; repeatable',
+      collected,
+    )
+    .option('--max-batch <n>', 'images per batch (default: about 4,096 tokens)', integerFrom(1))
+    .option('--max-wait <ms>', `milliseconds to wait for more images to fill a batch (default: ${serving.maxWait})`, integerFrom(0))
+    .option('--max-queue <n>', `images in the service; further requests get 503 (default: ${serving.maxQueue})`, integerFrom(1))
+    .option('--max-requests <n>', `concurrent requests; further ones get 503 (default: ${serving.maxRequests})`, integerFrom(1))
+    .option('--max-images <n>', `maximum images per request (default: ${serving.maxImages})`, integerFrom(1))
+    .option('--max-body <MiB>', `maximum size of a request (default: ${serving.maxBody / 2 ** 20})`, integerFrom(1))
+    .option('--max-pixels <n>', `maximum pixels of a sent image (default: ${serving.maxPixels})`, integerFrom(1))
+    .option('--max-patches <n>', `maximum patches of an image after resizing (default: ${serving.maxPatches})`, integerFrom(1))
+    .option('--max-steps <n>', `maximum Euler steps that a client may request (default: ${serving.maxSteps})`, integerFrom(1))
     .option(
       '--timeout <s>',
-      `for a client to send, for the service to compute, and for the client to read (default: ${seconds(serving.timeout)})`,
+      `time limit for receiving a request, for computing it, and for sending the answer (default: ${seconds(serving.timeout)})`,
       integerFrom(1),
     )
-    .option('--drain <s>', `for what is under way when told to stop (default: ${seconds(serving.drain)})`, integerFrom(0))
+    .option('--drain <s>', `time limit for current requests after a stop signal (default: ${seconds(serving.drain)})`, integerFrom(0))
     .addHelpText(
       'after',
       examples(
         'uniflow serve --port 8080',
         'UNIFLOW_TOKEN=secret uniflow serve -m my-model --host 0.0.0.0 --max-batch 32',
         'curl --data-binary @cat.jpg -H content-type:image/jpeg http://127.0.0.1:8080/v1/encode',
-      ) + '\nSIGTERM or Ctrl-C: takes no more requests, finishes those under way, exit code 0.\n',
+      ) + '\nOn SIGTERM or Ctrl-C it finishes the current requests and exits with code 0.\n',
     )
     .action(async (options: ServeCommandOptions) => (await import('./serve.js')).serveCommand(options, signal));
 }
@@ -242,34 +250,34 @@ function addServe(program: Command, signal: AbortSignal): void {
 function addTrain(program: Command, signal: AbortSignal): void {
   const command = program
     .command('train')
-    .description('Make a tokenizer of a vision encoder: fine-tune it near itself, and train the pixel flow decoder on top.');
+    .description('Train a tokenizer from a vision encoder: self-distillation of the encoder, and a pixel flow decoder.');
   withJson(command)
-    .option('-o, --out <folder>', 'the folder of the run: settings, log, state, model/, report.html', path)
-    .option('--resume <folder>', 'go on with a run that was stopped; the result is the same to the bit')
-    .option('--config <file>', 'settings as JSON (train.json of a run is one); options given here win')
-    .option('--encoder <model>', 'vision encoder to start from, and the teacher: folder, or name on the hub')
-    .option('--model <model>', 'UniFlow model to go on from; its encoder is the teacher')
-    .option('--init <preset>', 'start with random weights, of this size; takes --regime finetune')
+    .option('-o, --out <folder>', 'folder of the run: settings, log, state, model/, report.html', path)
+    .option('--resume <folder>', 'resume a stopped run; the result is bit-identical')
+    .option('--config <file>', 'settings as JSON, such as train.json of a run; options on the command line take precedence')
+    .option('--encoder <model>', 'vision encoder to start from, also the teacher: a folder, or a name on the hub')
+    .option('--model <model>', 'UniFlow model to continue from; its encoder is the teacher')
+    .option('--init <preset>', 'new model of this size; requires --regime finetune')
     .option('-d, --data <path>', 'images: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet')
-    .option('--validation <path>', 'pictures to measure PSNR and SSIM on')
-    .addOption(new Option('--regime <name>', 'what happens to the encoder (default: adaptive)').choices(Object.keys(REGIMES)))
+    .option('--validation <path>', 'images to measure PSNR and SSIM on')
+    .addOption(new Option('--regime <name>', 'how the encoder is trained (default: adaptive)').choices(Object.keys(REGIMES)))
     .option('--steps <n>', 'optimizer steps', integerFrom(1))
-    .option('--batch <n>', 'pictures a step (default: 16)', integerFrom(1))
-    .option('--accumulate <n>', 'parts that a batch is computed in, to save memory (default: 1)', integerFrom(1))
-    .option('--recompute', 'compute activations again for the gradient, to save memory')
+    .option('--batch <n>', 'images per step (default: 16)', integerFrom(1))
+    .option('--accumulate <n>', 'micro-batches per step, to save memory (default: 1)', integerFrom(1))
+    .option('--recompute', 'recompute activations in the backward pass, to save memory')
     .option('--size <n>', "height and width (default: the model's own)", integerFrom(1))
     .option('--lr <x>', 'learning rate (default: 1e-4)', number)
-    .option('--encoder-lr <x>', 'of the encoder (default: --lr)', number)
+    .option('--encoder-lr <x>', 'learning rate of the encoder (default: --lr)', number)
     .option('--warmup <n>', 'steps in which the learning rate rises (default: 100)', integerFrom(0))
-    .option('--beta <x>', 'how strongly misaligned layers are held (default: 2)', number)
+    .option('--beta <x>', 'how much more misaligned layers are weighted in the distillation loss (default: 2)', number)
     .option('--lambda-distillation <x>', 'weight of the distillation loss (default: 1)', number)
     .option('--ema <x>', "weight of the old value in the weights' moving average (default: 0.999)", number)
-    .addOption(dtypeOption('numbers to compute with; the master weights are float32 (default: bfloat16)'))
-    .option('--seed <n>', 'of weights, order, crops, noise and times (default: 0)', integerFrom(0))
-    .option('--validate-every <n>', 'steps between two validations (default: 500)', integerFrom(1))
-    .option('--checkpoint-every <n>', 'steps between two checkpoints (default: 500)', integerFrom(1))
+    .addOption(dtypeOption('data type of the computation; master weights are float32 (default: bfloat16)'))
+    .option('--seed <n>', 'seed of weights, order, crops, noise and times (default: 0)', integerFrom(0))
+    .option('--validate-every <n>', 'steps between validations (default: 500)', integerFrom(1))
+    .option('--checkpoint-every <n>', 'steps between checkpoints (default: 500)', integerFrom(1))
     .addOption(deviceOption())
-    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
+    .option('--threads <n>', 'compute threads (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1))
     .addHelpText(
       'after',
       examples(
@@ -278,7 +286,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
         'uniflow train --config run/train.json --regime uniform --out run-uniform',
         'uniflow train --init tiny --regime finetune --data train.tar --steps 5000 --lr 1e-3 --out run-new',
         "uniflow train --init tiny --regime finetune --data 'cifar10/train-*.parquet' --steps 5000 --out run-cifar",
-      ) + '\nCtrl-C stops after the step under way, with a checkpoint. The less common settings have no option: see --config.\n',
+      ) + '\nCtrl-C stops after the current step and writes a checkpoint. Less common settings are only in --config.\n',
     )
     .action(async (options: TrainCommandOptions) => (await import('./train.js')).trainCommand(options, signal));
 }
@@ -286,22 +294,22 @@ function addTrain(program: Command, signal: AbortSignal): void {
 function addEval(program: Command, signal: AbortSignal): void {
   const command = program
     .command('eval')
-    .description('Measure a tokenizer: how close the reconstructions are, and what the tokens know.')
+    .description('Evaluate a tokenizer: reconstruction (PSNR, SSIM, FID) and understanding (linear probe, k-NN).')
     .argument('<data>', 'images: a folder (sub-folders are classes), a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet');
   withJson(withSampling(withModel(command)))
     .addOption(sizeOption())
-    .option('--limit <n>', 'at most so many pictures of a data set, evenly spaced', integerFrom(1))
-    .option('--train <data>', 'labelled pictures to learn from: linear probe and k-NN accuracy on <data>, which has labels, too')
-    .option('--baseline <data>', 'images to fit the PCA baseline to (default: those of --train, else <data> itself)')
-    .addOption(new Option('--convention <name>', "how SSIM is computed: paper as UniFlow's notebook").choices(['standard', 'paper']))
-    .option('--teacher <model>', "encoder that the model's was fine-tuned from: each layer's cosine to it")
-    .addOption(new Option('--latent-pool <how>', 'latents as one vector (default: mean)').choices(['mean', 'concat']))
-    .option('--features <model>', 'encoder to compute FID with, or an .npy with features of the reconstructions')
-    .addOption(new Option('--inception <file>', 'ONNX file of an Inception-v3 to compute rFID with').conflicts('features'))
-    .addOption(new Option('--pool <how>', 'features of an encoder (default: mean)').choices(['mean', 'class']))
-    .option('--reference <file>', "an .npy with features to compare with, instead of the originals'")
-    .option('--allow-unpinned', 'take .npy files without a .json that says what they are of')
-    .addOption(new Option('--save-features <file>', "write the originals' features: a --reference for later").conflicts('reference'))
+    .option('--limit <n>', 'use at most n images of each data set, evenly spaced', integerFrom(1))
+    .option('--train <data>', 'labelled training images for the linear probe and k-NN; <data> must have labels too')
+    .option('--baseline <data>', 'images to fit the PCA baseline to (default: --train, else <data>)')
+    .addOption(new Option('--convention <name>', "SSIM convention; paper: as in UniFlow's notebook").choices(['standard', 'paper']))
+    .option('--teacher <model>', "original encoder: measures each layer's cosine to it")
+    .addOption(new Option('--latent-pool <how>', 'pooling of the latents (default: mean)').choices(['mean', 'concat']))
+    .option('--features <model>', 'encoder for FID, or an .npy with features of the reconstructions')
+    .addOption(new Option('--inception <file>', 'ONNX file of an Inception-v3, for rFID').conflicts('features'))
+    .addOption(new Option('--pool <how>', 'pooling of the features (default: mean)').choices(['mean', 'class']))
+    .option('--reference <file>', ".npy with reference features, instead of the originals'")
+    .option('--allow-unpinned', 'accept .npy files without the .json that identifies them')
+    .addOption(new Option('--save-features <file>', "write the originals' features, for --reference").conflicts('reference'))
     .option('-o, --out <file>', 'write the results as JSON', path)
     .addHelpText(
       'after',
@@ -320,14 +328,14 @@ function addEval(program: Command, signal: AbortSignal): void {
 function addInit(program: Command, signal: AbortSignal): void {
   const command = program
     .command('init')
-    .description('Make a model folder with random weights, or with the linear codec (PCA) of photographs, a better start for training.')
-    .argument('<folder>', 'where the model goes');
+    .description('Create a model with random weights or, better for training, with the linear codec (PCA) of photographs.')
+    .argument('<folder>', 'output folder');
   withJson(command)
     .addOption(new Option('--preset <name>', 'size of the model').choices(Object.keys(PRESETS)).makeOptionMandatory())
     .option('--photos <data>', 'start as the PCA of these images: a folder, list, IDX file or tar')
-    .option('--seed <n>', 'of the weights (default: 0)', integerFrom(0))
-    .addOption(dtypeOption('numbers to store (default: float32)'))
-    .option('--force', 'overwrite a model that is there')
+    .option('--seed <n>', 'seed of the weights (default: 0)', integerFrom(0))
+    .addOption(dtypeOption('data type of the weights (default: float32)'))
+    .option('--force', 'overwrite an existing model')
     .addHelpText(
       'after',
       examples(
@@ -343,7 +351,7 @@ function addInit(program: Command, signal: AbortSignal): void {
 function addInfo(program: Command, signal: AbortSignal): void {
   const command = program
     .command('info')
-    .description('Say what a model is: sizes, parameters, operations, preprocessing.')
+    .description('Describe a model: sizes, parameters, operations, preprocessing.')
     .argument('[model]', 'folder of a UniFlow model or of a vision encoder, or its name on the hub (default: the bundled one)');
   withJson(withRevision(command))
     .addHelpText('after', examples('uniflow info my-model', 'uniflow info facebook/dinov2-base', 'uniflow info my-model --json'))
@@ -353,24 +361,25 @@ function addInfo(program: Command, signal: AbortSignal): void {
 function addBench(program: Command, signal: AbortSignal): void {
   const command = program
     .command('bench')
-    .description('Measure how fast a model encodes and decodes here, and what part of the measured peak that is.')
-    .argument('[pictures...]', 'files and folders to measure encoding from files on; they are read again and again');
+    .description('Measure the throughput of a model on this machine, and its share of the measured peak.')
+    .argument('[images...]', 'files and folders for measuring encoding from files; they are read repeatedly');
   withJson(withModel(command))
     .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
-    .option('--seconds <s>', 'how long to measure each row (default: 2)', integerFrom(1))
+    .option('--seconds <s>', 'duration of each measurement (default: 2)', integerFrom(1))
     .addHelpText(
       'after',
       examples(
         'uniflow bench',
         'uniflow bench photos/ -m my-model --dtype bfloat16',
         'uniflow bench -m my-model --device cuda --batch 64 --seconds 10 --json',
-      ) + '\nNothing else should run meanwhile. The kernels one by one, and beside ONNX Runtime: bench/README.md of the repository.\n',
+      ) +
+        '\nNothing else should run meanwhile. Benchmarks of single kernels, and against ONNX Runtime: bench/README.md of the repository.\n',
     )
-    .action(async (pictures: string[], options: BenchCommandOptions) => (await import('./bench.js')).bench(pictures, options, signal));
+    .action(async (images: string[], options: BenchCommandOptions) => (await import('./bench.js')).bench(images, options, signal));
 }
 
 function addDoctor(program: Command): void {
-  withJson(program.command('doctor').description('Check this installation, and say what is missing and what to do about it.'))
+  withJson(program.command('doctor').description('Check this installation, and explain how to fix what is missing.'))
     .addHelpText('after', examples('uniflow doctor', 'uniflow doctor --json'))
     .action(async (options: ReportOptions) => (await import('./doctor.js')).doctor(options));
 }
@@ -378,12 +387,12 @@ function addDoctor(program: Command): void {
 function addBuild(program: Command): void {
   program
     .command('build')
-    .description('Compile the native addon for this machine, where there is no prebuilt one or to add the GPU backend.')
+    .description('Compile the native addon for this machine, if there is no prebuilt one, or to add the GPU backend.')
     .argument('[cmake-options...]', 'after --: options for CMake')
     .addHelpText(
       'after',
       examples('uniflow build', 'uniflow build -- -DUNIFLOW_CUDA=ON') +
-        "\nThe addon goes into the package's folder, or to ~/.cache/uniflow-tokenizer where that cannot be written.\n",
+        "\nThe addon is written to the package's folder or, if that is read-only, to ~/.cache/uniflow-tokenizer.\n",
     )
     .action(async (options: string[]) => (await import('./build.js')).build(options));
 }

@@ -20,19 +20,19 @@ export interface DecodeCommandOptions extends ModelOptions, SamplingOptions, Fol
 
 export async function decode(path: string, options: DecodeCommandOptions, signal: AbortSignal): Promise<void> {
   const latents = await openLatents(path);
-  const { pictures } = latents;
+  const images = latents.pictures;
   const files = fileNames(idsOf(latents), options.format).map((name) => join(options.out, name));
   await refuseBeside(
     options.out,
-    pictures.flatMap(({ id }) => id ?? []),
+    images.flatMap(({ id }) => id ?? []),
   );
   const uniflow = await loadModel(options, signal);
   const { steps, schedule, guidance, seed } = options;
-  const batches = alike(latents, options);
+  const batches = alike(latents, options, uniflow.device);
   await makeFolder(options.out);
 
   const started = performance.now();
-  const progress = new Progress('decode', { unit: 'images' }, options.json === true).start(pictures.length);
+  const progress = new Progress('decode', { unit: 'images' }, options.json === true).start(images.length);
   try {
     const work = async ({ begin, end, grid }: Alike): Promise<[number, NdArray]> => [
       begin,
@@ -40,22 +40,22 @@ export async function decode(path: string, options: DecodeCommandOptions, signal
         ...{ grid, steps, schedule, guidance, seed, batchSize: end - begin, signal },
       }),
     ];
-    for await (const [begin, images] of prefetch(batches, 1, work)) {
-      const decoded = toImages(images);
-      await Promise.all(decoded.map((picture, i) => writeImage(files[begin + i] as string, picture)));
+    for await (const [begin, pixels] of prefetch(batches, 1, work)) {
+      const decoded = toImages(pixels);
+      await Promise.all(decoded.map((image, i) => writeImage(files[begin + i] as string, image)));
       progress.update(begin + decoded.length);
     }
   } finally {
     progress.stop();
   }
   if (options.json) printJson({ files, images: files.length, seconds: (performance.now() - started) / 1000 });
-  else process.stdout.write(`${plural(files.length, 'picture')} in ${options.out}\n`);
+  else process.stdout.write(`${plural(files.length, 'image')} in ${options.out}\n`);
 }
 
 /** Ids of the images; numbered if the file has none. */
-function idsOf({ pictures }: Latents): string[] {
-  const digits = String(pictures.length).length;
-  return pictures.map(({ id }, i) => id ?? `image-${String(i + 1).padStart(digits, '0')}`);
+function idsOf({ pictures: images }: Latents): string[] {
+  const digits = String(images.length).length;
+  return images.map(({ id }, i) => id ?? `image-${String(i + 1).padStart(digits, '0')}`);
 }
 
 /** Consecutive images with the same grid. */
@@ -66,13 +66,13 @@ interface Alike {
 }
 
 /** @throws {UniFlowError} `BAD_INPUT` for an invalid batch size. */
-function alike({ pictures }: Latents, { batch, grid }: DecodeCommandOptions): Alike[] {
+function alike({ pictures: images }: Latents, { batch, grid }: DecodeCommandOptions, device: string): Alike[] {
   const all: Alike[] = [];
-  for (let begin = 0, end = 0; begin < pictures.length; begin = end) {
-    const { patches, grid: own } = pictures[begin] as Latents['pictures'][number];
-    const most = Math.min(pictures.length, begin + checkBatchSize(batch, patches));
+  for (let begin = 0, end = 0; begin < images.length; begin = end) {
+    const { patches, grid: own } = images[begin] as Latents['pictures'][number];
+    const most = Math.min(images.length, begin + checkBatchSize(batch, patches, device));
     const same = (i: number): boolean => {
-      const other = pictures[i];
+      const other = images[i];
       return other?.patches === patches && (grid !== undefined || other.grid?.cols === own?.cols);
     };
     for (end = begin + 1; end < most && same(end);) end++;

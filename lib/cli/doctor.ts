@@ -30,7 +30,7 @@ export async function doctor(options: ReportOptions): Promise<void> {
     ['kernels', kernels],
     ['threads', threads],
     ['devices', deviceList],
-    ['pictures (sharp)', pictures],
+    ['images (sharp)', images],
     ['hub cache', hubCache],
     ['self-test', selfTest],
   ];
@@ -114,7 +114,7 @@ async function deviceList(): Promise<Omit<Finding, 'name'>> {
   };
 }
 
-async function pictures(): Promise<Omit<Finding, 'name'>> {
+async function images(): Promise<Omit<Finding, 'name'>> {
   const { default: sharp } = await import('sharp');
   const formats = Object.entries(FORMATS) as [keyof typeof FORMATS, string][];
   const missing = formats.filter(([format]) => !sharp.format[format]?.input.buffer).map(([, name]) => name);
@@ -148,16 +148,16 @@ async function nearestExisting(path: string): Promise<string> {
 /** Encodes a small image with a small random model. */
 async function selfTest(): Promise<Omit<Finding, 'name'>> {
   const [{ UniFlow }, { default: sharp }] = await Promise.all([import('../uniflow.js'), import('sharp')]);
-  const picture = await sharp({ create: { width: 64, height: 48, channels: 3, background: '#4080c0' } })
+  const image = await sharp({ create: { width: 64, height: 48, channels: 3, background: '#4080c0' } })
     .png()
     .toBuffer();
   const started = performance.now();
   const uniflow = UniFlow.random('nano');
   try {
-    const { latents } = await uniflow.encode(picture);
+    const { latents } = await uniflow.encode(image);
     const data = latents.data as unknown as Float32Array;
     const ok = data.every(Number.isFinite) && data.some((value) => value !== 0);
-    const detail = `a random model encoded a picture to latents [${latents.shape.join(', ')}] in ${Math.round(performance.now() - started)} ms`;
+    const detail = `a random model encoded an image to latents [${latents.shape.join(', ')}] in ${Math.round(performance.now() - started)} ms`;
     return ok
       ? { ok, detail }
       : { ok, detail: `${detail}, but they are not numbers`, advice: 'This is a bug: please report it with this output.' };

@@ -14,13 +14,13 @@ import { resolveModel } from '../io/hub.js';
 import type { QualityConvention } from '../native.js';
 import { embeddedModel } from '../package.js';
 import type { UniFlow } from '../uniflow.js';
-import type { ModelOptions, PictureOptions, SamplingOptions } from './options.js';
+import type { ModelOptions, ImageOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Stages } from './progress.js';
 import { Skips } from '../sources/skips.js';
 import { loadAny, loadModel, reportSkips } from './shared.js';
 
-export interface EvalCommandOptions extends ModelOptions, PictureOptions, SamplingOptions {
+export interface EvalCommandOptions extends ModelOptions, ImageOptions, SamplingOptions {
   limit?: number;
   train?: string;
   baseline?: string;
@@ -158,6 +158,6 @@ function distance({ value, dimensions, reference, reconstructions }: NonNullable
   const sets = `${reconstructions.images} against ${plural(reference.images, 'image')}`;
   const unpinned = [reference, reconstructions].some(({ pins }) => !pins) ? '; UNPINNED features: nothing says that they match' : '';
   const there = reference.pins?.data;
-  const other = there && there.sha256 !== data ? `; the reference is of other pictures: ${there.path} (${there.split})` : '';
+  const other = there && there.sha256 !== data ? `; the reference is of other images: ${there.path} (${there.split})` : '';
   return `${value.toPrecision(5)} (${by}, ${dimensions} features, ${sets}${other}${unpinned})`;
 }

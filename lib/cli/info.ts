@@ -90,7 +90,7 @@ function table(info: Info): string {
   const registers = e.registers > 0 ? `, ${e.registers} registers` : '';
   const rows: [string, string][] = [
     [
-      'picture',
+      'image',
       `${height}x${width}, patches of ${e.patch}: ${t.rows}x${t.cols} = ${t.patches} tokens${t.prefix > 0 ? `, and ${t.prefix} in front` : ''}`,
     ],
     [
@@ -98,7 +98,7 @@ function table(info: Info): string {
       `${e.family}: ${e.layers} layers, width ${e.width}, ${e.heads} heads, MLP ${e.hidden}${e.gated ? ' gated' : ''}${registers}`,
     ],
   ];
-  if (latents) rows.push(['latents', `[${latents.shape.join(', ')}] per picture, ${withPrefix(latents.bytes, 'B')} in float32`]);
+  if (latents) rows.push(['latents', `[${latents.shape.join(', ')}] per image, ${withPrefix(latents.bytes, 'B')} in float32`]);
   if (d)
     rows.push([
       'decoder',
@@ -110,8 +110,8 @@ function table(info: Info): string {
     'weights',
     `${withPrefix(weightBytes.float32, 'B')} in float32, ${withPrefix(weightBytes.bfloat16, 'B')} in bfloat16${storedAs(info)}`,
   ]);
-  rows.push(['encoding', `${withPrefix(flops.encode, 'FLOP')} per picture`]);
-  if (flops.decode !== undefined) rows.push(['decoding', `${withPrefix(flops.decode, 'FLOP')} per picture in one step`]);
+  rows.push(['encoding', `${withPrefix(flops.encode, 'FLOP')} per image`]);
+  if (flops.decode !== undefined) rows.push(['decoding', `${withPrefix(flops.decode, 'FLOP')} per image in one step`]);
   rows.push(['preprocessing', `${MODES[p.mode]}, ${p.filter}; mean ${p.mean.join(' ')}, std ${p.std.join(' ')}`]);
   const title = `${info.model}: ${info.kind === 'uniflow' ? 'UniFlow tokenizer' : 'vision encoder'}`;
   return `${title}\n${rows.map(([name, value]) => `  ${name.padEnd(20)}${value}\n`).join('')}`;

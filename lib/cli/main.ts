@@ -53,7 +53,7 @@ function interruption(): { signal: AbortSignal; exitCode: () => number | undefin
 
 function buildProgram(signal: AbortSignal): Command {
   const program = new Command('uniflow')
-    .description('The UniFlow visual tokenizer: pictures to latents, and back.')
+    .description('The UniFlow visual tokenizer: images to latents, and back.')
     .version(packageVersion)
     .option('--verbose', 'print where an error comes from (as UNIFLOW_DEBUG=1 does)')
     .configureHelp({ showGlobalOptions: true })
@@ -65,10 +65,10 @@ function buildProgram(signal: AbortSignal): Command {
 Examples:
   $ uniflow reconstruct photos/ --out compared/
   $ uniflow encode photos/ --out latents.safetensors
-  $ uniflow decode latents.safetensors --out pictures/
+  $ uniflow decode latents.safetensors --out images/
   $ uniflow train --encoder facebook/dinov2-base --data photos/ --steps 20000 --out run
 
-Exit codes: 0 done, 1 failed (also where only some pictures did), 2 bad usage, 130 interrupted.
+Exit codes: 0 done, 1 failed (also where only some images did), 2 bad usage, 130 interrupted.
 `,
     );
   addCommands(program, signal);

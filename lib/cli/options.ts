@@ -27,11 +27,11 @@ export interface ModelOptions extends HubModelOptions {
   batch?: number;
 }
 
-export interface PictureOptions {
+export interface ImageOptions {
   size?: number | readonly [height: number, width: number];
 }
 
-export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
+export interface EncodeCommandOptions extends ModelOptions, ImageOptions {
   out: string;
   tokens?: true;
   /** False with --no-latents. */
@@ -47,7 +47,7 @@ export interface EncodeCommandOptions extends ModelOptions, PictureOptions {
   detach?: true;
 }
 
-export interface EmbedCommandOptions extends ModelOptions, PictureOptions {
+export interface EmbedCommandOptions extends ModelOptions, ImageOptions {
   out: string;
   pool?: Pool;
   /** False with --no-normalize. */
@@ -61,11 +61,11 @@ export interface SamplingOptions {
   seed?: number;
 }
 
-export type PictureFormat = 'png' | 'jpg' | 'webp';
+export type ImageFormat = 'png' | 'jpg' | 'webp';
 
 export interface FolderOptions {
   out: string;
-  format: PictureFormat;
+  format: ImageFormat;
 }
 
 // ----- values ---------------------------------------------------------------------------------------------------
@@ -97,13 +97,13 @@ function pair(text: string): [number, number] | undefined {
 
 function size(text: string): number | [number, number] {
   const value = pair(text) ?? (/^[1-9]\d*$/.test(text) ? Number(text) : undefined);
-  if (value === undefined) throw new InvalidArgumentError('It must be N, or HEIGHTxWIDTH as 224x448.');
+  if (value === undefined) throw new InvalidArgumentError('It must be N, or HEIGHTxWIDTH such as 224x448.');
   return value;
 }
 
 function grid(text: string): Grid {
   const value = parseGrid(text);
-  if (!value) throw new InvalidArgumentError('It must be ROWSxCOLUMNS as 16x32.');
+  if (!value) throw new InvalidArgumentError('It must be ROWSxCOLUMNS such as 16x32.');
   return value;
 }
 
@@ -111,11 +111,11 @@ function grid(text: string): Grid {
 
 export const dtypeOption = (description: string): Option => new Option('--dtype <type>', description).choices(['float32', 'bfloat16']);
 export const deviceOption = (): Option =>
-  new Option('--device <name>', 'auto, cpu, cuda or cuda:N (default: auto, the first GPU that works, else the CPU)');
+  new Option('--device <name>', 'auto, cpu, cuda or cuda:N (default: auto, the first working GPU, else the CPU)');
 export const gridOption = (): Option =>
-  new Option('--grid <RxC>', 'patch rows and columns of the pictures (default: as the file says)').argParser(grid);
+  new Option('--grid <RxC>', 'patch rows and columns of the images (default: from the file)').argParser(grid);
 export const sizeOption = (): Option =>
-  new Option('--size <N|HxW>', "height and width that pictures are brought to (default: the model's own)").argParser(size);
+  new Option('--size <N|HxW>', "height and width that images are resized to (default: the model's)").argParser(size);
 
 export function withJson(command: Command): Command {
   return command.option('--json', 'print one JSON object instead of text, and no progress');
@@ -132,30 +132,26 @@ export function withLoadedModel(command: Command, model: string = MODEL): Comman
   command.option('-m, --model <model>', model);
   return withRevision(command)
     .addOption(deviceOption())
-    .addOption(dtypeOption('numbers to compute with (default: float32)'))
-    .option('--float8', "store the encoder's weights as e4m3: faster, less exact; with --dtype bfloat16, on GPUs that have it")
-    .option('--threads <n>', 'threads that compute (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1));
+    .addOption(dtypeOption('data type of the computation (default: float32)'))
+    .option('--float8', "store the encoder's weights as e4m3: faster, less accurate; requires --dtype bfloat16 and a GPU that supports it")
+    .option('--threads <n>', 'compute threads (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1));
 }
 
 /** Options for a model and its batch size. */
 export function withModel(command: Command, model?: string): Command {
-  return withLoadedModel(command, model).option(
-    '--batch <n>',
-    'pictures computed together (default: as many as make about 4,096 tokens)',
-    integerFrom(1),
-  );
+  return withLoadedModel(command, model).option('--batch <n>', 'images per batch (default: about 4,096 tokens)', integerFrom(1));
 }
 
 export function withSampling(command: Command): Command {
   return command
     .option('--steps <n>', "Euler steps (default: the model's num_sampling_steps)", integerFrom(1))
-    .option('--schedule <name>', 'where the steps are: linear, or pow_P as pow_0.25 (default: linear)')
-    .option('--guidance <w>', 'classifier-free guidance; other than 1 it doubles the cost (default: 1)', number)
-    .option('--seed <n>', 'of the noise that pictures are made from (default: 0)', integerFrom(0));
+    .option('--schedule <name>', 'spacing of the steps: linear, or pow_P such as pow_0.25 (default: linear)')
+    .option('--guidance <w>', 'classifier-free guidance; values other than 1 double the cost (default: 1)', number)
+    .option('--seed <n>', 'seed of the noise (default: 0)', integerFrom(0));
 }
 
 export function withFolder(command: Command): Command {
   return command
-    .requiredOption('-o, --out <folder>', 'where the pictures go; it is made if it is missing', path)
-    .addOption(new Option('--format <format>', 'of the pictures').choices(['png', 'jpg', 'webp']).default('png'));
+    .requiredOption('-o, --out <folder>', 'output folder; created if missing', path)
+    .addOption(new Option('--format <format>', 'file format of the images').choices(['png', 'jpg', 'webp']).default('png'));
 }

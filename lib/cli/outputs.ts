@@ -17,7 +17,7 @@ export async function refuseInside(folder: string, inputs: readonly string[]): P
     if (searched === undefined) continue;
     const from = await realPathOf(searched);
     if (out === from || out.startsWith(from === sep ? sep : from + sep))
-      throw refusal(folder, `'${input}', which is searched for pictures, also when the command is given again`);
+      throw refusal(folder, `'${input}', which is searched for images, also when the command is given again`);
   }
 }
 

@@ -7,11 +7,11 @@ import { makeFolder } from '../io/files.js';
 import { fileNames, refuseMissing } from './inputs.js';
 import { refuseBeside, refuseInside } from './outputs.js';
 import { fileOf } from '../sources/item.js';
-import type { FolderOptions, ModelOptions, PictureOptions, SamplingOptions } from './options.js';
+import type { FolderOptions, ModelOptions, ImageOptions, SamplingOptions } from './options.js';
 import { failures, plural, printJson } from './output.js';
 import { overImages } from './shared.js';
 
-export interface ReconstructCommandOptions extends ModelOptions, PictureOptions, SamplingOptions, FolderOptions {}
+export interface ReconstructCommandOptions extends ModelOptions, ImageOptions, SamplingOptions, FolderOptions {}
 
 interface Quality {
   id: string;
@@ -27,7 +27,7 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
   await refuseMissing(inputs);
   const { steps, schedule, guidance, seed } = options;
   const names = new Map<string, string>();
-  const pictures: Quality[] = [];
+  const scored: Quality[] = [];
   const outcome = await overImages({
     inputs,
     label: 'reconstruct',
@@ -54,13 +54,13 @@ export async function reconstruct(inputs: readonly string[], options: Reconstruc
         }),
       );
       if (!options.json) for (const quality of done) progress.print(`${quality.id}  ${scores(quality)}`);
-      pictures.push(...done);
+      scored.push(...done);
     },
   });
-  if (pictures.length === 0) throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failures(outcome.failed)}`);
-  const mean = { psnr: meanOf(pictures.map((p) => p.psnr)), ssim: meanOf(pictures.map((p) => p.ssim)) };
-  if (options.json) printJson({ out: options.out, pictures, ...mean, ...outcome });
-  else process.stdout.write(`mean of ${plural(pictures.length, 'picture')}  ${scores(mean)}${failures(outcome.failed)}\n`);
+  if (scored.length === 0) throw new UniFlowError('BAD_INPUT', `nothing is written: no image could be read${failures(outcome.failed)}`);
+  const mean = { psnr: meanOf(scored.map((p) => p.psnr)), ssim: meanOf(scored.map((p) => p.ssim)) };
+  if (options.json) printJson({ out: options.out, pictures: scored, ...mean, ...outcome });
+  else process.stdout.write(`mean of ${plural(scored.length, 'image')}  ${scores(mean)}${failures(outcome.failed)}\n`);
 }
 
 function scores({ psnr, ssim }: { psnr: number; ssim: number }): string {

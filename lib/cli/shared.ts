@@ -16,7 +16,7 @@ import type { Skips } from '../sources/skips.js';
 import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
 import { asNamed, collectItems, countImages, type Failure } from './inputs.js';
-import type { ModelOptions, PictureOptions } from './options.js';
+import type { ModelOptions, ImageOptions } from './options.js';
 import { Progress } from './progress.js';
 
 export async function loadModel(options: ModelOptions, signal: AbortSignal): Promise<UniFlow> {
@@ -57,7 +57,7 @@ export interface ImageRun<R> {
   /** As on the command line. */
   inputs: readonly string[];
   label: string;
-  options: ModelOptions & PictureOptions;
+  options: ModelOptions & ImageOptions;
   signal: AbortSignal;
   /** Called once, with all images to be processed. */
   begin?(items: readonly Item[]): Promise<void>;
@@ -84,7 +84,7 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   const { imageSize, patch } = uniflow.config;
   const size = checkSize(options.size ?? imageSize, patch);
   const { rows, cols } = gridOf(size, patch);
-  const batchSize = checkBatchSize(options.batch, rows * cols);
+  const batchSize = checkBatchSize(options.batch, rows * cols, uniflow.device);
   await run.begin?.(items);
 
   const started = performance.now();
@@ -118,12 +118,7 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
 }
 
 /** Runs `work` and stops `progress` after it; meanwhile counts the images for the time estimate. */
-export async function estimating(
-  inputs: readonly string[],
-  progress: Progress,
-  json: boolean,
-  work: () => Promise<void>,
-): Promise<void> {
+export async function estimating(inputs: readonly string[], progress: Progress, json: boolean, work: () => Promise<void>): Promise<void> {
   const counting = new AbortController();
   if (!json)
     void countImages(inputs, counting.signal).then(

@@ -26,7 +26,7 @@ export async function workerCommand(options: WorkerCommandOptions, signal: Abort
     metrics: metricsPort === undefined ? undefined : { host: metricsHost, port: metricsPort },
     onShard: ({ index, count, items }, seconds) =>
       say(
-        `shard ${index}: ${plural(items, 'picture')}${count < items ? ` (${items - count} failed)` : ''}, ${rateText(count / seconds)} images/s`,
+        `shard ${index}: ${plural(items, 'image')}${count < items ? ` (${items - count} failed)` : ''}, ${rateText(count / seconds)} images/s`,
       ),
     onState: say,
   });

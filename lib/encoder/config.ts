@@ -289,7 +289,7 @@ export function encoderJson(config: Record<string, unknown>): Record<string, unk
       'UNSUPPORTED',
       'model_type',
       'SigLIP2 of a fixed resolution (model_type siglip)',
-      `'${type}', SigLIP2 NaFlex, whose pictures come as sequences of patches`,
+      `'${type}', SigLIP2 NaFlex, whose images come as sequences of patches`,
     );
   if (typeof type !== 'string' || !Object.hasOwn(towers, type))
     throw UniFlowError.expected('UNSUPPORTED', 'model_type', `one of ${modelTypes.join(', ')}`, describe(type));

@@ -43,7 +43,7 @@ export async function embedImages(model: Embedder, images: ImageInput, options: 
     const pooled = await poolingOf(model, options.pool);
     const { rows, cols } = gridOf(batches.size, patch);
     const [vectors] = await encoder.running({
-      ...{ device, count: batches.count, batchSize: checkBatchSize(batchSize, rows * cols), signal },
+      ...{ device, count: batches.count, batchSize: checkBatchSize(batchSize, rows * cols, device), signal },
       load: async (begin, end) => [await batches.load(begin, end)],
       forward: ([pixels]) => {
         const vector = pooled(encoder.forward(pixels as Tensor).last);

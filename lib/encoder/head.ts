@@ -11,9 +11,9 @@ import type { EncoderConfig, Family } from './config.js';
 
 interface Head {
   /** The encoder's last hidden state [B,S,D] → [B,1,E]. */
-  apply(tokens: Tensor): Tensor;
+  apply: (tokens: Tensor) => Tensor;
   /** Frees what is derived from the parameters. */
-  dispose?(): void;
+  dispose?: () => void;
 }
 
 /** The tensor that shows that a checkpoint has the family's head, and how the head is read from `source`, and for CLIP from the larger model. */
@@ -25,7 +25,7 @@ interface HeadKind {
 /** The checkpoint around the vision tower. */
 interface Whole {
   checkpoint: Checkpoint;
-  open(under: string): CheckpointSource;
+  open: (under: string) => CheckpointSource;
 }
 
 const kinds: Partial<Record<Family, HeadKind>> = {
@@ -89,7 +89,7 @@ function attentionPool({ width: d, hidden, heads, activation, eps }: EncoderConf
   return {
     apply: (tokens) => {
       qkv ??= probing(weights, biases, probe, source.dtype);
-      const pooled = linear(sliceTokens(attention(linear(tokens, qkv as Linear), heads), 0, 1), proj);
+      const pooled = linear(sliceTokens(attention(linear(tokens, qkv), heads), 0, 1), proj);
       return linear(linear(norm(pooled, layerNorm, { eps }), fc1, { activation }), fc2, { residual: pooled });
     },
     dispose: () => {

@@ -108,7 +108,7 @@ export class VisionEncoder {
       const [last, ...states] = await this.encoder.running({
         device: this.device,
         count: batches.count,
-        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols),
+        batchSize: checkBatchSize(options.batchSize, grid.rows * grid.cols, this.device),
         signal: options.signal,
         load: async (begin, end) => [await batches.load(begin, end)],
         forward: ([pixels]) => {

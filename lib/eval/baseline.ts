@@ -60,7 +60,7 @@ async function* crops(
   const [height, width] = typeof size === 'number' ? [size, size] : size;
   const indices = evenlySpaced(data.length, FIT_IMAGES);
   const { rows, cols } = gridOf([height, width], patch);
-  const batchSize = defaultBatchSize(rows * cols);
+  const batchSize = defaultBatchSize(rows * cols, 'cpu');
   let done = 0;
   for await (const { pixels, ids } of batches(subset(data, indices), {
     ...{ batchSize, size, crop: 'center', epochs: 1, signal },
@@ -114,7 +114,7 @@ export class PatchCodec {
   /** Means over images, computed a few at a time. */
   async measure(pixels: NdArray<Uint8Array>): Promise<Pick<Baseline, 'psnr' | 'ssim'>> {
     const [count, height, width] = pixels.shape as [number, number, number];
-    const batchSize = defaultBatchSize((height * width) / this.uniflow.config.patch ** 2);
+    const batchSize = defaultBatchSize((height * width) / this.uniflow.config.patch ** 2, this.uniflow.device);
     const sums = [0, 0];
     for (let begin = 0; begin < count; begin += batchSize) {
       const quality = await this.quality(pixels, { begin, end: Math.min(count, begin + batchSize) });

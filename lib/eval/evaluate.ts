@@ -58,7 +58,7 @@ class Run {
     const { teacher, features, reference, latentPool = 'mean' } = options;
     this.size = [...checkSize(options.size ?? imageSize, patch)];
     this.grid = gridOf(this.size, patch);
-    this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols);
+    this.batchSize = checkBatchSize(options.batchSize, this.grid.rows * this.grid.cols, uniflow.device);
     this.sampling = {
       ...{ steps: options.steps ?? steps, schedule: options.schedule ?? 'linear' },
       ...{ guidance: options.guidance ?? 1, seed: options.seed ?? 0 },
@@ -263,12 +263,7 @@ function filled(side: Side, features: FeatureSet['features'] | undefined): Featu
 async function checkClasses(train: Dataset, data: Dataset): Promise<void> {
   for (const [name, dataset] of Object.entries({ train, data }))
     if ((await dataset.read(0)).label === undefined)
-      throw UniFlowError.expected(
-        'BAD_INPUT',
-        name,
-        'labelled pictures, for linear probe and nearest neighbours',
-        'pictures without labels',
-      );
+      throw UniFlowError.expected('BAD_INPUT', name, 'labelled images, for linear probe and nearest neighbours', 'images without labels');
   const [there, here] = [train.classes ?? [], data.classes ?? []];
   if (there.join('\n') === here.join('\n')) return;
   const differing = [...there.filter((c) => !here.includes(c)), ...here.filter((c) => !there.includes(c))];

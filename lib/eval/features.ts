@@ -46,7 +46,7 @@ export async function encoderFeatures(
       const [features] = await encoder.running({
         device: model.device,
         count: resized.shape[0] as number,
-        batchSize: checkBatchSize(undefined, rows * cols),
+        batchSize: checkBatchSize(undefined, rows * cols, model.device),
         signal,
         load: (begin, end) => [onDevice(model.device, () => imagesOf(resized, begin, end))],
         forward: ([batch]) => {

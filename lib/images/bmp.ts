@@ -59,5 +59,5 @@ export function decodeBmp(name: string, bytes: Uint8Array, { width, height, alph
 }
 
 function damaged(name: string, reason: string): UniFlowError {
-  return new UniFlowError('BAD_INPUT', `${name}: the picture is damaged or incomplete: ${reason}`, { subject: name });
+  return new UniFlowError('BAD_INPUT', `${name}: the image is damaged or incomplete: ${reason}`, { subject: name });
 }

@@ -73,16 +73,12 @@ async function shrinkOnLoad(source: ImageSource, crop: RandomCrop): Promise<Uint
 }
 
 /** Resizes the whole image and cuts out the box. In this order sharp shrinks on load and computes only the pixels of the box. */
-function cropped(
-  picture: Sharp,
-  { width, height }: Extent,
-  { size: [rows, columns], scale, mirrored, draws }: RandomCrop,
-): Promise<Buffer> {
+function cropped(image: Sharp, { width, height }: Extent, { size: [rows, columns], scale, mirrored, draws }: RandomCrop): Promise<Buffer> {
   const box = randomBox(width, height, scale, draws);
   const [allColumns, allRows] = [Math.round((width * columns) / box.width), Math.round((height * rows) / box.height)];
   const left = Math.min(allColumns - columns, Math.round((box.left * columns) / box.width));
   const top = Math.min(allRows - rows, Math.round((box.top * rows) / box.height));
-  return picture
+  return image
     .flatten({ background: '#ffffff' })
     .resize(allColumns, allRows, { fit: 'fill', kernel: 'cubic' })
     .flop(mirrored)
@@ -94,14 +90,14 @@ function cropped(
 
 /** Writes the centre crop that {@link UniFlow.encode} uses `into` packed RGB [H,W,3]. */
 export async function centerCrop(
-  image: ImageSource | RgbImage,
+  source: ImageSource | RgbImage,
   [height, width]: Size,
   into: Uint8Array,
   signal?: AbortSignal,
 ): Promise<void> {
-  const picture = await openImage(image, signal ? { signal } : {});
+  const image = await openImage(source, signal ? { signal } : {});
   const options = { width, height, mode: 'cover', edge: Math.max(height, width), filter: 'bicubic' } as const;
-  await picture.resample(into, options);
+  await image.resample(into, options);
 }
 
 /** Mirrors packed RGB [H,W,3] horizontally. */

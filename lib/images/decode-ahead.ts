@@ -4,7 +4,7 @@ import { throwIfAborted, UniFlowError } from '../errors.js';
 import { MissingPackageError } from '../optional.js';
 import { prefetch, untilAborted } from '../prefetch.js';
 import type { ImageSource, Item, RgbImage } from '../sources/item.js';
-import { readPicture } from '../sources/read.js';
+import { readItemImage } from '../sources/read.js';
 import type { DownloadOptions } from '../sources/url.js';
 import { DECODERS } from './decode.js';
 
@@ -43,7 +43,7 @@ export async function* decodeAhead<T extends Item, R extends object>(
 async function decodeItem<T extends Item, R>(item: T, { prepare, download, signal }: DecodeAhead<T, R>): Promise<R | DecodeFailure> {
   throwIfAborted(signal);
   try {
-    const image = await readPicture(item.image, { ...download, signal });
+    const image = await readItemImage(item.image, { ...download, signal });
     return await decoding(() => {
       throwIfAborted(signal);
       return prepare(image, item);

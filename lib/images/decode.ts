@@ -34,7 +34,7 @@ const DEFAULT_MAX_PIXELS = 16383 * 16383;
 /** Their bytes fit in an array of 4 GiB. */
 const MOST_PIXELS = 2 ** 30;
 const FORMATS: readonly string[] = ['jpeg', 'png', 'webp', 'heif', 'tiff', 'gif'];
-const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP picture';
+const FORMATS_TEXT = 'a JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP image';
 /** The limit of native.resample. */
 const MOST_EDGE = 2 ** 20;
 const WHITE = '#ffffff';
@@ -221,7 +221,7 @@ function undecodable(name: string, cause: unknown): UniFlowError {
   // libvips repeats itself over several lines; the first one suffices.
   const reason = (cause instanceof Error ? cause.message : String(cause)).split('\n')[0];
   if (reason?.endsWith('JPEG data precision 12')) return UniFlowError.expected('UNSUPPORTED', name, 'a JPEG of 8 bits', '12 bits', cause);
-  const message = `${name}: the picture is damaged or incomplete: ${reason}`;
+  const message = `${name}: the image is damaged or incomplete: ${reason}`;
   return new UniFlowError('BAD_INPUT', message, { subject: name, cause });
 }
 

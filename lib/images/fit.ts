@@ -42,12 +42,12 @@ export interface Target {
 
 type Extent = Pick<OpenImage, 'width' | 'height'>;
 
-export function placementOf(picture: Extent, { fit, size, rule, patch }: Target): Placement {
+export function placementOf(image: Extent, { fit, size, rule, patch }: Target): Placement {
   const grid = gridOf(size, patch);
   const [width, height] = [grid.cols * patch, grid.rows * patch];
-  if (fit === 'native') return { grid: nativeGrid(picture, grid.rows * grid.cols) };
-  if (fit === 'crop') return rule.mode === 'cover' ? { grid, crop: visible(picture, size, { width, height }) } : { grid };
-  const scaled = inside(picture, width, height);
+  if (fit === 'native') return { grid: nativeGrid(image, grid.rows * grid.cols) };
+  if (fit === 'crop') return rule.mode === 'cover' ? { grid, crop: visible(image, size, { width, height }) } : { grid };
+  const scaled = inside(image, width, height);
   return { grid, padding: { right: width - scaled.width, bottom: height - scaled.height } };
 }
 
@@ -63,12 +63,12 @@ export function pixelSize({ grid }: Placement, { fit, size, patch }: Target): re
 }
 
 /** The part of an image that the `patches` cover after it was scaled to cover height x width: native/image/resample.cpp, center_crop. */
-function visible(picture: Extent, [height, width]: Target['size'], patches: Extent): NonNullable<Placement['crop']> {
-  let [w, h] = [picture.width, picture.height];
+function visible(image: Extent, [height, width]: Target['size'], patches: Extent): NonNullable<Placement['crop']> {
+  let [w, h] = [image.width, image.height];
   while (w >= 2 * width && h >= 2 * height) [w, h] = [w >> 1, h >> 1];
   const scale = Math.max(width / w, height / h);
   const whole = { width: roundHalfEven(w * scale), height: roundHalfEven(h * scale) };
-  const [x, y] = [picture.width / whole.width, picture.height / whole.height];
+  const [x, y] = [image.width / whole.width, image.height / whole.height];
   const exact = {
     left: ((whole.width - width) >> 1) * x,
     top: ((whole.height - height) >> 1) * y,
@@ -84,25 +84,25 @@ function roundHalfEven(x: number): number {
 }
 
 /** The largest size with the image's aspect ratio inside width x height. */
-function inside(picture: Extent, width: number, height: number): Extent {
-  const scale = Math.min(width / picture.width, height / picture.height);
+function inside(image: Extent, width: number, height: number): Extent {
+  const scale = Math.min(width / image.width, height / image.height);
   const side = (n: number, most: number): number => Math.min(most, Math.max(1, Math.round(n * scale)));
-  return { width: side(picture.width, width), height: side(picture.height, height) };
+  return { width: side(image.width, width), height: side(image.height, height) };
 }
 
 /** Writes the placed image `into` packed RGB of {@link pixelSize}. */
-export async function place(picture: OpenImage, placement: Placement, target: Target, into: Uint8Array): Promise<void> {
+export async function place(image: OpenImage, placement: Placement, target: Target, into: Uint8Array): Promise<void> {
   const [height, width] = pixelSize(placement, target);
   const { fit, rule, mean } = target;
   const { padding } = placement;
-  if (fit === 'crop') return picture.resample(into, resamplingTo([height, width], rule));
-  if (!padding) return picture.resample(into, stretchedTo(width, height));
+  if (fit === 'crop') return image.resample(into, resamplingTo([height, width], rule));
+  if (!padding) return image.resample(into, stretchedTo(width, height));
   const inner = { width: width - padding.right, height: height - padding.bottom };
   if (padding.right === 0) {
-    await picture.resample(into.subarray(0, 3 * width * inner.height), stretchedTo(width, inner.height));
+    await image.resample(into.subarray(0, 3 * width * inner.height), stretchedTo(width, inner.height));
   } else {
     const pixels = new Uint8Array(3 * inner.width * inner.height);
-    await picture.resample(pixels, stretchedTo(inner.width, inner.height));
+    await image.resample(pixels, stretchedTo(inner.width, inner.height));
     fill(into, mean);
     const row = 3 * inner.width;
     for (let y = 0; y < inner.height; y++) into.set(pixels.subarray(y * row, (y + 1) * row), 3 * y * width);

@@ -73,7 +73,7 @@ function pixelBatches(pixels: NdArray, options: InputOptions): Batches {
       shape ? `[${shape.join(', ')}]` : typeof pixels,
     );
   if (options.size !== undefined)
-    throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass pictures to have them resized', { subject: 'size' });
+    throw new UniFlowError('BAD_INPUT', 'size: pixels have a size already; pass images to have them resized', { subject: 'size' });
   if (shape[0] === 0) throw UniFlowError.expected('BAD_INPUT', 'pixels', 'at least one image', 'none');
   const all = bytes ? Tensor.from(pixels, 'pixels') : checkFinite(floats(pixels, 'pixels'), 'pixels');
   const [height, width] = (bytes ? shape.slice(1, 3) : shape.slice(2)) as [number, number];

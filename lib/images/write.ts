@@ -58,7 +58,7 @@ export function sideBySide(images: readonly RgbImage[], gap = 8): RgbImage {
   images.forEach(checkLength);
   const height = Math.max(0, ...images.map((image) => image.height));
   const width = images.reduce((sum, image) => sum + image.width + gap, -gap);
-  if (images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one picture', 'none');
+  if (images.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one image', 'none');
   const data = new Uint8Array(width * height * 3).fill(255);
   let left = 0;
   for (const image of images) {

@@ -132,7 +132,7 @@ function geometry(
   if (c.do_center_crop && !crop) return refuse('crop_size', 'a height and width', c.crop_size ?? c.size);
   const edge = shortestEdge(c);
   if (edge !== undefined) {
-    if (!crop) return refuse('size', 'a height and width, or a center crop: pictures of one size', c.size);
+    if (!crop) return refuse('size', 'a height and width, or a center crop: images of one size', c.size);
     const longest = Math.max(...crop);
     if (edge < longest) return refuse('crop_size', `at most size ${edge}: crops with a border are not supported`, c.crop_size);
     return { mode: 'shortest_edge', edgeRatio: edge / longest, size: crop };

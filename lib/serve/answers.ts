@@ -3,9 +3,9 @@ import type { FastifyReply, FastifyRequest } from 'fastify';
 import { type RgbImage } from '../images/decode.js';
 import { encodeImage } from '../images/write.js';
 import type { Grid } from '../tensor.js';
-import type { EncodedPicture } from './lanes.js';
+import type { EncodedImage } from './lanes.js';
 import { Refusal } from './problem.js';
-import type { EncodedJson, PictureType } from './schemas.js';
+import type { EncodedJson, ImageType } from './schemas.js';
 import { safetensorsFile, tensorJson } from './tensors.js';
 
 export const JSON_TYPE = 'application/json';
@@ -21,7 +21,7 @@ export function accepted<T extends string>(request: FastifyRequest, types: reado
 export interface EncodedAnswer {
   ids: string[];
   grid: Grid;
-  rows: readonly EncodedPicture[];
+  rows: readonly EncodedImage[];
   /** Dimensions Z and D. */
   channels: number;
   width: number;
@@ -44,21 +44,21 @@ export function answerEncoded(reply: FastifyReply, type: string, { ids, grid, ro
   } satisfies EncodedJson;
 }
 
-export interface PictureJson {
+export interface ImageJson {
   id: string;
   width: number;
   height: number;
-  type: PictureType;
+  type: ImageType;
   data: string;
 }
 
 /** Sends a single image as a file if the client accepts it; otherwise `json` of all images, in the format given in the options. */
-export async function answerPictures(
+export async function answerImages(
   reply: FastifyReply,
-  type: typeof JSON_TYPE | PictureType,
+  type: typeof JSON_TYPE | ImageType,
   images: readonly RgbImage[],
-  { ids, format }: { ids: readonly string[]; format: PictureType },
-  json: (pictures: PictureJson[]) => unknown,
+  { ids, format }: { ids: readonly string[]; format: ImageType },
+  json: (images: ImageJson[]) => unknown,
 ): Promise<unknown> {
   if (type !== JSON_TYPE && images.length === 1) return reply.type(type).send(await fileOf(images[0] as RgbImage, type));
   const chosen = type === JSON_TYPE ? format : type;
@@ -72,6 +72,6 @@ export async function answerPictures(
   );
 }
 
-function fileOf(image: RgbImage, type: PictureType): Promise<Buffer> {
+function fileOf(image: RgbImage, type: ImageType): Promise<Buffer> {
   return encodeImage(type.replace('/', '.'), image);
 }

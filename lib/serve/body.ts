@@ -21,31 +21,31 @@ export interface NamedBytes {
 }
 
 /** An image that was sent, or one that must be fetched. */
-export type Picture = NamedBytes | { id: string; subject: string; url: string };
+export type SentImage = NamedBytes | { id: string; subject: string; url: string };
 
 interface Files {
   files: NamedBytes[];
   options: unknown;
 }
 
-export async function readPictures<O>(
+export async function readImages<O>(
   request: FastifyRequest,
   schema: { options: z.ZodType<O>; body: RequestSchemas['encode']['body'] },
   settings: Settings,
-): Promise<{ pictures: Picture[]; options: O }> {
+): Promise<{ images: SentImage[]; options: O }> {
   const sent = await readFiles(request, settings);
-  if (sent) return { pictures: sent.files, options: parse(schema.options, sent.options ?? {}, 'options') };
+  if (sent) return { images: sent.files, options: parse(schema.options, sent.options ?? {}, 'options') };
   checkCount((request.body as { images?: unknown } | null)?.images, settings);
   const body = parse(schema.body, request.body, 'body');
   const options = parse(schema.options, body.options ?? {}, 'options');
-  const pictures = body.images.map((image, i): Picture => {
+  const images = body.images.map((image, i): SentImage => {
     const subject = `images[${i}]`;
     const text = typeof image === 'string' ? image : image.url;
     if (isDataUrl(text)) return { id: String(i), subject, bytes: fromDataUrl(text, subject) };
     if (typeof image === 'string') return { id: String(i), subject, bytes: fromBase64(text, subject) };
     return { id: text, subject, url: text };
   });
-  return { pictures, options };
+  return { images, options };
 }
 
 export async function readLatents<O>(
@@ -117,6 +117,6 @@ function jsonOf(value: unknown): unknown {
 }
 
 /** The bytes of an image, fetched if it is a URL. */
-export async function bytesOf(picture: Picture, remote: Remote, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
-  return 'bytes' in picture ? picture.bytes : remote.fetch(picture.url, picture.subject, budget, signal);
+export async function bytesOf(image: SentImage, remote: Remote, budget: Budget, signal: AbortSignal): Promise<Uint8Array> {
+  return 'bytes' in image ? image.bytes : remote.fetch(image.url, image.subject, budget, signal);
 }

@@ -20,12 +20,12 @@ export interface ModelLane<Item, Result> extends Lane<Item, Result> {
   work: Work;
 }
 
-export interface EncodedPicture {
+export interface EncodedImage {
   latents: Float32Array; // [N,Z]
   tokens: Float32Array | undefined; // [N,D]
 }
 
-export interface ReconstructedPicture {
+export interface ReconstructedImage {
   image: RgbImage;
   psnr: number;
   ssim: number;
@@ -40,10 +40,10 @@ export class Lanes {
     private readonly maxBatch: number | undefined,
   ) {}
 
-  encode(size: Size, tokens: boolean): ModelLane<Uint8Array, EncodedPicture> {
-    return this.lane('encode', this.patches(size), [size, tokens], async (pictures, signal) => {
-      const encoded = await this.stacked(pictures, size, (pixels) =>
-        this.uniflow.encode(pixels, { tokens, batchSize: pictures.length, signal }),
+  encode(size: Size, tokens: boolean): ModelLane<Uint8Array, EncodedImage> {
+    return this.lane('encode', this.patches(size), [size, tokens], async (images, signal) => {
+      const encoded = await this.stacked(images, size, (pixels) =>
+        this.uniflow.encode(pixels, { tokens, batchSize: images.length, signal }),
       );
       const [latents, all] = [rowsOf(encoded.latents), encoded.tokens && rowsOf(encoded.tokens)];
       return latents.map((row, i) => ({ latents: row, tokens: all?.[i] }));
@@ -61,10 +61,10 @@ export class Lanes {
     });
   }
 
-  reconstruct(size: Size, sampling: Sampling): ModelLane<Uint8Array, ReconstructedPicture> {
-    return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (pictures, signal) => {
-      const options = { ...sampling, batchSize: pictures.length, signal };
-      const { images, perImage } = await this.stacked(pictures, size, (pixels) => this.uniflow.reconstruct(pixels, options));
+  reconstruct(size: Size, sampling: Sampling): ModelLane<Uint8Array, ReconstructedImage> {
+    return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (originals, signal) => {
+      const options = { ...sampling, batchSize: originals.length, signal };
+      const { images, perImage } = await this.stacked(originals, size, (pixels) => this.uniflow.reconstruct(pixels, options));
       return toImages(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
     });
   }
@@ -79,17 +79,17 @@ export class Lanes {
     return this.singles.take(3 * height * width);
   }
 
-  private async stacked<R>(pictures: readonly Uint8Array[], [height, width]: Size, work: (pixels: PixelInput) => Promise<R>): Promise<R> {
-    const shape = [pictures.length, height, width, 3];
-    const all = this.batches.take(3 * pictures.length * height * width);
-    const result = await work({ pixels: ndarray(stack(pictures, all), shape) });
-    for (const picture of pictures) this.singles.give(picture); // not after a failure, because the images are then retried
+  private async stacked<R>(images: readonly Uint8Array[], [height, width]: Size, work: (pixels: PixelInput) => Promise<R>): Promise<R> {
+    const shape = [images.length, height, width, 3];
+    const all = this.batches.take(3 * images.length * height * width);
+    const result = await work({ pixels: ndarray(stack(images, all), shape) });
+    for (const image of images) this.singles.give(image); // not after a failure, because the images are then retried
     this.batches.give(all);
     return result;
   }
 
   private lane<I, R>(work: Work, patches: number, key: unknown[], run: ModelLane<I, R>['run']): ModelLane<I, R> {
-    return { work, key: JSON.stringify([work, ...key]), maxBatch: this.maxBatch ?? defaultBatchSize(patches), run };
+    return { work, key: JSON.stringify([work, ...key]), maxBatch: this.maxBatch ?? defaultBatchSize(patches, this.uniflow.device), run };
   }
 }
 

@@ -10,13 +10,13 @@ export class Metrics {
   private readonly registry = new Registry();
   private readonly requests = this.counter('uniflow_requests_total', 'Requests answered.', ['route', 'status']);
   private readonly latency = this.histogram('uniflow_request_seconds', 'From the headers to the end of the answer.', ['route'], SECONDS);
-  private readonly batches = this.histogram('uniflow_batch_images', 'Pictures computed together.', ['work'], SIZES);
+  private readonly batches = this.histogram('uniflow_batch_images', 'Images computed together.', ['work'], SIZES);
   private readonly computing = this.histogram('uniflow_batch_seconds', 'From the start of a batch to its end.', ['work'], SECONDS);
-  private readonly images = this.counter('uniflow_images_total', 'Pictures computed.', ['work']);
+  private readonly images = this.counter('uniflow_images_total', 'Images computed.', ['work']);
 
   /** @param queue returns the number of images in the service. */
   constructor(queue: () => number) {
-    this.gauge('uniflow_queue_images', 'Pictures in the service: read, waiting and computed.', queue);
+    this.gauge('uniflow_queue_images', 'Images in the service: read, waiting and computed.', queue);
     this.gauge('uniflow_native_memory_bytes', 'In live tensors, weights included.', () => memoryStats().host.active);
     this.gauge('uniflow_native_pool_bytes', 'Native memory kept for reuse.', () => memoryStats().host.pool);
     this.gauge('process_resident_memory_bytes', 'Resident memory of the process.', () => process.memoryUsage.rss());

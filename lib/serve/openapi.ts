@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Settings } from './options.js';
 import { PROBLEM } from './problem.js';
-import { decoded, encoded, PICTURE_TYPES, problem, reconstructed, requestSchemas } from './schemas.js';
+import { decoded, encoded, IMAGE_TYPES, problem, reconstructed, requestSchemas } from './schemas.js';
 
 type Json = Record<string, unknown>;
 
@@ -13,9 +13,9 @@ const REFUSALS: Record<number, string> = {
   401: 'The token is missing or wrong.',
   406: 'No such form of the answer.',
   408: 'The request was sent too slowly.',
-  413: 'The body is too large, or has too many pictures.',
+  413: 'The body is too large, or has too many images.',
   415: 'No such form of the request, or it is compressed.',
-  422: 'A picture or an option is wrong; which one is said.',
+  422: 'An image or an option is wrong; which one is said.',
   500: 'The service failed.',
   502: 'A URL could not be fetched.',
   503: 'The service is busy or stops: Retry-After says when to come back.',
@@ -23,7 +23,7 @@ const REFUSALS: Record<number, string> = {
 
 export function openApi(settings: Settings, version: string): Json {
   const schemas = requestSchemas(settings);
-  const pictures = Object.fromEntries(PICTURE_TYPES.map((type) => [type, BINARY]));
+  const images = Object.fromEntries(IMAGE_TYPES.map((type) => [type, BINARY]));
   const raw = { 'image/*': BINARY, [SAFETENSORS_TYPE]: BINARY };
   const path = (
     summary: string,
@@ -41,12 +41,12 @@ export function openApi(settings: Settings, version: string): Json {
   });
   return {
     openapi: '3.1.0',
-    info: { title: 'UniFlow tokenizer', version, description: 'Pictures to latents, and back.' },
+    info: { title: 'UniFlow tokenizer', version, description: 'Images to latents, and back.' },
     ...(settings.token === undefined ? {} : { security: [{ token: [] }] }),
     paths: {
-      '/v1/encode': path('Pictures to latents.', schemas.encode, raw, encoded, { [SAFETENSORS_TYPE]: BINARY }),
-      '/v1/decode': path('Latents to pictures.', schemas.decode, { [SAFETENSORS_TYPE]: BINARY }, decoded, pictures),
-      '/v1/reconstruct': path('Pictures to latents and back, with PSNR and SSIM.', schemas.reconstruct, raw, reconstructed, pictures),
+      '/v1/encode': path('Images to latents.', schemas.encode, raw, encoded, { [SAFETENSORS_TYPE]: BINARY }),
+      '/v1/decode': path('Latents to images.', schemas.decode, { [SAFETENSORS_TYPE]: BINARY }, decoded, images),
+      '/v1/reconstruct': path('Images to latents and back, with PSNR and SSIM.', schemas.reconstruct, raw, reconstructed, images),
       '/healthz': probe('Whether the process is alive.'),
       '/readyz': probe('Whether it takes requests: 503 while its queue is full or it stops.', { 503: refusal('Not now.') }),
       '/metrics': { get: { summary: 'For Prometheus.', responses: { 200: text('Prometheus text format.') } } },

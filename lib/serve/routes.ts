@@ -9,15 +9,15 @@ import { decodeAhead } from '../images/decode-ahead.js';
 import type { ImageSource, RgbImage } from '../images/decode.js';
 import { loadInto } from '../io/preprocess.js';
 import { gridOf } from '../tensor.js';
-import { accepted, answerEncoded, answerPictures, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
+import { accepted, answerEncoded, answerImages, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
-import { bytesOf, readLatents, readPictures, type Picture } from './body.js';
+import { bytesOf, readLatents, readImages, type SentImage } from './body.js';
 import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
 import type { Settings } from './options.js';
 import { whenOver } from './over.js';
 import { busy, Refusal, Refusals } from './problem.js';
 import { Remote } from './remote.js';
-import { PICTURE_TYPES, requestSchemas } from './schemas.js';
+import { IMAGE_TYPES, requestSchemas } from './schemas.js';
 
 type Handler = (request: FastifyRequest, reply: FastifyReply, signal: AbortSignal) => Promise<unknown>;
 
@@ -53,7 +53,7 @@ export class Traffic {
 
   /** Admits images while there is room. @throws Refusal 503. */
   async withRoomFor<T>(images: number, work: () => Promise<T>): Promise<T> {
-    if (this.full(images)) throw busy(`the queue is full: ${this.images} pictures are before`, this.images * this.batcher.secondsPerItem);
+    if (this.full(images)) throw busy(`the queue is full: ${this.images} images are before`, this.images * this.batcher.secondsPerItem);
     this.images += images;
     try {
       return await work();
@@ -97,24 +97,24 @@ class Routes {
 
   readonly encode: Handler = async (request, reply, signal) => {
     const type = accepted(request, [JSON_TYPE, SAFETENSORS_TYPE]);
-    const { pictures, options } = await readPictures(request, this.schemas.encode, this.settings);
+    const { images, options } = await readImages(request, this.schemas.encode, this.settings);
     const size = this.sizeOf(options.size);
-    const rows = await this.overPictures(pictures, size, this.lanes.encode(size, options.tokens), signal);
+    const rows = await this.overImages(images, size, this.lanes.encode(size, options.tokens), signal);
     const { encoder, latentChannels: channels, patch } = this.uniflow.config;
     const grid = gridOf(size, patch);
-    return answerEncoded(reply, type, { ids: pictures.map(({ id }) => id), grid, rows, channels, width: encoder.width });
+    return answerEncoded(reply, type, { ids: images.map(({ id }) => id), grid, rows, channels, width: encoder.width });
   };
 
   readonly reconstruct: Handler = async (request, reply, signal) => {
-    const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
-    const { pictures, options } = await readPictures(request, this.schemas.reconstruct, this.settings);
+    const type = accepted(request, [JSON_TYPE, ...IMAGE_TYPES]);
+    const { images: sent, options } = await readImages(request, this.schemas.reconstruct, this.settings);
     const { size: wanted, format, ...sampling } = options;
     const size = this.sizeOf(wanted);
-    const results = await this.overPictures(pictures, size, this.lanes.reconstruct(size, sampling), signal);
+    const results = await this.overImages(sent, size, this.lanes.reconstruct(size, sampling), signal);
     const { patch } = this.uniflow.config;
-    const ids = pictures.map(({ id }) => id);
+    const ids = sent.map(({ id }) => id);
     const images = results.map(({ image }) => image);
-    return answerPictures(reply, type, images, { ids, format }, (files) => ({
+    return answerImages(reply, type, images, { ids, format }, (files) => ({
       images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
       psnr: meanOf(results.map(({ psnr }) => psnr)),
       ssim: meanOf(results.map(({ ssim }) => ssim)),
@@ -123,7 +123,7 @@ class Routes {
   };
 
   readonly decode: Handler = async (request, reply, signal) => {
-    const type = accepted(request, [JSON_TYPE, ...PICTURE_TYPES]);
+    const type = accepted(request, [JSON_TYPE, ...IMAGE_TYPES]);
     const { latents: all, options } = await readLatents(request, this.schemas.decode, this.settings);
     const { format, ...sampling } = options;
     const items = all.flatMap(({ latents, grid }) => {
@@ -136,25 +136,25 @@ class Routes {
       .flatMap(({ latents, ids }) => ids ?? Array<string>(latents.shape[0] as number).fill(''))
       .map((id, i) => id || String(i));
     if (ids.length !== items.length)
-      throw UniFlowError.expected('BAD_INPUT', 'ids', `${items.length}, one for each picture`, String(ids.length));
+      throw UniFlowError.expected('BAD_INPUT', 'ids', `${items.length}, one for each image`, String(ids.length));
     const images = await this.traffic.withRoomFor(items.length, () =>
       Promise.all(items.map(({ lane, row }) => this.batcher.submit(lane, row, signal))),
     );
-    return answerPictures(reply, type, images, { ids, format }, (pictures) => ({ images: pictures }));
+    return answerImages(reply, type, images, { ids, format }, (files) => ({ images: files }));
   };
 
   /** Preprocesses all images before computing any, so that a damaged image costs no computation. */
-  private overPictures<R>(pictures: readonly Picture[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
-    return this.traffic.withRoomFor(pictures.length, async () => {
-      const pixels = await this.pixelsOf(pictures, size, signal);
+  private overImages<R>(images: readonly SentImage[], size: Size, lane: ModelLane<Uint8Array, R>, signal: AbortSignal): Promise<R[]> {
+    return this.traffic.withRoomFor(images.length, async () => {
+      const pixels = await this.pixelsOf(images, size, signal);
       return Promise.all(pixels.map((one) => this.batcher.submit(lane, one, signal)));
     });
   }
 
   /** Pixels uint8 [H,W,3] of each image. @throws {Refusals} naming all unreadable images. */
-  private async pixelsOf(pictures: readonly Picture[], size: Size, signal: AbortSignal): Promise<Uint8Array[]> {
+  private async pixelsOf(images: readonly SentImage[], size: Size, signal: AbortSignal): Promise<Uint8Array[]> {
     const budget = { left: this.settings.maxBody };
-    const items = pictures.map((picture) => ({ id: picture.subject, image: () => bytesOf(picture, this.remote, budget, signal) }));
+    const items = images.map((image) => ({ id: image.subject, image: () => bytesOf(image, this.remote, budget, signal) }));
     const prepare = async (image: ImageSource | RgbImage): Promise<{ pixels: Uint8Array }> => {
       const pixels = this.lanes.roomFor(size);
       await loadInto(pixels, image, this.preprocessing, size, { maxPixels: this.settings.maxPixels, signal });
@@ -191,7 +191,7 @@ class Routes {
 
   private checkCount(images: number): void {
     const { maxImages } = this.settings;
-    if (images > maxImages) throw Refusal.of(413, 'latents', `at most ${maxImages} pictures`, String(images));
+    if (images > maxImages) throw Refusal.of(413, 'latents', `at most ${maxImages} images`, String(images));
   }
 }
 

@@ -4,24 +4,24 @@ import { UniFlowError } from '../errors.js';
 import type { Settings } from './options.js';
 import { Refusal, Refusals } from './problem.js';
 
-export const PICTURE_TYPES = ['image/png', 'image/jpeg', 'image/webp'] as const;
-export type PictureType = (typeof PICTURE_TYPES)[number];
+export const IMAGE_TYPES = ['image/png', 'image/jpeg', 'image/webp'] as const;
+export type ImageType = (typeof IMAGE_TYPES)[number];
 
 const edge = z.int().min(1).max(16384);
 const size = z
   .union([edge, z.tuple([edge, edge])])
-  .describe("Height and width that pictures are brought to: one number for a square. Multiples of the patch. Default: the model's own.");
+  .describe("Height and width that images are brought to: one number for a square. Multiples of the patch. Default: the model's own.");
 const base64 = z.string().describe('base64 (RFC 4648), with or without padding');
 const bytes = z.string().describe('base64 (RFC 4648), with or without padding, or a data: URL');
 
-export const grid = z.strictObject({ rows: edge, cols: edge }).describe('Patch rows and columns of the pictures.');
+export const grid = z.strictObject({ rows: edge, cols: edge }).describe('Patch rows and columns of the images.');
 
 export const tensor = z
   .strictObject({ shape: z.array(z.int().min(1)), dtype: z.literal('float32'), data: base64 })
   .describe('An array in C order: base64 of its elements, little-endian.');
 export type TensorJson = z.infer<typeof tensor>;
 
-const ids = z.array(z.string()).describe("The pictures' names: of the file, the URL, or the number in the request.");
+const ids = z.array(z.string()).describe("The images' names: of the file, the URL, or the number in the request.");
 
 export const encoded = z.strictObject({
   ids,
@@ -31,12 +31,12 @@ export const encoded = z.strictObject({
 });
 export type EncodedJson = z.infer<typeof encoded>;
 
-const picture = { id: z.string(), width: edge, height: edge, type: z.enum(PICTURE_TYPES), data: base64.describe('the file, base64') };
+const image = { id: z.string(), width: edge, height: edge, type: z.enum(IMAGE_TYPES), data: base64.describe('the file, base64') };
 const score = z.number().nullable(); // JSON has no infinity, which is the PSNR of identical images
 
-export const decoded = z.strictObject({ images: z.array(z.strictObject(picture)) });
+export const decoded = z.strictObject({ images: z.array(z.strictObject(image)) });
 export const reconstructed = z.strictObject({
-  images: z.array(z.strictObject({ ...picture, psnr: score.describe('dB'), ssim: score })),
+  images: z.array(z.strictObject({ ...image, psnr: score.describe('dB'), ssim: score })),
   psnr: score.describe('mean'),
   ssim: score.describe('mean'),
   grid,
@@ -58,7 +58,7 @@ export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImage
       .describe("Where the steps are. Default: 'linear'."),
     guidance: z.number().optional().describe('Classifier-free guidance. Default: 1, off.'),
     seed: z.int().min(0).optional().describe('Of the noise. Default: 0.'),
-    format: z.enum(PICTURE_TYPES).default('image/png').describe('Of the pictures in a JSON answer.'),
+    format: z.enum(IMAGE_TYPES).default('image/png').describe('Of the images in a JSON answer.'),
   };
   const encodeOptions = z.strictObject({
     size: size.optional(),

@@ -65,11 +65,11 @@ export async function embedToFile(
   const { pool = model.defaultPool, normalize = true, size, batchSize, signal, download, model: name = '', onFailure, onCount } = options;
   const format = formatOf(path);
   await format.checkInstalled?.();
-  const { preprocessing, encoder } = model;
+  const { device, preprocessing, encoder } = model;
   const run = async (pixels: { pixels: NdArray }, of: object): Promise<{ vectors: NdArray<Float32Array> }> => ({
     vectors: await embedImages(model, pixels, { pool, normalize, ...of }),
   });
-  const pipeline = new Pipeline({ patch: encoder.config.patch, preprocessing, run }, { size, batchSize, signal, download });
+  const pipeline = new Pipeline({ device, patch: encoder.config.patch, preprocessing, run }, { size, batchSize, signal, download });
   const output = new FolderOutput(dirname(path));
   await makeFolder(output.name);
   const rows = await Spool.open(output.scratch);

@@ -1,5 +1,6 @@
 /** Encodes many images to shards of latents, and reads them back. docs/shards.md has the layout. */
-export { encodeToShards, type RunOptions, type RunProgress, type RunResult } from './run.js';
+export { encodeToShards } from './worker.js';
+export type { PlanResult, RunOptions, RunProgress, RunResult } from './run.js';
 export { embedToFile, type EmbeddingFileOptions, type EmbeddingFileResult } from './embeddings.js';
 export { openShards, type ReadOptions, type Shards, type ShardSample } from './reader.js';
 export { openSource, unique, type Source } from '../sources/source.js';
@@ -11,5 +12,5 @@ export type { DownloadOptions } from '../sources/url.js';
 export type { Fit, Placement } from '../images/fit.js';
 export type { FormatName } from './formats/index.js';
 export type { Utilisation } from './meter.js';
-export type { Item, Picture } from '../sources/item.js';
+export type { Item, ItemImage, ItemImage as Picture } from '../sources/item.js';
 export type { StoreType } from './store.js';

@@ -28,6 +28,7 @@ export interface EncodePipelineOptions extends EncodeOptions, Omit<PipelineOptio
 
 /** What a pipeline runs: a model's input, and its results for a batch of images. */
 export interface BatchModel<R> {
+  device: string;
   patch: number;
   preprocessing: Preprocessing;
   run(pixels: PixelInput, options: { batchSize: number; signal?: AbortSignal }): Promise<R>;
@@ -69,10 +70,10 @@ const WAITING = 8;
 
 /** A pipeline to latents. @throws {UniFlowError} `BAD_INPUT` for bad options. */
 export function encodePipeline(uniflow: UniFlowModel, { tokens, hiddenStates, ...options }: EncodePipelineOptions = {}): Pipeline<Encoded> {
-  const { preprocessing, config } = uniflow;
+  const { device, preprocessing, config } = uniflow;
   const run: BatchModel<Encoded>['run'] = (pixels, of) =>
     uniflow.encode(pixels, { ...of, ...(tokens ? { tokens } : {}), ...(hiddenStates ? { hiddenStates } : {}) });
-  return new Pipeline({ patch: config.patch, preprocessing, run }, options);
+  return new Pipeline({ device, patch: config.patch, preprocessing, run }, options);
 }
 
 /**
@@ -91,13 +92,13 @@ export class Pipeline<R extends object> {
     private readonly model: BatchModel<R>,
     private readonly options: PipelineOptions = {},
   ) {
-    const { patch, preprocessing } = model;
+    const { device, patch, preprocessing } = model;
     const { mode, filter, edgeRatio, mean } = preprocessing;
     const { fit = 'crop', size = preprocessing.size, batchSize } = options;
     checkFit(fit);
     this.target = { fit, size: checkSize(size, patch), rule: { mode, filter, edgeRatio }, patch, mean };
     const grid = gridOf(this.target.size, patch);
-    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols);
+    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols, device);
     this.meter = new Meter(DECODERS);
   }
 

@@ -3,7 +3,7 @@
  */
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
-import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
+import { reasonOf, UniFlowError } from '../errors.js';
 import type { Encoded } from '../model.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
@@ -124,12 +124,19 @@ export class ShardEncoder {
     { signal, verify, layout = shardLayout(stemOf(index), this.format), onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
     const stamps = new Stamps(verify);
-    const census = new Census(stamps);
+    const ids = new IdHasher();
+    const passing = async function* (): AsyncGenerator<Item, void, undefined> {
+      for await (const item of items) {
+        ids.add(item);
+        stamps.add(item);
+        yield item;
+      }
+    };
     const rows = await Rows.open(this, output.scratch);
     const failures: Failure[] = [];
     const writing: Promise<void>[] = [];
     try {
-      for await (const event of this.pipeline.run(census.count(items), signal)) {
+      for await (const event of this.pipeline.run(passing(), signal)) {
         if ('error' in event) {
           const failure = { id: event.id, reason: reasonOf(event.error, event.error.subject ?? event.id) };
           failures.push(failure);
@@ -146,7 +153,7 @@ export class ShardEncoder {
         index,
         files,
         count: rows.pictures.length,
-        ...census.record(),
+        ...ids.record(),
         stamps: await stamps.record(),
         statistics: await rows.moments(),
         failures,
@@ -197,32 +204,23 @@ async function writeHashed({ name, chunks }: ShardFile, output: ShardSink): Prom
   return { name, bytes, sha256: hash.digest('hex') };
 }
 
-/** Counts and hashes the ids of passing items. */
-export class Census {
+/** The images of a shard, as its record describes them. */
+export type ShardIds = Pick<ShardRecord, 'items' | 'firstId' | 'lastId' | 'ids'>;
+
+/** Counts and hashes the ids of items in order. */
+export class IdHasher {
   private readonly hash = createHash('sha256');
   private items = 0;
   private firstId = '';
   private lastId = '';
 
-  /** @param stamps also stamps the items' files. */
-  constructor(private readonly stamps?: Stamps) {}
-
-  async *count(items: Iterable<Item> | AsyncIterable<Item>): AsyncGenerator<Item, void, undefined> {
-    for await (const item of items) {
-      if (this.items++ === 0) this.firstId = item.id;
-      this.lastId = item.id;
-      this.hash.update(`${JSON.stringify(item.id)}\n`);
-      this.stamps?.add(item);
-      yield item;
-    }
+  add({ id }: Item): void {
+    if (this.items++ === 0) this.firstId = id;
+    this.lastId = id;
+    this.hash.update(`${JSON.stringify(id)}\n`);
   }
 
-  /** Consumes all items. */
-  async pass(items: Iterable<Item> | AsyncIterable<Item>, signal: AbortSignal | undefined): Promise<void> {
-    for (const passing = this.count(items); !(await passing.next()).done;) throwIfAborted(signal);
-  }
-
-  record(): Pick<ShardRecord, 'items' | 'firstId' | 'lastId' | 'ids'> {
+  record(): ShardIds {
     const { items, firstId, lastId } = this;
     return { items, firstId, lastId, ids: this.hash.copy().digest('hex') };
   }

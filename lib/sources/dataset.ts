@@ -17,7 +17,7 @@ import { numberLabels, numberNames, type Labels } from './labels.js';
 import { loadParquet } from './load-parquet.js';
 import { formatOf } from './names.js';
 import type { ImageGroups, ParquetImages } from './parquet.js';
-import { readPicture } from './read.js';
+import { readItemImage } from './read.js';
 import { itemsIn, partsOf } from './source.js';
 
 /** One image of a data set. */
@@ -101,7 +101,7 @@ async function samplesOf(path: string, signal: AbortSignal | undefined): Promise
     collect(part, reading, collected.groups),
   ))
     collected.add(part);
-  if (collected.length === 0) throw UniFlowError.expected('NOT_FOUND', path, 'pictures', 'none');
+  if (collected.length === 0) throw UniFlowError.expected('NOT_FOUND', path, 'images', 'none');
   const { length } = collected;
   const stated = { subject: path, length, label: collected.label.bind(collected), id: collected.id.bind(collected) };
   // If some images are outside the sub-folders, the sub-folders are not classes, and no image has a label.
@@ -110,7 +110,7 @@ async function samplesOf(path: string, signal: AbortSignal | undefined): Promise
   return { length, classes: labels && classes, blocks: collected.blocks(), skipped, read };
 }
 
-const KINDS = 'a folder, a list (.txt, .csv, .tsv, .jsonl), an IDX file of pictures (...-idx3-ubyte, .gz), a .tar or a .parquet';
+const KINDS = 'a folder, a list (.txt, .csv, .tsv, .jsonl), an IDX file of images (...-idx3-ubyte, .gz), a .tar or a .parquet';
 
 /** @returns whether the path is a folder. @throws {UniFlowError} if it cannot hold several images. */
 async function checkKind(path: string): Promise<boolean> {
@@ -181,7 +181,7 @@ class Collected {
 
   async image(i: number): Promise<ImageSource | RgbImage> {
     const [segment, row] = this.at(i);
-    return 'items' in segment ? readPicture((segment.items[row] as Item).image, {}) : segment.table.read(row);
+    return 'items' in segment ? readItemImage((segment.items[row] as Item).image, {}) : segment.table.read(row);
   }
 
   /** Classes of the tables; undefined if they differ. */

@@ -26,7 +26,7 @@ export interface Failed {
   error: unknown;
 }
 
-export const NO_IMAGES = 'pictures (jpg, png, webp, avif, tiff, gif, bmp)';
+export const NO_IMAGES = 'images (jpg, png, webp, avif, tiff, gif, bmp)';
 
 /**
  * The contents of a folder at any depth, sorted by name: the images, or the archives if the first level has some or there are no images.
@@ -54,9 +54,9 @@ export async function* partsIn(folder: string, reading: Reading): AsyncGenerator
   if (archives.length === 0 || image === undefined) return;
   // The intended kind is ambiguous, so the files of the other kind are reported instead of being skipped silently.
   const other = first ? image : (archives[0] as string);
-  const both = `${basename(archives[0] as string)} and ${image}; the ${first ? 'pictures' : 'archives'} are left out`;
+  const both = `${basename(archives[0] as string)} and ${image}; the ${first ? 'images' : 'archives'} are left out`;
   const advice = `name what is meant: '${join(folder, '**', `*${extname(other)}`)}'`;
-  yield { path: folder, error: UniFlowError.expected('BAD_INPUT', folder, 'archives or pictures', `${both} (${advice})`) };
+  yield { path: folder, error: UniFlowError.expected('BAD_INPUT', folder, 'archives or images', `${both} (${advice})`) };
 }
 
 /** Whether the first level of the folder has an archive. */

@@ -25,7 +25,7 @@ export async function* inIdx(path: string, { strict }: Reading): Items {
   try {
     const [length, height, width] = shapeOf(path, await headOf(stream), 3) as [number, number, number];
     const size = height * width;
-    if (size === 0) throw UniFlowError.expected('BAD_INPUT', path, 'pictures of at least one pixel', `${height} x ${width}`);
+    if (size === 0) throw UniFlowError.expected('BAD_INPUT', path, 'images of at least one pixel', `${height} x ${width}`);
     if (strict && !unzipped) await checkSize(path, [length, height, width]);
     const labels = strict ? await readLabels(path, length) : undefined;
     for (let i = 0; i < length; i++) {
@@ -74,7 +74,7 @@ async function readLabels(path: string, length: number): Promise<Buffer | undefi
     });
     if (!labels) continue;
     if (labels.length === length) return labels;
-    throw UniFlowError.expected('BAD_INPUT', file, `${length} labels, one for each picture`, `${labels.length}`);
+    throw UniFlowError.expected('BAD_INPUT', file, `${length} labels, one for each image`, `${labels.length}`);
   }
   return undefined;
 }

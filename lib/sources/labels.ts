@@ -47,5 +47,5 @@ export function numberLabels(stated: Stated): Labels {
   if (missing === -1)
     return numbers ? { labels: Int32Array.from({ length }, (_, i) => Number(label(i))), classes: undefined } : numberNames(stated);
   const actual = `${labelled} of ${length}: '${id(missing)}' has none`;
-  throw UniFlowError.expected('BAD_INPUT', subject, 'a label for every picture, or for none', actual);
+  throw UniFlowError.expected('BAD_INPUT', subject, 'a label for every image, or for none', actual);
 }

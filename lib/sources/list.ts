@@ -40,7 +40,7 @@ export async function* inList(list: string, { strict, signal }: Reading): Items 
     none = false;
     yield item;
   }
-  if (none) throw UniFlowError.expected('NOT_FOUND', list, 'a picture in each line', 'no lines');
+  if (none) throw UniFlowError.expected('NOT_FOUND', list, 'an image in each line', 'no lines');
 }
 
 interface Named {

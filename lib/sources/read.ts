@@ -1,13 +1,13 @@
 /** Reads an image from the location in its item. */
 import { throwIfAborted, UniFlowError } from '../errors.js';
 import { refuseEndless } from './files.js';
-import type { ImageSource, Picture, RgbImage } from './item.js';
+import type { ImageSource, ItemImage, RgbImage } from './item.js';
 import { loadParquet } from './load-parquet.js';
 import { readEntry } from './tar.js';
 import { download, type DownloadOptions } from './url.js';
 
 /** Input of the decoder: a path, a file URL, bytes, or pixels. */
-export async function readPicture(image: Picture, options: DownloadOptions): Promise<ImageSource | RgbImage> {
+export async function readItemImage(image: ItemImage, options: DownloadOptions): Promise<ImageSource | RgbImage> {
   throwIfAborted(options.signal);
   if (typeof image === 'function') return image();
   if (typeof image === 'string') await refuseEndless(image);

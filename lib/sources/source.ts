@@ -58,7 +58,7 @@ export const STDIN = '-';
 export function openSource(inputs: string | readonly string[], options: SourceOptions = {}): Source {
   const all = typeof inputs === 'string' ? [inputs] : inputs;
   if (!Array.isArray(all) || all.length === 0 || !all.every((input) => typeof input === 'string' && input !== ''))
-    throw UniFlowError.expected('BAD_INPUT', 'inputs', 'paths of pictures', describe(all));
+    throw UniFlowError.expected('BAD_INPUT', 'inputs', 'paths of images', describe(all));
   checkOptions(options, ['signal']);
   const items = (skip: Reading['skip']): Items => unique(itemsOf(all as string[], { signal: options.signal, skip }));
   return {
@@ -81,7 +81,7 @@ export async function* unique(items: Iterable<Item> | AsyncIterable<Item>): Item
   const seen = new IdTable();
   let number = 0;
   for await (const item of items)
-    yield seen.add(item.id, number++) ? item : { id: item.id, image: { error: 'another picture before it has the same id' } };
+    yield seen.add(item.id, number++) ? item : { id: item.id, image: { error: 'another image before it has the same id' } };
 }
 
 /** All items of all inputs. `whole`: ids are paths as named, even with a single input. */

@@ -5,7 +5,7 @@ import { addAbortSignal, type Readable } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 import { UniFlowError } from '../errors.js';
 import { StreamBytes } from './files.js';
-import type { Items, Picture, Reading } from './item.js';
+import type { Items, ItemImage, Reading } from './item.js';
 import { isImageName } from './names.js';
 import { entriesIn, readEntry, tarEntries, type TarEntry } from './tar.js';
 
@@ -28,7 +28,7 @@ interface Archive {
   name: string;
   entries: AsyncIterable<TarEntry>;
   /** Opens the image of an entry. */
-  open: (entry: TarEntry) => Picture | Promise<Picture>;
+  open: (entry: TarEntry) => ItemImage | Promise<ItemImage>;
   text: (entry: TarEntry) => Promise<string>;
 }
 
@@ -77,7 +77,7 @@ export async function* inTarStream(name: string, stream: Readable, reading: Read
 /** The entries of one key. */
 interface Sample {
   key: string;
-  image?: Picture;
+  image?: ItemImage;
   /** Names of further images with the same key. */
   others: string[];
   /** Entries that are not images. */
@@ -103,7 +103,7 @@ async function* imagesOf(archive: Archive, name: string, reading: Reading): Item
       for (const part of parts)
         reading.skip({ path: `${archive.name}/${part}`, reason: 'not an image, and no image has its key', lost: false });
   }
-  if (none) throw UniFlowError.expected('NOT_FOUND', archive.name, 'pictures (KEY.jpg, KEY.png, ...)', 'none');
+  if (none) throw UniFlowError.expected('NOT_FOUND', archive.name, 'images (KEY.jpg, KEY.png, ...)', 'none');
 }
 
 const TWO_DOTS = 'expected KEY.jpg or the like, but got a name with more dots: a key of WebDataset ends at the first';

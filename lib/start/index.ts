@@ -67,7 +67,7 @@ async function* sample(uniflow: UniFlowModel, data: Dataset, options: Partial<St
   const size = checkSize(options.size ?? imageSize, patch);
   const { rows, cols } = gridOf(size, patch);
   const tokens = rows * cols;
-  const batchSize = Math.min(data.length, checkBatchSize(undefined, tokens));
+  const batchSize = Math.min(data.length, checkBatchSize(undefined, tokens, uniflow.device));
   const loader = batches(data, { crop: 'center', ...options, size, batchSize, shuffle: true, dropLast: false, epochs: 1 });
   let left = PATCHES;
   for await (const { pixels } of loader) {

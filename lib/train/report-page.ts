@@ -4,7 +4,7 @@ import type { Chart } from './report-charts.js';
 /** A row of a table: a name and its value. */
 export type Fact = [name: string, value: string];
 
-export interface Picture {
+export interface Image {
   caption: string;
   /** A `data:` URL. */
   url: string;
@@ -16,7 +16,7 @@ export interface ReportPage {
   config: readonly Fact[];
   charts: readonly Chart[];
   /** Rows of a grid. */
-  pictures: readonly Picture[][];
+  images: readonly Image[][];
   /** uPlot's own files. */
   plot: { script: string; style: string };
 }
@@ -24,7 +24,7 @@ export interface ReportPage {
 /** This policy forbids the browser all requests, whatever the page contains. */
 const POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
-export function reportPage({ title, facts, config, charts, pictures, plot }: ReportPage): string {
+export function reportPage({ title, facts, config, charts, images, plot }: ReportPage): string {
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -41,7 +41,7 @@ export function reportPage({ title, facts, config, charts, pictures, plot }: Rep
 ${facts.length > 0 ? table(facts) : '<p>The log of this run is empty.</p>'}
 ${config.length > 0 ? `<details><summary>Configuration</summary>${table(config)}</details>` : ''}
 ${charts.length > 0 ? chartSection(charts) : ''}
-${pictures.length > 0 ? pictureSection(pictures) : ''}
+${images.length > 0 ? imageSection(images) : ''}
 <script type="application/json" id="data">${JSON.stringify(charts).replaceAll('<', '\\u003c')}</script>
 <script>${plot.script}</script>
 <script>${SCRIPT}</script>
@@ -65,11 +65,11 @@ Drag to zoom, double-click to see all; click a name to hide its line.</p>
 <div class="charts">${figures.join('\n')}</div>`;
 }
 
-function pictureSection(rows: readonly Picture[][]): string {
-  const cell = ({ caption, url }: Picture): string =>
+function imageSection(rows: readonly Image[][]): string {
+  const cell = ({ caption, url }: Image): string =>
     `<figure><img src="${url}" alt="${escapeHtml(caption)}"><figcaption>${escapeHtml(caption)}</figcaption></figure>`;
   return `<h2>Reconstructions</h2>
-<div class="pictures">${rows.map((row) => `<div>${row.map(cell).join('')}</div>`).join('\n')}</div>`;
+<div class="images">${rows.map((row) => `<div>${row.map(cell).join('')}</div>`).join('\n')}</div>`;
 }
 
 function escapeHtml(text: string): string {
@@ -108,11 +108,11 @@ figure { margin: 0; min-width: 0; }
 .u-legend .u-series > * { padding: 0 2px; }
 .u-legend .u-marker { width: .8em; height: .8em; border-radius: 2px; }
 .u-select { background: color-mix(in srgb, var(--ink) 12%, transparent); }
-.pictures { overflow-x: auto; margin-top: 1rem; }
-.pictures > div { display: flex; gap: .5rem; margin-bottom: 1rem; }
-.pictures figure { flex: 0 1 224px; min-width: 120px; }
-.pictures img { display: block; width: 100%; border-radius: 3px; }
-.pictures figcaption { margin-top: .25rem; font-size: 13px; color: var(--muted); font-variant-numeric: tabular-nums; }
+.images { overflow-x: auto; margin-top: 1rem; }
+.images > div { display: flex; gap: .5rem; margin-bottom: 1rem; }
+.images figure { flex: 0 1 224px; min-width: 120px; }
+.images img { display: block; width: 100%; border-radius: 3px; }
+.images figcaption { margin-top: .25rem; font-size: 13px; color: var(--muted); font-variant-numeric: tabular-nums; }
 `;
 
 const SCRIPT = String.raw`

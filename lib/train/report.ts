@@ -10,7 +10,7 @@ import type { UniFlow } from '../uniflow.js';
 import type { LogEntry } from './log.js';
 import { baselineText, validationText } from './log-text.js';
 import { chartsOf, movingAverage } from './report-charts.js';
-import { reportPage, type Fact, type Picture } from './report-page.js';
+import { reportPage, type Fact, type Image } from './report-page.js';
 
 /** An image, and the model's reconstructions with different numbers of Euler steps. */
 export interface ReportRow {
@@ -43,7 +43,7 @@ export async function reportRows(uniflow: UniFlow, images: NdArray<Uint8Array>):
 }
 
 /** Largest size in pixels: twice the displayed size, for dense screens. */
-const PICTURE_SIZE = 448;
+const IMAGE_SIZE = 448;
 
 /** Writes the report of a run as a single HTML file that loads nothing else. It appears complete or not at all. */
 export async function writeReport(path: string, { title, log, rows }: Report): Promise<void> {
@@ -52,12 +52,12 @@ export async function writeReport(path: string, { title, log, rows }: Report): P
     readFile(resolve('uplot/dist/uPlot.iife.min.js'), 'utf8'),
     readFile(resolve('uplot/dist/uPlot.min.css'), 'utf8'),
   ]);
-  const pictures = await Promise.all(rows.map(cellsOf));
-  const page = reportPage({ title, facts: factsOf(log), config: configOf(log), charts: chartsOf(log), pictures, plot: { script, style } });
+  const images = await Promise.all(rows.map(cellsOf));
+  const page = reportPage({ title, facts: factsOf(log), config: configOf(log), charts: chartsOf(log), images, plot: { script, style } });
   await replaceFile(path, (file) => file.writeFile(page));
 }
 
-async function cellsOf({ original, reconstructions }: ReportRow): Promise<Picture[]> {
+async function cellsOf({ original, reconstructions }: ReportRow): Promise<Image[]> {
   const cells = [
     { image: original, caption: 'Original' },
     ...reconstructions.map(({ steps, image, psnr }) => ({ image, caption: `${count(steps, 'step')} · ${psnr.toFixed(2)} dB` })),
@@ -67,7 +67,7 @@ async function cellsOf({ original, reconstructions }: ReportRow): Promise<Pictur
 
 async function dataUrl({ data, width, height }: RgbImage): Promise<string> {
   const webp = await sharp(data, { raw: { width, height, channels: 3 } })
-    .resize({ width: PICTURE_SIZE, height: PICTURE_SIZE, fit: 'inside', withoutEnlargement: true })
+    .resize({ width: IMAGE_SIZE, height: IMAGE_SIZE, fit: 'inside', withoutEnlargement: true })
     .webp({ quality: 92 })
     .toBuffer();
   return `data:image/webp;base64,${webp.toString('base64')}`;

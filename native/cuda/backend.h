@@ -3,6 +3,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <memory>
 #include <mutex>
 
 #include "native/core/backend.h"
@@ -10,22 +11,50 @@
 
 namespace uniflow::cuda {
 
+/// Frees memory on a thread of its own: cudaFree and cudaFreeHost wait until the device is idle, which no other thread should have to.
+class Reaper {
+ public:
+  explicit Reaper(int index) : index_(index) {}
+  void free_device(void* data) { enqueue({data, cudaFree}); }
+  void free_host(void* data) { enqueue({data, cudaFreeHost}); }
+  /// Waits until all that was given so far is free.
+  void drain();
+
+ private:
+  struct Item {
+    void* data;
+    cudaError_t (*release)(void*);
+  };
+  void enqueue(const Item& item);
+  void work();
+
+  int index_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Item> items_;   // guarded by mutex_, as the rest
+  bool started_ = false;
+  uint64_t given_ = 0, done_ = 0;
+};
+
 class DeviceMemory : public Memory {
  public:
-  explicit DeviceMemory(int index) : index_(index) {}
+  DeviceMemory(int index, Reaper& reaper) : index_(index), reaper_(reaper) {}
   void* allocate(int64_t bytes) override;
   void release(void* data, int64_t bytes) noexcept override;
   std::string name() const override { return "memory of cuda:" + std::to_string(index_); }
   int64_t pool_limit() const override;
 
  private:
+  void* try_allocate(int64_t bytes);
+
   int index_;
+  Reaper& reaper_;
 };
 
 /// Page-locked host memory, which the copy engines can access directly.
 class StagingMemory : public Memory {
  public:
-  explicit StagingMemory(int index) : index_(index) {}
+  StagingMemory(int index, Reaper& reaper) : index_(index), reaper_(reaper) {}
   void* allocate(int64_t bytes) override;
   void release(void* data, int64_t bytes) noexcept override;
   std::string name() const override { return "page-locked host memory"; }
@@ -33,6 +62,17 @@ class StagingMemory : public Memory {
 
  private:
   int index_;
+  Reaper& reaper_;
+};
+
+/// Values on their way to the host.
+struct Download {
+  void* to;
+  DType dtype;           // of the values there
+  Tensor from;           // in that type, or bfloat16 to be widened to float32
+  cudaEvent_t computed;  // `from` has its values
+  bool ended = false;    // guarded by the backend's mutex
+  std::shared_ptr<const Error> failure{};
 };
 
 class CudaBackend : public Backend {
@@ -49,20 +89,28 @@ class CudaBackend : public Backend {
   void after(std::function<void(std::shared_ptr<const Error>)> then) override;
   void settle() override;
 
+  int index() const { return index_; }
   const Properties& properties() const { return properties_; }
   cudaStream_t recording_stream() const { return recording_; }
 
  private:
+  /// For an event, for a download, or for neither.
   struct Waiting {
     cudaEvent_t event;
+    std::shared_ptr<Download> download;
     std::function<void(std::shared_ptr<const Error>)> then;
   };
 
   cudaEvent_t event();
+  void recycle(cudaEvent_t event);
   void when(cudaEvent_t event, std::function<void(std::shared_ptr<const Error>)> then);
   void wait_for_events();
+  std::shared_ptr<const Error> wait_for(const Waiting& waiting);
+  void run_downloads();
+  void run(const Download& download);
 
   int index_;
+  Reaper reaper_;
   DeviceMemory memory_;
   StagingMemory staging_;
   Properties properties_{};
@@ -70,6 +118,8 @@ class CudaBackend : public Backend {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Waiting> waiting_;             // guarded by mutex_
+  std::condition_variable download_given_, download_ended_;
+  std::deque<std::shared_ptr<Download>> given_downloads_;  // guarded by mutex_
   std::vector<cudaEvent_t> spare_events_;  // guarded by mutex_
 };
 

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <sstream>
 #include <vector>
 
 #include "native/cuda/runtime.h"
@@ -42,6 +44,55 @@ std::string bind(lt::Library& library, Find&& find) {
   return missing;
 }
 
+/// Files that match a shell pattern, newer versions (12.10) before older ones (12.9).
+std::vector<std::string> matches(const std::string& pattern) {
+  std::vector<std::string> found;
+  glob_t g{};
+  if (glob(pattern.c_str(), GLOB_BRACE, nullptr, &g) == 0) found.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc);
+  globfree(&g);
+  std::ranges::sort(found, [](const std::string& a, const std::string& b) { return strverscmp(a.c_str(), b.c_str()) > 0; });
+  return found;
+}
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+/// The locations of the library below a prefix: conda's own package, and NVIDIA's wheels as Python's installers place them.
+std::string below(const std::string& prefix) {
+  return prefix + "/lib/{,python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/}libcublasLt.so.1[23]";
+}
+
+/// The prefixes of the programs on the PATH: an environment whose python is found there may be anywhere, and need not be activated.
+std::vector<std::string> prefixes_on_path() {
+  std::vector<std::string> prefixes;
+  std::istringstream path(variable("PATH"));
+  for (std::string folder; std::getline(path, folder, ':');) {
+    while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+    if (folder.ends_with("/bin")) prefixes.push_back(folder.substr(0, folder.size() - 4));
+  }
+  return prefixes;
+}
+
+/// Names, paths and patterns, in the order of the attempts.
+std::vector<std::string> places() {
+  std::vector<std::string> all;
+  auto add = [&](const std::string& place) {
+    if (std::ranges::find(all, place) == all.end()) all.push_back(place);
+  };
+  if (const std::string path = variable("UNIFLOW_CUBLASLT"); !path.empty()) add(path);
+  for (const char* place : {"libcublasLt.so.13", "libcublasLt.so.12", "/usr/local/cuda*/lib64/libcublasLt.so.1[23]"}) add(place);
+  for (const char* name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
+    if (const std::string prefix = variable(name); !prefix.empty()) add(below(prefix));
+  for (const std::string& prefix : prefixes_on_path()) add(below(prefix));
+  if (const std::string home = variable("HOME"); !home.empty()) add(below(home + "/.local"));
+  for (const char* prefix : {"/usr/local", "/usr", "/opt", "/opt/*"}) add(below(prefix));
+  return all;
+}
+
+bool is_pattern(const std::string& place) { return place.find_first_of("*{[") != std::string::npos; }
+
 #ifdef UNIFLOW_EMULATED
 
 Opened open_now() {
@@ -54,34 +105,6 @@ Opened open_now() {
 #else
 
 constexpr size_t kOldest = 120000;  // cublasLtGetVersion() of CUDA 12.0
-
-/// Files that match a shell pattern, newer versions (12.10) before older ones (12.9).
-std::vector<std::string> matches(const std::string& pattern) {
-  std::vector<std::string> found;
-  glob_t g{};
-  if (glob(pattern.c_str(), GLOB_BRACE, nullptr, &g) == 0) found.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc);
-  globfree(&g);
-  std::ranges::sort(found, [](const std::string& a, const std::string& b) { return strverscmp(a.c_str(), b.c_str()) > 0; });
-  return found;
-}
-
-/// The location of NVIDIA's wheels below a prefix, as used by Python's installers.
-std::string wheels_below(const std::string& prefix) {
-  return prefix + "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib/libcublasLt.so.1[23]";
-}
-
-/// Names, paths and patterns, in the order of the attempts.
-std::vector<std::string> places() {
-  std::vector<std::string> all;
-  if (const char* path = std::getenv("UNIFLOW_CUBLASLT"); path && *path) all.emplace_back(path);
-  all.insert(all.end(), {"libcublasLt.so.13", "libcublasLt.so.12", "/usr/local/cuda*/lib64/libcublasLt.so.1[23]"});
-  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* prefix = std::getenv(variable); prefix && *prefix)
-      all.insert(all.end(), {wheels_below(prefix), std::string(prefix) + "/lib/libcublasLt.so.1[23]"});
-  if (const char* home = std::getenv("HOME"); home && *home) all.push_back(wheels_below(std::string(home) + "/.local"));
-  for (const char* prefix : {"/usr/local", "/usr", "/opt", "/opt/*"}) all.push_back(wheels_below(prefix));
-  return all;
-}
 
 /// Returns why this file cannot be used, or "". A rejected library stays loaded, because unloading a library that has threads is not safe.
 std::string try_one(const std::string& place, lt::Library& library) {
@@ -105,8 +128,7 @@ Opened open_now() {
     return why.empty();
   };
   for (const std::string& place : places()) {
-    const bool pattern = place.find_first_of("*{[") != std::string::npos;
-    const std::vector<std::string> files = pattern ? matches(place) : std::vector{place};
+    const std::vector<std::string> files = is_pattern(place) ? matches(place) : std::vector{place};
     if (files.empty()) o.why += place + ": no such file\n";
     if (std::ranges::any_of(files, opens)) return {o.library, ""};
   }
@@ -139,6 +161,15 @@ const char* name_of(lt::Status status) {
 }  // namespace
 
 std::string open_cublaslt() { return opened().why; }
+
+std::vector<std::string> cublaslt_files() {
+  std::vector<std::string> files;
+  for (const std::string& place : places()) {
+    if (!is_pattern(place)) files.push_back(place);
+    else std::ranges::copy(matches(place), std::back_inserter(files));
+  }
+  return files;
+}
 
 std::string cublaslt_version() {
   if (!opened().why.empty()) return "";

@@ -9,13 +9,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace uniflow::cuda {
 
 /// Opens the library, once per process. Returns "", or why it cannot be used, with one line for each file tried. The path in the
 /// environment variable UNIFLOW_CUBLASLT is tried first, then the linker's search path, then the install locations of toolkits and Python
-/// wheels.
+/// wheels: in the active environment, and in those whose programs are on the PATH.
 std::string open_cublaslt();
+
+/// The names and existing files that open_cublaslt() tries, in order.
+std::vector<std::string> cublaslt_files();
 
 /// "13.0.2", or "" if it is not open.
 std::string cublaslt_version();
@@ -51,15 +55,16 @@ enum class Transpose : int32_t { No = 0, Yes = 1 };
 
 /// cublasLtMatmulDescAttributes_t, with the type of each value.
 enum class OperationAttribute : int {
-  TransposeA = 3,      // Transpose
-  TransposeB = 4,      // Transpose
-  Epilogue = 7,        // uint32_t of kEpilogue...
-  BiasPointer = 8,     // const void*, one number per row of D
-  ScalePointerA = 17,  // const float*
-  ScalePointerB = 18,  // const float*
-  BiasType = 26,       // DataType
-  ScaleModeA = 31,     // ScaleMode
-  ScaleModeB = 32,     // ScaleMode
+  TransposeA = 3,         // Transpose
+  TransposeB = 4,         // Transpose
+  Epilogue = 7,           // uint32_t of kEpilogue...
+  BiasPointer = 8,        // const void*, one number per row of D
+  ScalePointerA = 17,     // const float*
+  ScalePointerB = 18,     // const float*
+  FastAccumulation = 25,  // int8_t: 1 keeps the sums of float8 products in fewer bits
+  BiasType = 26,          // DataType
+  ScaleModeA = 31,        // ScaleMode
+  ScaleModeB = 32,        // ScaleMode
 };
 
 /// cublasLtEpilogue_t: Default alone, or the sum of the others. GELU is the tanh variant.

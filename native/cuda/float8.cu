@@ -1,7 +1,7 @@
 /// Conversion of matrices to e4m3 and back.
 ///
-/// To e4m3: a warp has a row, which stays in its registers between the search for the maximum and the writing (a longer one is read again,
-/// from the cache). Back: a thread has a vector. Roofline bound: bytes, x read once and a quarter or half of it written.
+/// To e4m3: a warp has a row, which stays in its registers between the search for the maximum and the writing (one of more
+/// than 16 vectors a lane is read again, from the cache). Back: a thread has a vector. Roofline bound: bytes, x read once and a quarter or half of it written.
 #include "native/cuda/float8.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/vectors.cuh"
@@ -10,7 +10,6 @@ namespace uniflow::cuda {
 namespace {
 
 constexpr int kRowsEach = 4;  // per block: warps
-constexpr int kHeld = 16;     // vectors of a row that a lane keeps: 4096 bfloat16 per warp
 
 template <int N>
 __device__ float largest_of(const float (&v)[N], float so_far) {
@@ -27,7 +26,8 @@ __device__ void store_e4m3(uint8_t* to, const float (&v)[N], float factor) {
   *reinterpret_cast<Pack<uint16_t, N / 2>*>(to) = codes;
 }
 
-template <class T>
+/// Held: vectors of a row that a lane keeps in registers.
+template <class T, int Held>
 __global__ void __launch_bounds__(kWarp* kRowsEach) quantise_kernel(const T* x, uint8_t* to, float* scale, int64_t rows, int width) {
   constexpr int N = kVector<T>, kStep = kWarp * N;
   const int64_t row = int64_t{blockIdx.x} * kRowsEach + threadIdx.x / kWarp;
@@ -35,18 +35,18 @@ __global__ void __launch_bounds__(kWarp* kRowsEach) quantise_kernel(const T* x, 
   const int first = static_cast<int>(threadIdx.x) % kWarp * N;
   x += row * width;
   to += row * width;
-  Pack<T, N> held[kHeld];
+  Pack<T, N> held[Held];
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i)
+  for (int i = 0; i < Held; ++i)
     if (const int c = first + i * kStep; c < width) held[i] = *reinterpret_cast<const Pack<T, N>*>(x + c);
   float largest = 1e-30f, v[N];  // not zero, whose inverse is infinite
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
+  for (int i = 0; i < Held; ++i) {
     if (first + i * kStep >= width) break;
     load<N>(held[i].v, v);
     largest = largest_of(v, largest);
   }
-  for (int c = first + kHeld * kStep; c < width; c += kStep) {
+  for (int c = first + Held * kStep; c < width; c += kStep) {
     load<N>(x + c, v);
     largest = largest_of(v, largest);
   }
@@ -54,15 +54,26 @@ __global__ void __launch_bounds__(kWarp* kRowsEach) quantise_kernel(const T* x, 
   if (first == 0) scale[row] = largest / kFloat8Largest;
   const float factor = kFloat8Largest / largest;
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
+  for (int i = 0; i < Held; ++i) {
     if (first + i * kStep >= width) break;
     load<N>(held[i].v, v);
     store_e4m3<N>(to + first + i * kStep, v, factor);
   }
-  for (int c = first + kHeld * kStep; c < width; c += kStep) {
+  for (int c = first + Held * kStep; c < width; c += kStep) {
     load<N>(x + c, v);
     store_e4m3<N>(to + c, v, factor);
   }
+}
+
+template <class T>
+using Quantise = void (*)(const T*, uint8_t*, float*, int64_t, int);
+
+/// The kernel with the smallest sufficient number of vectors among `Held`, or the largest: more would cost registers, and with them warps.
+template <class T, int... Held>
+Quantise<T> smallest(int64_t vectors) {
+  Quantise<T> kernel = nullptr;
+  (void)((kernel = quantise_kernel<T, Held>, vectors <= Held) || ...);
+  return kernel;
 }
 
 template <class T>
@@ -85,7 +96,8 @@ struct Dequantise {
 
 template <class T>
 void quantise_as(const T* x, uint8_t* to, float* scale, int64_t rows, int64_t width) {
-  launch(quantise_kernel<T>, blocks_for(rows, kRowsEach), kWarp * kRowsEach, 0, x, to, scale, rows, static_cast<int>(width));
+  const int64_t vectors = (width / kVector<T> + kWarp - 1) / kWarp;
+  launch(smallest<T, 1, 2, 4, 8, 16>(vectors), blocks_for(rows, kRowsEach), kWarp * kRowsEach, 0, x, to, scale, rows, static_cast<int>(width));
 }
 
 template <class T>

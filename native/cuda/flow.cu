@@ -144,6 +144,12 @@ FlowGraph& graph_of(const FlowHead& head, Key key) {
   return graphs.front();
 }
 
+/// Rows [count, rows) of x set to zero: a short last group computes them too, from memory that may never have been written.
+void clear_rows(const Tensor& x, int64_t count) {
+  const int64_t row = x.dim(-1) * size_of(x.dtype());
+  copy_rows(x.data<std::byte>() + count * row, row, nullptr, 0, row, x.dim(0) - count);
+}
+
 void load_group(Group& g, const Tensor& condition, const ops::FlowOptions& o, int64_t first, int64_t count) {
   copy(g.condition().data(), rows_from(condition, first), count * condition.dim(-1) * size_of(condition.dtype()));
   if (o.noise) {
@@ -151,6 +157,9 @@ void load_group(Group& g, const Tensor& condition, const ops::FlowOptions& o, in
   } else {
     noise({.out = g.x.data<float>(), .first = first, .rows = count, .width = g.w.pixels, .patches = condition.dim(1), .seed = o.seed, .ids = o.ids.data()});
   }
+  if (count == g.rows.own) return;
+  clear_rows(g.condition(), count);
+  clear_rows(g.x, count);
 }
 
 /// A thread computes a cosine and its sine, in double: the angle reaches 1000, where float32 has only 4 digits left.
@@ -172,8 +181,7 @@ void timestep_embedding(const float* t, int64_t count, float* out) {
 void flow_integrate(const FlowHead& head, const Tensor& condition, const ops::FlowOptions& o, const Tensor& pixels, const CancelToken& token) {
   const int64_t total = condition.dim(0) * condition.dim(1), most = is_guided(o) ? kGroupRows / 2 : kGroupRows;
   if (total == 0) return;
-  // Equal sizes, so that groups share a graph. The last may have a few rows less; stale data of the previous group in their place is
-  // harmless.
+  // Equal sizes, so that groups share a graph. The last may have a few rows less.
   const int64_t groups = (total + most - 1) / most, size = (total + groups - 1) / groups;
   FlowGraph& graph = graph_of(head, Key(head, o, size, condition.dtype()));
   for (int64_t first = 0; first < total; first += size) {

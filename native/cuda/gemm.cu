@@ -5,11 +5,16 @@
 /// cores.
 #include "native/cuda/gemm.h"
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <compare>
+#include <cstring>
+#include <exception>
 #include <limits>
 #include <map>
 #include <mutex>
+#include <span>
 
 #include "native/cuda/cublaslt.h"
 #include "native/cuda/runtime.h"
@@ -19,6 +24,13 @@ namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // the size that cuBLAS itself uses on Hopper
 constexpr int kCandidates = 8;
+
+/// Larger operands are multiplied in parts: many of the library's kernels count elements in 32 bits.
+#ifdef UNIFLOW_EMULATED
+constexpr int64_t kMostElements = 1 << 16;
+#else
+constexpr int64_t kMostElements = (int64_t{1} << 31) - 1;
+#endif
 
 lt::DataType type_of(DType dtype) {
   switch (dtype) {
@@ -113,6 +125,7 @@ class Call {
       set(BiasPointer, p_.bias);
       set(BiasType, type_of(p_.bias_dtype));
     }
+    if (p_.dtype == DType::Float8) set(FastAccumulation, int8_t{1});
     if (p_.a_scale) {
       set(ScaleModeA, lt::ScaleMode::OuterVector);
       set(ScaleModeB, lt::ScaleMode::OuterVector);
@@ -147,11 +160,22 @@ struct Key {
   std::array<bool, 6> options;
   std::array<uint32_t, 4> alignments;
   auto operator<=>(const Key&) const = default;
+
+  /// The same for all products whose rows of data are in the same eighth of a power of two: what is fastest for one is so for the others, and a
+  /// stream of batches of every size is not held up at each new one.
+  Key bucket() const {
+    Key k = *this;
+    const bool by_terms = options[0];  // of a gradient, the rows of the data are its inner size
+    int64_t& rows = k.sizes[by_terms ? 1 : 0];
+    const auto step = std::max<int64_t>(1, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows))) / 8);
+    rows = (rows + step - 1) / step * step;
+    return k;
+  }
 };
 
 struct Choice {
   bool found = false;
-  bool final = false;  // it was timed, or had no rival
+  bool final = false;  // not to be chosen again: only a guess made while a Graph was recorded is not
   lt::Algorithm algorithm{};
   size_t workspace_bytes = 0;
 };
@@ -162,6 +186,7 @@ struct DeviceProducts {
   lt::Handle handle = nullptr;
   Tensor memory;  // the workspace: products run one after the other on a device's stream, also those in graphs
   std::map<Key, Choice> choices;
+  std::map<Key, Choice> timed;  // of a product whose rows are in the same bucket
 
   void* workspace(size_t bytes) {
     if (bytes == 0) return nullptr;
@@ -179,38 +204,63 @@ DeviceProducts& device_products() {
   return d;
 }
 
-/// Milliseconds of three runs after one to warm up; infinite if the library cannot run it after all.
+/// Milliseconds of three runs after one to warm up; infinite if the library refuses it after all. Throws Error if it fails otherwise.
 float time_candidate(DeviceProducts& d, const Call& call, const lt::Candidate& c) {
   auto run = [&] { return call.run(d.handle, c.algorithm, d.workspace(c.workspace_bytes), c.workspace_bytes); };
   const lt::Status status = run();
   if (status == lt::Status::NotSupported || status == lt::Status::InvalidValue) return std::numeric_limits<float>::infinity();
-  lt::check(status, "cublasLtMatmul");  // not remembered as unsupported: the memory may just be full
+  lt::check(status, "cublasLtMatmul");
   return milliseconds_of([&] {
     for (int i = 0; i < 3; ++i) lt::check(run(), "cublasLtMatmul");
   });
 }
 
-Choice choose(DeviceProducts& d, Call& call) {
-  lt::Candidate found[kCandidates] = {};
-  const bool may_wait = !recording();
-  const int count = call.candidates(d.handle, found, may_wait ? kCandidates : 1);
-  if (count == 0) return {.final = true};
-  auto take = [](const lt::Candidate& c, bool final) { return Choice{true, final, c.algorithm, c.workspace_bytes}; };
-  if (count == 1) return take(found[0], may_wait);
+Choice take(const lt::Candidate& c, bool final) { return {true, final, c.algorithm, c.workspace_bytes}; }
+
+/// The fastest candidate that runs. One that fails is left out: the library's heuristic is no promise. Not found if all are refused.
+/// Throws the last other failure if none runs, and at once if the memory is full, because that says nothing about the candidates.
+Choice fastest(DeviceProducts& d, const Call& call, std::span<const lt::Candidate> candidates) {
   constexpr float kClearly = 0.97f;  // a candidate must be clearly faster, so timer noise does not decide between equals
-  int best = -1;
+  Choice best{.final = true};
   float best_ms = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < count; ++i)
-    if (const float ms = time_candidate(d, call, found[i]); ms < kClearly * best_ms) best = i, best_ms = ms;
-  return best < 0 ? Choice{.final = true} : take(found[best], true);
+  std::exception_ptr failure;
+  for (const lt::Candidate& c : candidates) {
+    try {
+      if (const float ms = time_candidate(d, call, c); ms < kClearly * best_ms) best = take(c, true), best_ms = ms;
+    } catch (const Error& e) {
+      if (e.code == ErrorCode::OutOfMemory) throw;
+      failure = std::current_exception();
+      cudaGetLastError();  // clear it, or the next call would report it again
+    }
+  }
+  if (!best.found && failure) std::rethrow_exception(failure);
+  return best;
+}
+
+/// The candidate whose algorithm was the fastest for a similar product, otherwise the library's first guess.
+Choice similar(const Choice& timed, std::span<const lt::Candidate> candidates) {
+  for (const lt::Candidate& c : candidates)
+    if (std::memcmp(&c.algorithm, &timed.algorithm, sizeof c.algorithm) == 0) return take(c, true);
+  return take(candidates.front(), true);
+}
+
+Choice choose(DeviceProducts& d, const Product& p, const Key& key, Call& call) {
+  lt::Candidate found[kCandidates] = {};
+  const int count = call.candidates(d.handle, found, kCandidates);
+  if (count == 0) return {.final = true};
+  const std::span<const lt::Candidate> candidates(found, static_cast<size_t>(count));
+  if (const auto timed = d.timed.find(key.bucket()); timed != d.timed.end() && timed->second.found) return similar(timed->second, candidates);
+  const bool repeatable = p.add != p.out;  // timing runs a product several times
+  if (recording() || !repeatable) return take(found[0], !repeatable);
+  return d.timed[key.bucket()] = fastest(d, call, candidates);
 }
 
 const Choice& choice_for(DeviceProducts& d, const Product& p, Call& call) {
   constexpr size_t kMost = 4096;
   const Key key(p);
   if (const auto known = d.choices.find(key); known != d.choices.end() && (known->second.final || recording())) return known->second;
-  if (d.choices.size() >= kMost) d.choices.clear();
-  return d.choices[key] = choose(d, call);
+  if (d.choices.size() >= kMost) d.choices.clear();  // the timed ones stay
+  return d.choices[key] = choose(d, p, key, call);
 }
 
 struct Event {
@@ -221,15 +271,55 @@ struct Event {
   cudaEvent_t event = nullptr;
 };
 
-}  // namespace
-
-bool multiply(const Product& p) {
+/// Whether the library did it.
+bool multiply_at_once(const Product& p) {
   DeviceProducts& d = device_products();
   std::lock_guard lock(d.mutex);
   Call call(p);
   const Choice& choice = choice_for(d, p, call);
   if (!choice.found) return false;
   lt::check(call.run(d.handle, choice.algorithm, d.workspace(choice.workspace_bytes), choice.workspace_bytes), "cublasLtMatmul");
+  return true;
+}
+
+/// `rows` rows of `width` values further on.
+template <class P>
+P moved(P p, int64_t rows, int64_t width, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<P>>, const std::byte, std::byte>;
+  return p ? static_cast<Byte*>(p) + rows * width * size_of(dtype) : nullptr;
+}
+
+/// Rows [first, first + count) of the result.
+Product rows_of(const Product& p, int64_t first, int64_t count) {
+  Product part = p;
+  part.rows = count;
+  part.a = moved(p.a, first, p.inner, p.dtype);
+  part.out = moved(p.out, first, p.columns, p.out_dtype);
+  part.add = moved(p.add, first, p.columns, p.out_dtype);
+  if (p.a_scale) part.a_scale = p.a_scale + first;
+  return part;
+}
+
+/// Terms [first, first + count) of the sums, of transposed a and untransposed b, added to the terms before.
+Product terms_of(const Product& p, int64_t first, int64_t count) {
+  Product part = p;
+  part.inner = count;
+  part.a = moved(p.a, first, p.rows, p.dtype);
+  part.b = moved(p.b, first, p.columns, p.dtype);
+  if (first > 0) part.add = p.out;
+  return part;
+}
+
+}  // namespace
+
+bool multiply(const Product& p) {
+  const bool by_terms = p.a_transposed;  // the gradient of a weight sums over all rows of the data
+  const int64_t length = by_terms ? p.inner : p.rows, width = std::max(by_terms ? p.rows : p.inner, p.columns);
+  const int64_t most = std::max<int64_t>(kMostElements / width / 128 * 128, 128);
+  for (int64_t first = 0; first < length; first += most) {
+    const int64_t count = std::min(most, length - first);
+    if (!multiply_at_once(by_terms ? terms_of(p, first, count) : rows_of(p, first, count))) return false;
+  }
   return true;
 }
 

@@ -252,7 +252,8 @@ void norm_as(const NormArgs& a) {
   else norm_by<1, X, Y>(a);
 }
 
-/// 8 columns per thread, 16 in the widest rows: the row, its gradient and two sums take four registers per column.
+/// 8 columns per thread, 16 in the widest rows: the row, its gradient and two sums take four registers per column. Single columns also take
+/// addresses of their own, so rows that are read one by one get more threads; above 4096 columns some registers still spill.
 template <int N, class T>
 void norm_backward_by(const NormBackwardArgs& a) {
   const auto run = [&](auto layout) {
@@ -265,8 +266,8 @@ void norm_backward_by(const NormBackwardArgs& a) {
     weight.finish();
     bias.finish();
   };
-  with_layout<Layout<8, 8 / N, N>, Layout<32, 8 / N, N>, Layout<128, 8 / N, N>, Layout<256, 8 / N, N>, Layout<512, 16 / N, N>>(
-      a.width, run);
+  using Widest = std::conditional_t<N == 1, Layout<1024, 8, 1>, Layout<512, 16 / N, N>>;
+  with_layout<Layout<8, 8 / N, N>, Layout<32, 8 / N, N>, Layout<128, 8 / N, N>, Layout<256, 8 / N, N>, Layout<512, 8 / N, N>, Widest>(a.width, run);
 }
 
 template <class T>

@@ -45,6 +45,7 @@ class Graph {
   void launch() const;
 
  private:
+  int device_;  // the thread that destroys the graph may have chosen another, or none
   cudaGraphExec_t executable_ = nullptr;
   std::vector<Tensor> kept_;
 };

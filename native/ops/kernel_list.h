@@ -63,8 +63,8 @@
   X(void, top_k, (const float* scores, int64_t rows, int64_t n, int64_t k, float* values, int32_t* indices)) \
   /* Of the columns of x [rows, width]: mean [width], covariance [width, width] with divisor rows - 1. */ \
   X(void, covariance, (const float* x, int64_t rows, int64_t width, float* mean, float* covariance)) \
-  /* The yardsticks of every benchmark, best of a few. FLOP/s of a product: on the CPU multiply-adds in registers with the current team, on */ \
-  /* a GPU the best product of large matrices; and bytes (read + written) a second of a copy from memory to memory. Both wait. */ \
+  /* The yardsticks of every benchmark. FLOP/s: on the CPU of multiply-adds in registers with the current team, the best of a few; on a GPU */ \
+  /* of a product of large matrices, the median under load. Bytes (read + written) a second of a copy from memory to memory. Both wait. */ \
   X(double, peak, (DType dtype)) \
   X(double, copy_rate, (void* to, const void* from, int64_t bytes))
 

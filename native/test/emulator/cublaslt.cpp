@@ -1,6 +1,7 @@
 /// Stands in for cuBLASLt: the functions and values of cublasLt.h that native/cuda/cublaslt.h declares, written down here once more, from
 /// the real header, so that a mistake in one of the two shows. D = epilogue(alpha op(A) op(B) + beta C) in column-major order, summed
 /// in float32. It refuses what the real one refuses, or may refuse, of the types and options that it knows; it knows few.
+#include <atomic>
 #include <cstring>
 
 #include "native/core/dtype.h"
@@ -9,7 +10,7 @@
 namespace emulator {
 namespace {
 
-enum Status { kSuccess = 0, kInvalidValue = 7, kNotSupported = 15 };
+enum Status { kSuccess = 0, kInvalidValue = 7, kExecutionFailed = 13, kNotSupported = 15 };
 enum Type { kFloat32 = 0, kBFloat16 = 14, kE4M3 = 28 };
 constexpr int kCompute32F = 68, kScalar = 0, kOuterVector = 3;
 constexpr uint32_t kDefault = 1, kBias = 4, kGelu = 32;
@@ -24,6 +25,7 @@ struct Operation {
   int bias_type = -1;  // D's
   const float *scale_a = nullptr, *scale_b = nullptr;
   int mode_a = kScalar, mode_b = kScalar;
+  int8_t fast_accumulation = 0;  // allowed for e4m3, and ignored here
 };
 
 struct Layout {
@@ -38,9 +40,13 @@ struct Preference {
   uint32_t alignments[4] = {256, 256, 256, 256};  // of A, B, C, D
 };
 
-/// The products that an algorithm supports; any other is refused.
+enum class Kind : uint64_t { Forwards, Backwards, Failing };
+
+/// The products that an algorithm supports, of any size; any other is refused.
 struct Algorithm {
-  uint64_t magic, reversed, workspace_bytes, problem;
+  uint64_t magic;
+  Kind kind;
+  uint64_t workspace_bytes, problem;
   uint32_t alignments[4];
   uint64_t unused[2];
 };
@@ -74,6 +80,8 @@ Status check(const Operation* o, const Layout* a, const Layout* b, const Layout*
     return kInvalidValue;
 
   const bool narrow = a->type == kE4M3;
+  for (const Layout* l : {a, b, d})
+    if (l->type == kBFloat16 && l->leading % 2 != 0) return kNotSupported;  // rows that begin between two words: may be refused
   if (a->type != b->type || c->type != d->type || d->type == kE4M3 || (a->type == kFloat32 && d->type != kFloat32)) return kNotSupported;
   if ((o->epilogue & ~(kBias | kGelu)) != 0 && o->epilogue != kDefault) return kNotSupported;
   if (o->epilogue & kBias) {
@@ -81,6 +89,7 @@ Status check(const Operation* o, const Layout* a, const Layout* b, const Layout*
     if (o->bias_type != -1 && o->bias_type != (narrow ? kBFloat16 : d->type)) return kNotSupported;
     if (o->bias_type == -1 && narrow && d->type != kBFloat16) return kNotSupported;
   }
+  if (!narrow && o->fast_accumulation) return kNotSupported;
   if (!narrow) return o->scale_a || o->scale_b || o->mode_a || o->mode_b ? kNotSupported : kSuccess;
   if (!o->transpose_a || o->transpose_b) return kInvalidValue;
   if (s.m % 16 || s.k % 16 || a->leading % 16 || b->leading % 16 || d->leading * static_cast<int64_t>(size_of(d->type)) % 16)
@@ -93,8 +102,7 @@ Status check(const Operation* o, const Layout* a, const Layout* b, const Layout*
 uint64_t problem_of(const Operation& o, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
   uint64_t h = 14695981039346656037u;
   auto add = [&](uint64_t v) { h = (h ^ v) * 1099511628211u; };
-  for (const Layout* l : {&a, &b, &c, &d})
-    add(static_cast<uint64_t>(l->type)), add(l->rows), add(l->columns), add(static_cast<uint64_t>(l->leading));
+  for (const Layout* l : {&a, &b, &c, &d}) add(static_cast<uint64_t>(l->type));
   add(static_cast<uint64_t>(o.transpose_a * 8 + o.transpose_b * 4 + o.mode_a)), add(o.epilogue), add(static_cast<uint64_t>(o.bias_type));
   return h;
 }
@@ -157,6 +165,8 @@ Status operation_set(Operation* o, int attribute, const void* value, size_t byte
       return read(o->scale_a, value, bytes);
     case 18:
       return read(o->scale_b, value, bytes);
+    case 25:
+      return read(o->fast_accumulation, value, bytes);
     case 26:
       return read(o->bias_type, value, bytes);
     case 31:
@@ -180,18 +190,20 @@ Status preference_set(Preference* p, int attribute, const void* value, size_t by
   return attribute >= 5 && attribute <= 8 ? read(p->alignments[attribute - 5], value, bytes) : kNotSupported;
 }
 
-/// Two algorithms: one needs no workspace, the other, which sums backwards, some.
+std::atomic<uint64_t> products{0};
+
+/// Three algorithms: one needs no workspace, one, which sums backwards, some, and one fails when it is run.
 Status heuristic(Handle*, Operation* o, Layout* a, Layout* b, Layout* c, Layout* d, Preference* p, int wanted, Result* results,
                  int* count) {
   Sizes s;
   *count = 0;
   if (!p || wanted < 1) return kInvalidValue;
   if (const Status status = check(o, a, b, c, d, s); status != kSuccess) return status;
-  for (uint64_t reversed = 0; reversed < 2 && *count < wanted; ++reversed) {
-    const uint64_t workspace_bytes = reversed * 4096;
-    if (workspace_bytes > p->workspace_bytes) continue;
+  for (const Kind kind : {Kind::Forwards, Kind::Backwards, Kind::Failing}) {
+    const uint64_t workspace_bytes = kind == Kind::Backwards ? 4096 : 0;
+    if (workspace_bytes > p->workspace_bytes || *count == wanted) continue;
     Result& r = results[(*count)++];
-    r = {{kAlgorithm, reversed, workspace_bytes, problem_of(*o, *a, *b, *c, *d), {}, {}}, workspace_bytes, kSuccess, 1, {}};
+    r = {{kAlgorithm, kind, workspace_bytes, problem_of(*o, *a, *b, *c, *d), {}, {}}, workspace_bytes, kSuccess, 1, {}};
     std::memcpy(r.algorithm.alignments, p->alignments, sizeof p->alignments);
   }
   return kSuccess;
@@ -209,9 +221,11 @@ Status matmul(Handle*, Operation* o, const float* alpha, const void* a, Layout* 
     for (int i = 0; i < 4; ++i)
       if (reinterpret_cast<uintptr_t>(operands[i]) % algorithm->alignments[i] != 0) return kInvalidValue;
     if (workspace_bytes < algorithm->workspace_bytes) return kInvalidValue;
+    if (algorithm->kind == Kind::Failing) return kExecutionFailed;
     if (algorithm->workspace_bytes > 0 && (!workspace || reinterpret_cast<uintptr_t>(workspace) % 16 != 0)) return kInvalidValue;
   }
-  const bool reversed = algorithm && algorithm->reversed;
+  ++products;
+  const bool reversed = algorithm && algorithm->kind == Kind::Backwards;
   const size_t scratch = algorithm ? algorithm->workspace_bytes : 0;
   // All that the caller may change or destroy afterwards is copied; what lies on the device is read when its turn comes.
   submit(stream, [=, o = *o, la = *la, lb = *lb, lc = *lc, ld = *ld, alpha = *alpha, beta = *beta] {
@@ -236,6 +250,8 @@ Status matmul(Handle*, Operation* o, const float* alpha, const void* a, Layout* 
 }
 
 }  // namespace
+
+uint64_t cublaslt_products() { return products; }
 
 void* cublaslt_symbol(const char* name) {
   const struct {

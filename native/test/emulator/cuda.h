@@ -114,6 +114,8 @@ void set_total_memory(size_t bytes);
 
 /// cuBLASLt's function of that name, or null.
 void* cublaslt_symbol(const char* name);
+/// Number of products that cuBLASLt has been given.
+uint64_t cublaslt_products();
 
 }  // namespace emulator
 

@@ -681,6 +681,7 @@ void check_cublaslt() {
 }  // namespace
 
 int main() {
+  cudaSetDevice(0);
   check_aborts();
   check_kernels();
   check_races();

@@ -211,7 +211,12 @@ cudaError_t cudaPeekAtLastError() { return failure() != cudaSuccess ? failure() 
 cudaError_t cudaDriverGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+/// Whether this thread has chosen a device. There is only one here, but with several, one that has not works on the first.
+static thread_local bool device_chosen = false;
+cudaError_t cudaSetDevice(int device) {
+  device_chosen = true;
+  return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
@@ -524,6 +529,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return result(graph ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  if (executable && !device_chosen) fail(cudaErrorInvalidDevice, "a graph is destroyed by a thread that has not chosen its device");
   delete executable;
   return result(executable ? cudaSuccess : cudaErrorInvalidValue);
 }

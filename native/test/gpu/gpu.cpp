@@ -73,6 +73,15 @@ Array DeviceArray::host() const {
   return out;
 }
 
+void attempt(const std::string& name, const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const std::exception& e) {
+    check(false, name, e.what());
+    DeviceArray(DType::Float32, 1).host();  // throws if the device is lost
+  }
+}
+
 Tensor to_gpu(const Array& values, Shape shape) {
   Tensor t(gpu_device(), values.dtype(), std::move(shape));
   t.buffer()->allocate();

@@ -73,8 +73,11 @@ struct Work {
   double flops, bytes;
 };
 
+/// Runs one case of a family. What it throws fails the case alone; a lost device ends the family.
+void attempt(const std::string& name, const std::function<void()>& body);
+
 /// Times `run`, which queues the kernel once, and adds a row to the table. `dtype` says which rate of products it is held against.
-/// In the emulator it runs once.
+/// In the emulator it runs once. A row that throws is a failed check; the others follow.
 void time_gpu(const std::string& name, Work work, DType dtype, const std::function<void()>& run);
 
 // --- the families -----------------------------------------------------------------------------------------------------
@@ -108,11 +111,17 @@ void bench_statistics();
 void check_quality();
 void bench_quality();
 
+/// Whole blocks and the whole encoder.
+void bench_encoder();
+/// Which products cuBLASLt takes: of which sizes and types, with which epilogues.
+void bench_probe();
+
 /// Single kernels against the reference's values in test/fixtures/golden.
 void check_golden(const std::string& folder);
 /// That nothing grows over many rounds, and that running out of memory is an error to recover from.
 void check_memory();
-/// How far uploads hide behind the work before them.
+/// That downloads bring every value; how far uploads hide behind the work before them.
+void check_upload();
 void bench_upload();
 
 }  // namespace uniflow::test

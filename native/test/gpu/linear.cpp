@@ -1,8 +1,18 @@
 /// Linear layers on the GPU against the CPU's in float32, on the same (rounded) inputs.
-#include <optional>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <thread>
+
+#include "native/cuda/cublaslt.h"
+#include "native/cuda/gemm.h"
 #include "native/cuda/runtime.h"
 #include "native/test/gpu/gpu.h"
+#include "native/test/gpu/timing.h"
 
 namespace uniflow::test {
 namespace {
@@ -112,17 +122,21 @@ std::string title(const Size& s, DType x, DType out, std::optional<DType> packin
 }
 
 void check_options(const Size& s, DType x, DType out, std::optional<DType> packing) {
-  const Layer layer(s, x, out, packing);
-  double worst = 0;
-  for_all_options([&](const Options& o) { worst = std::max(worst, error_of(layer.run(o), layer.want(o))); });
-  const bool half = out == kHalf || x == kHalf;
-  check_below(worst, tolerance(half ? kHalf : kFloat), "linear, " + title(s, x, out, packing) + ", every combination of options");
+  const std::string name = "linear, " + title(s, x, out, packing) + ", every combination of options";
+  attempt(name, [&] {
+    const Layer layer(s, x, out, packing);
+    double worst = 0;
+    for_all_options([&](const Options& o) { worst = std::max(worst, error_of(layer.run(o), layer.want(o))); });
+    const bool half = out == kHalf || x == kHalf;
+    check_below(worst, tolerance(half ? kHalf : kFloat), name);
+  });
 }
 
 void check_packing(int64_t out, int64_t in, DType dtype) {
   const std::string name = std::string(name_of(dtype)) + " [" + std::to_string(out) + ", " + std::to_string(in) + "]";
   const auto packing = gpu().linear_packing(out, in, dtype);
-  check(gpu().packed_bytes(*packing) == out * in * size_of(dtype), "bytes of a packed weight, " + name);
+  const int64_t row = (in * size_of(dtype) + 15) / 16 * 16;  // aligned for the tensor cores' loads
+  check(gpu().packed_bytes(*packing) == out * row, "bytes of a packed weight, " + name);
   for (DType from : {kFloat, kHalf}) {
     const Array plain = random(from, out * in, 6);
     const DeviceArray given(plain), packed(DType::UInt8, gpu().packed_bytes(*packing)), back(kFloat, out * in);
@@ -218,6 +232,74 @@ void check_graph(DType dtype) {
   }
 }
 
+/// The emulator refuses that by a thread that has not chosen a device: with several GPUs, it would work on the first.
+void check_graph_of_another_thread() {
+  const Layer layer({9, 32, 48}, kHalf, kHalf, kHalf);
+  const DeviceArray out(kHalf, layer.size.rows * layer.size.out);
+  auto graph = std::make_unique<cuda::Graph>([&] { layer.queue({}, out); });
+  graph->launch();
+  const Array want = out.host();
+  std::thread([&] { graph.reset(); }).join();
+  check(error_of(out.host(), want) == 0, "a graph is destroyed by another thread, and the device works");
+}
+
+/// The kernel for what cuBLASLt refuses, with operands stored either way.
+void check_tiled(const Size& s, DType dtype, DType out_dtype) {
+  const Array x = random(dtype, s.rows * s.in, 1), weight = random(dtype, s.out * s.in, 2, deviation_of_weights(s.in));
+  const Array want = product(widened(x), widened(weight), s.rows, s.in, s.out);
+  auto stored = [&](const Array& a, int64_t rows, bool transpose) {
+    Array out(dtype, a.size());
+    const Array values = transpose ? transposed(a, rows, s.in) : widened(a);
+    for (int64_t i = 0; i < a.size(); ++i) out.set(i, values[i]);
+    return DeviceArray(out);
+  };
+  double error = 0;
+  for (const bool a_transposed : {false, true})
+    for (const bool b_transposed : {false, true}) {
+      const DeviceArray a = stored(x, s.rows, a_transposed), b = stored(weight, s.out, !b_transposed), out(out_dtype, want.size());
+      cuda::multiply_tiled({.a = a.data(), .b = b.data(), .out = out.data(), .rows = s.rows, .inner = s.in, .columns = s.out, .dtype = dtype,
+                            .out_dtype = out_dtype, .a_transposed = a_transposed, .b_transposed = b_transposed});
+      error = std::max(error, error_of(out.host(), want));
+    }
+  check_below(error, tolerance(out_dtype), std::string("a product by tiles, ") + name_of(dtype) + " to " + name_of(out_dtype) + ", " + s.text());
+}
+
+/// Only the emulator counts products. It has an algorithm that fails when it is run, too: no case here would pass if that was not left out.
+void check_choices() {
+#ifdef UNIFLOW_EMULATED
+  const Layer first({200, 48, 56}, kHalf, kHalf, kHalf), similar({207, 48, 56}, kHalf, kHalf, kHalf), other({230, 48, 56}, kHalf, kHalf, kHalf);
+  auto products_of = [](const Layer& layer) {
+    const uint64_t before = emulator::cublaslt_products();
+    layer.run({});
+    return emulator::cublaslt_products() - before;
+  };
+  check(products_of(first) > 1 && products_of(first) == 1, "the first product of a size times the algorithms, the next does not");
+  check(products_of(similar) == 1, "nor does one of nearly as many rows");
+  check(products_of(other) > 1, "one of more rows does");
+#endif
+}
+
+/// An environment is found by its programs on the PATH, wherever it is.
+void check_wheels() {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("uniflow-wheels-" + std::to_string(getpid()));
+  const fs::path wheel = root / "lib/python3.12/site-packages/nvidia/cu13/lib/libcublasLt.so.13", conda = root / "lib/libcublasLt.so.12";
+  for (const fs::path& file : {wheel, conda}) {
+    fs::create_directories(file.parent_path());
+    std::ofstream(file) << "";
+  }
+  const std::string path = std::getenv("PATH") ? std::getenv("PATH") : "";
+  auto found = [](const fs::path& file) {
+    const auto files = cuda::cublaslt_files();
+    return std::ranges::find(files, file.string()) != files.end();
+  };
+  const bool before = found(wheel) || found(conda);
+  setenv("PATH", (path + ":" + (root / "bin").string() + "/").c_str(), 1);
+  check(!before && found(wheel) && found(conda), "cuBLASLt is found below the prefix of a program on the PATH");
+  setenv("PATH", path.c_str(), 1);
+  fs::remove_all(root);
+}
+
 // --- float8 --------------------------------------------------------------------------------------------------------------
 
 bool has_float8() { return cuda::properties().capability >= 89; }
@@ -280,10 +362,13 @@ void check_rounding() {
 }
 
 void check_float8(const Size& s, DType x, DType out) {
-  const Layer layer(s, x, out, kEight);
-  double lowest = 1;
-  for_all_options([&](const Options& o) { lowest = std::min(lowest, cosine_of(layer.run(o), layer.want(o))); });
-  check(lowest > 0.998, "linear, " + title(s, x, out, kEight) + ", every combination of options", "cosine " + text("%.5f", lowest));
+  const std::string name = "linear, " + title(s, x, out, kEight) + ", every combination of options";
+  attempt(name, [&] {
+    const Layer layer(s, x, out, kEight);
+    double lowest = 1;
+    for_all_options([&](const Options& o) { lowest = std::min(lowest, cosine_of(layer.run(o), layer.want(o))); });
+    check(lowest > 0.998, name, "cosine " + text("%.5f", lowest));
+  });
 }
 
 /// Rows and columns of very different sizes, and a row of zeros: each has a factor of its own.
@@ -335,6 +420,7 @@ void check_all_float8() {
   check_float8({17, 64, 48}, kHalf, kHalf);
   check_float8({17, 64, 48}, kHalf, kFloat);
   check_float8({7, 4128, 16}, kHalf, kHalf);  // longer than a warp's registers
+  for (const int64_t in : {256, 272, 512, 1024, 2064}) check_float8({3, in, 16}, kHalf, kHalf);  // a lane keeps 1, 2, 2, 4 and 16 vectors
   check_float8({7, 4128, 16}, kFloat, kFloat);
   check_float8_scales();
 }
@@ -373,7 +459,48 @@ void bench_backward(const Size& s) {
   });
 }
 
+/// A row: whether the library takes the product, or why it fails.
+void probe(const std::string& name, const cuda::Product& p) {
+  if (!row_wanted(name, p.dtype)) return;
+  std::string answer;
+  try {
+    answer = cuda::multiply(p) ? "taken" : "refused";
+    DeviceArray(kFloat, 1).host();
+  } catch (const std::exception& e) {
+    answer = std::string("failed: ") + e.what();
+  }
+  add_row(name, p.dtype, 0, {{"answer", answer}}, answer);
+}
+
 }  // namespace
+
+void bench_probe() {
+  constexpr int64_t kRows = 256;
+  const Size sizes[] = {{kRows, 1024, 3072}, {kRows, 1024, 4096}, {kRows, 4096, 1024}, {kRows, 588, 1024}, {kRows, 592, 1024}, {kRows, 1024, 588}, {255, 1023, 1021}};
+  for (const Size& full : sizes) {
+    const Size s = emulated() ? Size{full.rows % 16 + 16, full.in % 16 + 16, full.out % 16 + 16} : full;
+    const DeviceArray x = DeviceArray::normal(kFloat, s.rows * s.in), weight = DeviceArray::normal(kFloat, s.out * s.in),
+                      bias = DeviceArray::normal(kFloat, s.out), add(kFloat, s.rows * s.out), out(kFloat, s.rows * s.out);
+    const DeviceArray ones(Array(kFloat, std::max(s.rows, s.out), 1.0));
+    for (const auto& [dtype, out_dtype] : {std::pair{kHalf, kHalf}, {kHalf, kFloat}, {kFloat, kFloat}, {kEight, kHalf}, {kEight, kFloat}}) {
+      if (dtype == kEight && !has_float8()) continue;
+      const std::string types = std::string(name_of(dtype)) + " to " + name_of(out_dtype) + " " + s.text();
+      cuda::Product plain{.a = x.data(), .b = weight.data(), .out = out.data(), .rows = s.rows, .inner = s.in, .columns = s.out, .dtype = dtype,
+                          .out_dtype = out_dtype, .b_transposed = true};
+      probe(types, plain);
+      if (dtype == kEight) plain.a_scale = plain.b_scale = ones.as<float>(), probe(types + ", scales", plain);
+      for (const DType bias_dtype : {kFloat, kHalf}) {
+        cuda::Product p = plain;
+        p.bias = bias.data(), p.bias_dtype = bias_dtype;
+        probe(types + ", bias " + name_of(bias_dtype), p);
+        p.gelu_tanh = true;
+        probe(types + ", bias " + name_of(bias_dtype) + ", GELU", p);
+        p.gelu_tanh = false, p.add = add.data();
+        probe(types + ", bias " + name_of(bias_dtype) + ", residual", p);
+      }
+    }
+  }
+}
 
 void check_linear() {
   for (const Size& s : {Size{1, 1, 1}, {7, 17, 1}, {17, 7, 33}, {1025, 17, 7}, {3, 48, 1025}, {5, 64, 64}}) {
@@ -385,14 +512,22 @@ void check_linear() {
   check_options({17, 48, 32}, kHalf, kHalf, kFloat);
   check_options({17, 48, 33}, kHalf, kFloat, kFloat);
   for (DType dtype : {kFloat, kHalf}) {
-    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{1, 1}, {7, 17}, {33, 1025}, {64, 64}}) check_packing(out, in, dtype);
-    for (const Size& s : {Size{1, 1, 1}, {7, 17, 5}, {17, 7, 33}, {1025, 17, 7}, {33, 64, 48}}) check_backward(s, dtype);
-    check_misaligned(dtype);
-    check_graph(dtype);
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{1, 1}, {7, 17}, {33, 1025}, {64, 64}}) attempt("packing", [&, out = out, in = in] { check_packing(out, in, dtype); });
+    for (const Size& s : {Size{1, 1, 1}, {7, 17, 5}, {17, 7, 33}, {1025, 17, 7}, {33, 64, 48}}) attempt("gradients " + s.text(), [&] { check_backward(s, dtype); });
+    attempt("misaligned", [&] { check_misaligned(dtype); });
+    attempt("in a graph", [&] { check_graph(dtype); });
     const double peak = gpu().peak(dtype);
     check(std::isfinite(peak) && peak > 0, std::string("peak, ") + name_of(dtype), text("%.3g FLOP/s", peak));
   }
-  check_all_float8();
+  for (const Size& s : {Size{1, 1, 1}, {7, 17, 5}, {33, 64, 35}, {70, 33, 31}})
+    for (DType dtype : {kFloat, kHalf}) check_tiled(s, dtype, dtype);
+  check_tiled({7, 17, 5}, kHalf, kFloat);
+  if (emulated()) check_options({1200, 64, 16}, kHalf, kHalf, kHalf);   // there, operands of 64 Ki elements are large,
+  if (emulated()) check_backward({1200, 64, 16}, kHalf);                 // and are multiplied in parts
+  attempt("choices", check_choices);
+  attempt("a graph of another thread", check_graph_of_another_thread);
+  check_wheels();
+  attempt("float8", check_all_float8);
 }
 
 void bench_linear() {

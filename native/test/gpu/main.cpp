@@ -28,7 +28,7 @@ Checks every kernel of the GPU against the CPU's and against the reference's val
   --check         only the checks
   --bench         only the benchmark
   --filter REGEX  only checks whose family matches, and rows whose 'family kernel dtype' matches
-  --json FILE     write the device, the yardsticks and the rows to a file
+  --json FILE     write the device, the yardsticks and the rows to a file, again after each family
   --golden DIR    where the reference's values are (default: test/fixtures/golden, from the repository's root)
   --help          this text
 
@@ -64,8 +64,10 @@ constexpr Family kFamilies[] = {
     {"optimizer", check_optimizer, bench_optimizer},
     {"statistics", check_statistics, bench_statistics},
     {"quality", check_quality, bench_quality},
+    {"encoder", nullptr, bench_encoder},
+    {"probe", nullptr, bench_probe},
     {"memory", check_memory, nullptr},
-    {"upload", nullptr, bench_upload},
+    {"upload", check_upload, bench_upload},
 };
 
 [[noreturn]] void bad_usage(const std::string& why) {
@@ -133,36 +135,6 @@ bool run_golden(const Options& o) {
   return run("golden", [&] { check_golden(folder); });
 }
 
-bool run_checks(const Options& o) {
-  for (const Family& family : kFamilies) {
-    if (!family.check || !matches(o, family.name)) continue;
-    std::printf("\n-- %s\n", family.name);
-    if (!run(family.name, family.check)) return false;
-  }
-  return !matches(o, "golden") || run_golden(o);
-}
-
-/// The yardsticks before and after: where they differ, something else ran, or the GPU became too warm.
-nlohmann::json run_bench(const Options& o) {
-  const Yardsticks before = measure_yardsticks();
-  std::printf("\nYardsticks: %s\n", to_text(before).c_str());
-  if (emulated()) std::printf("Emulated: the times below mean nothing.\n");
-  begin_table(before, [&](const std::string& row) { return matches(o, row); });
-  for (const Family& family : kFamilies) {
-    if (!family.bench) continue;
-    begin_family(family.name);
-    if (!run(family.name, family.bench)) return {};
-  }
-  const Yardsticks after = measure_yardsticks();
-  const double drift = std::max({std::abs(after.bfloat16 / before.bfloat16 - 1), std::abs(after.float32 / before.float32 - 1),
-                                 std::abs(after.copy / before.copy - 1)});
-  std::printf("Yardsticks after: %s\n", to_text(after).c_str());
-  std::printf("Above 100 %%: the operands stayed in the GPU's cache from one call to the next.\n");
-  if (drift > kMostDrift && !emulated())
-    std::printf("WARNING: the yardsticks moved by %.0f %%: the figures are not to be trusted.\n", 100 * drift);
-  return {{"before", to_json(before)}, {"after", to_json(after)}, {"drift", drift}};
-}
-
 std::string now() {
   const std::time_t t = std::time(nullptr);
   char out[32];
@@ -177,6 +149,67 @@ std::string driver() {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
+/// What is known so far, written after each family: what ends the process early loses no more than that family.
+class Report {
+ public:
+  Report(std::string path, const std::string& device)
+      : path_(std::move(path)),
+        report_({{"date", now()}, {"device", device}, {"driver", "CUDA " + driver()}, {"commit", UNIFLOW_COMMIT}, {"emulated", emulated()}}) {}
+
+  void set(const std::string& name, nlohmann::json value) { report_[name] = std::move(value); }
+
+  void write(bool complete = false) {
+    if (path_.empty()) return;
+    set("complete", complete);
+    set("rows", table_rows());
+    set("checks", {{"passed", passed}, {"failed", failed}});
+    const std::string part = path_ + ".part";
+    std::ofstream file(part);
+    file << report_.dump(2) << "\n";
+    file.close();
+    if (!file || std::rename(part.c_str(), path_.c_str()) != 0) check(false, "writing " + path_);
+  }
+
+ private:
+  std::string path_;
+  nlohmann::json report_;
+};
+
+bool run_checks(const Options& o, Report& report) {
+  for (const Family& family : kFamilies) {
+    if (!family.check || !matches(o, family.name)) continue;
+    std::printf("\n-- %s\n", family.name);
+    const bool works = run(family.name, family.check);
+    report.write();
+    if (!works) return false;
+  }
+  return !matches(o, "golden") || run_golden(o);
+}
+
+/// The yardsticks before and after: where they differ, something else ran, or the GPU became too warm.
+void run_bench(const Options& o, Report& report) {
+  const Yardsticks before = measure_yardsticks();
+  report.set("yardsticks", {{"before", to_json(before)}});
+  std::printf("\nYardsticks: %s\n", to_text(before).c_str());
+  if (emulated()) std::printf("Emulated: the times below mean nothing.\n");
+  begin_table(before, [&](const std::string& row) { return matches(o, row); });
+  for (const Family& family : kFamilies) {
+    if (!family.bench) continue;
+    begin_family(family.name);
+    const bool works = run(family.name, family.bench);
+    report.write();
+    if (!works) return;
+  }
+  const Yardsticks after = measure_yardsticks();
+  const double drift = std::max({std::abs(after.bfloat16 / before.bfloat16 - 1), std::abs(after.float32 / before.float32 - 1),
+                                 std::abs(after.copy / before.copy - 1)});
+  std::printf("Yardsticks after: %s\n", to_text(after).c_str());
+  std::printf("Above 100 %%: the operands stayed in the GPU's cache from one call to the next.\n");
+  if (drift > kMostDrift && !emulated())
+    std::printf("WARNING: the yardsticks moved by %.0f %%: the figures are not to be trusted.\n", 100 * drift);
+  report.set("yardsticks", {{"before", to_json(before)}, {"after", to_json(after)}, {"drift", drift}});
+}
+
 int main(const Options& o) {
   std::string device;
   try {
@@ -186,17 +219,11 @@ int main(const Options& o) {
     return 3;
   }
   std::printf("%s\n%s, commit %s\n", device.c_str(), now().c_str(), UNIFLOW_COMMIT);
-  const bool works = !o.check || run_checks(o);
+  Report report(o.json, device);
+  const bool works = !o.check || run_checks(o, report);
   if (o.check) std::printf("\n%d passed, %d failed\n", passed, failed);
-  nlohmann::json yardsticks;
-  if (o.bench && works) run("yardsticks", [&] { yardsticks = run_bench(o); });
-  if (!o.json.empty()) {
-    const nlohmann::json report = {{"date", now()}, {"device", device}, {"driver", "CUDA " + driver()}, {"commit", UNIFLOW_COMMIT},
-                                   {"emulated", emulated()}, {"yardsticks", yardsticks}, {"rows", table_rows()},
-                                   {"checks", {{"passed", passed}, {"failed", failed}}}};
-    std::ofstream file(o.json);
-    if (!(file << report.dump(2) << "\n")) check(false, "writing " + o.json);
-  }
+  if (o.bench && works) run("yardsticks", [&] { run_bench(o, report); });
+  report.write(works);
   return failed == 0 ? 0 : 1;
 }
 

@@ -1,4 +1,5 @@
 /// The device's memory over many rounds, and when it runs out.
+#include <chrono>
 #include <future>
 
 #include "native/core/device.h"
@@ -106,6 +107,36 @@ void check_exhaustion(Mix& mix) {
   check(mix.result() == before, "the next kernel works");
 }
 
+/// Freeing memory waits until the device is idle; whoever gives it back does not.
+void check_release_does_not_wait() {
+  using Clock = std::chrono::steady_clock;
+  Tensor weight(gpu_device(), DType::UInt8, {1 << 20}, Placement::Persistent);
+  weight.buffer()->allocate();
+  std::promise<void> released;
+  std::future<void> until = released.get_future();
+  auto hold = [](void* future) { static_cast<std::future<void>*>(future)->wait_for(std::chrono::seconds(5)); };
+  cuda::check(cudaLaunchHostFunc(cuda::stream(), hold, &until), "cudaLaunchHostFunc");
+  const auto begin = Clock::now();
+  weight = Tensor();
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  released.set_value();
+  drain();
+  check(seconds < 1, "a weight is given back while the device works", text("%.3f s", seconds));
+}
+
+/// Memory that was given back a moment ago is there for whoever needs it.
+void check_released_is_there() {
+  size_t free = 0, total = 0;
+  gpu_device().memory().trim();
+  drain();
+  cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  const auto most = static_cast<int64_t>(free / 10 * 6);
+  const std::string code = error_code([&] {
+    for (int i = 0; i < 3; ++i) Tensor(gpu_device(), DType::UInt8, {most}, Placement::Persistent).buffer()->allocate();
+  });
+  check(code == "nothing", "most of the memory, three times in a row", code);
+}
+
 /// Pooled memory is returned to the device before an allocation fails.
 void check_pool_yields() {
   size_t free = 0, total = 0;
@@ -124,6 +155,8 @@ void check_memory() {
   Mix mix;
   check_rounds(mix);
   check_exhaustion(mix);
+  check_release_does_not_wait();
+  check_released_is_there();
   if (!emulated()) check_pool_yields();  // it takes most of the device
 }
 

@@ -44,6 +44,17 @@ void check_activation(Activation kind, const std::string& name, DType dtype, int
   check_close(gpu_d_x.host(), d_x, dtype == DType::BFloat16 ? 4e-3 : 1e-5, "activation_backward " + title);
 }
 
+/// Far out, where squares overflow.
+void check_far_derivatives() {
+  const Array x(DType::Float32, {2e19f, -2e19f, 3e38f, -3e38f}), one(DType::Float32, 4, 1.0), want(DType::Float32, {1, 0, 1, 0});
+  const DeviceArray gpu_x(x), gpu_d(one), d_x(DType::Float32, 4);
+  for (const auto& [kind, name] : kActivations) {
+    if (kind == Activation::None) continue;
+    gpu().activation_backward(kind, gpu_x.data(), gpu_d.data(), d_x.data(), DType::Float32, 4);
+    check_close(d_x.host(), want, 0, std::string("activation_backward ") + name + " of numbers whose squares overflow");
+  }
+}
+
 /// In place, from the second element on: not an address for vectors.
 void check_activation_in_place() {
   for (const DType dtype : kTypes) {
@@ -215,6 +226,7 @@ void check_residual() {
   for (const auto& [kind, name] : kActivations)
     for (const DType dtype : kTypes)
       for (const int64_t n : {1, 7, 1025, 4096}) check_activation(kind, name, dtype, n);
+  check_far_derivatives();
   check_activation_in_place();
   check_residuals();
   for (const DType dtype : kTypes)

@@ -115,9 +115,9 @@ void add_row(const std::string& name, DType dtype, double median_ms, nlohmann::j
       {{"family", table().family}, {"name", name}, {"dtype", name_of(dtype)}, {"medianMs", median_ms}, {"figures", std::move(figures)}});
 }
 
-void time_gpu(const std::string& name, Work work, DType dtype, const std::function<void()>& run) {
-  if (!row_wanted(name, dtype)) return;
-  const Timing t = time_calls(run);
+namespace {
+
+void add_timed_row(const std::string& name, Work work, DType dtype, const Timing& t) {
   const Yardsticks& y = table().yardsticks;
   const double compute_ms = 1e3 * work.flops / (dtype == DType::BFloat16 ? y.bfloat16 : y.float32), memory_ms = 1e3 * work.bytes / y.copy;
   const bool compute = compute_ms >= memory_ms;
@@ -129,6 +129,13 @@ void time_gpu(const std::string& name, Work work, DType dtype, const std::functi
                           {"bytes", work.bytes}, {"bound", compute ? "compute" : "memory"}, {"floorMs", floor_ms},
                           {"medianMs", t.median_ms}, {"minMs", t.min_ms}, {"ofFloor", floor_ms / t.median_ms}, {"rate", rate},
                           {"samples", t.samples}, {"callsPerSample", t.calls_per_sample}});
+}
+
+}  // namespace
+
+void time_gpu(const std::string& name, Work work, DType dtype, const std::function<void()>& run) {
+  if (!row_wanted(name, dtype)) return;
+  attempt(table().family + " " + name, [&] { add_timed_row(name, work, dtype, time_calls(run)); });
 }
 
 }  // namespace uniflow::test

@@ -1,9 +1,11 @@
-/// How far uploads hide behind the work before them: batches of pictures, each followed by a product, through the device's stream as the
+/// Uploads and downloads: values that come through the chunks of page-locked memory whole, and how far uploads hide behind the work before
+/// them: batches of pictures, each followed by a product, through the device's stream as the
 /// tokenizer gives it its work.
 #include <chrono>
 #include <future>
 
 #include "native/core/device.h"
+#include "native/cuda/runtime.h"
 #include "native/test/gpu/flow_head.h"
 #include "native/test/gpu/timing.h"
 
@@ -54,7 +56,58 @@ class Pipeline {
   Tensor pictures_;
 };
 
+/// The emulator's chunks have 64 KiB, so that some of these take several.
+void check_download(int64_t n, DType from, DType to, Placement placement) {
+  const Array values(from, normal(n, 1));
+  Tensor x(gpu_device(), from, {n}, placement);
+  x.buffer()->allocate();
+  if (n > 0) cuda::check(cudaMemcpyAsync(x.data(), values.data(), static_cast<size_t>(x.bytes()), cudaMemcpyHostToDevice, cuda::stream()), "cudaMemcpyAsync");
+  Array got(to, n), want(to, n);
+  for (int64_t i = 0; i < n; ++i) want.set(i, values[i]);
+  std::promise<std::shared_ptr<const Error>> ended;
+  gpu_device().backend().download(got.data(), to, x);
+  if (placement == Placement::Persistent && n > 0)  // as an optimizer does, right after the weights are read
+    cuda::check(cudaMemsetAsync(x.data(), 0, static_cast<size_t>(x.bytes()), cuda::stream()), "cudaMemsetAsync");
+  gpu_device().backend().after([&](std::shared_ptr<const Error> failure) { ended.set_value(std::move(failure)); });
+  x = Tensor();
+  const auto failure = ended.get_future().get();
+  check(!failure && got == want, "download of " + std::to_string(n) + " " + name_of(from) + " as " + name_of(to) +
+                                     (placement == Placement::Persistent ? ", written to afterwards" : ""),
+        failure ? failure->what() : "");
+}
+
+/// Many at once: each callback finds the values of the downloads before it.
+void check_many_downloads() {
+  constexpr int64_t kEach = 50001;
+  constexpr int kMany = 8;
+  std::vector<Array> got;
+  for (int i = 0; i < kMany; ++i) got.emplace_back(DType::Float32, kEach);
+  std::promise<void> ended;
+  int whole = 0;
+  for (int i = 0; i < kMany; ++i) {
+    const Tensor x = to_gpu(Array(DType::Float32, kEach, i + 1), {kEach});
+    gpu_device().backend().download(got[static_cast<size_t>(i)].data(), DType::Float32, x);
+    gpu_device().backend().after([&, i](auto) {
+      whole += got[static_cast<size_t>(i)] == Array(DType::Float32, kEach, i + 1);
+      if (i + 1 == kMany) ended.set_value();
+    });
+  }
+  ended.get_future().wait();
+  check(whole == kMany, "a callback finds the values of the downloads before it", std::to_string(whole) + " of " + std::to_string(kMany));
+}
+
 }  // namespace
+
+void check_upload() {
+  constexpr DType kFloat = DType::Float32, kHalf = DType::BFloat16;
+  for (const int64_t n : {0, 1, 16384, 16385, 200001})
+    for (const Placement placement : {Placement::Pooled, Placement::Persistent})
+      for (const auto& [from, to] : {std::pair{kFloat, kFloat}, {kHalf, kFloat}, {kFloat, kHalf}, {kHalf, kHalf}}) check_download(n, from, to, placement);
+  check_many_downloads();
+  const MemoryStats staging = gpu_device().staging().stats();
+  check(!emulated() || staging.active + staging.pool < 3 << 20, "downloads of any size take a few chunks of page-locked memory",
+        std::to_string(staging.active + staging.pool) + " bytes");
+}
 
 void bench_upload() {
   const int64_t batch = emulated() ? 1 : 32, rows = emulated() ? 8 : batch * 1025;
