@@ -19,7 +19,7 @@ interface Head {
 /** The tensor that shows that a checkpoint has the family's head, and how the head is read from `source`, and for CLIP from the larger model. */
 interface HeadKind {
   marker: string;
-  make(config: EncoderConfig, source: CheckpointSource, whole: Whole): Head;
+  make: (config: EncoderConfig, source: CheckpointSource, whole: Whole) => Head;
 }
 
 /** The checkpoint around the vision tower. */
