@@ -26,7 +26,7 @@ export interface EncodeOptions {
   size?: number | readonly [height: number, width: number];
   /** Also returns every layer's output. */
   hiddenStates?: boolean;
-  /** Images computed together. Default: as many as make up about 4,096 tokens. */
+  /** Images computed together. Default: as many as make up about 4,096 tokens, on a GPU 32,000. */
   batchSize?: number;
   signal?: AbortSignal;
 }

@@ -48,7 +48,7 @@ export type QueueResult = PlanResult;
 
 const SECOND = 1_000;
 /** Maximum fraction of the time spent polling the output. */
-const LOOKING = 0.1;
+const POLLING = 0.1;
 
 /** See index.ts. */
 export async function encodeOnWorkers(uniflow: UniFlow, source: ItemSource, out: string, options: QueueOptions): Promise<QueueResult> {
@@ -95,7 +95,7 @@ async function planned(redis: Redis, encoder: ShardEncoder, source: ItemSource, 
 
 /** The workers of a queue. Their progress is read from the output: a record is there once its shard is committed. */
 class Workers implements Driver {
-  private nextLook = 0;
+  private nextPoll = 0;
   private connected = 0;
 
   constructor(
@@ -107,18 +107,18 @@ class Workers implements Driver {
   /** Submits the shard, unless it has a job. Retries a job that failed in an earlier call of the planner. */
   async encode(shard: PlannedShard, again: boolean): Promise<void> {
     const { index } = shard;
-    await this.lookNowAndThen();
+    await this.pollIfDue();
     const state = await this.jobs.state(index);
     if (state === 'there' || (state === 'failed' && again)) return;
     if (state === 'none' && (await isRecorded(this.run.output, index))) {
-      await this.look(); // it was committed since the last one
+      await this.poll(); // it was committed since the last poll
       return this.run.compare(this.run.records.get(index) as ShardRecord, shard);
     }
     if (state === 'failed') await this.jobs.remove(index);
     const items: Item[] = [];
     for await (const item of shard) items.push(portableItem(item));
     while ((await this.jobs.waiting()) >= this.options.maxWaiting) {
-      await this.lookNowAndThen();
+      await this.pollIfDue();
       await sleep(SECOND / 10);
     }
     await this.jobs.add(index, items);
@@ -129,7 +129,7 @@ class Workers implements Driver {
     for (;;) {
       const before: [index: number, state: JobState][] = [];
       for (const index of this.run.missing()) before.push([index, await this.jobs.state(index)]);
-      await this.look();
+      await this.poll();
       const missing = before.filter(([index]) => !this.run.records.has(index));
       if (missing.length === 0) return true;
       if (missing.some(([, state]) => state === 'none')) {
@@ -137,7 +137,7 @@ class Workers implements Driver {
         return false;
       }
       if (missing.every(([, state]) => state === 'failed')) throw await this.failed(missing.map(([index]) => index));
-      await sleep(Math.max(SECOND / 4, this.nextLook - performance.now()));
+      await sleep(Math.max(SECOND / 4, this.nextPoll - performance.now()));
     }
   }
 
@@ -157,19 +157,19 @@ class Workers implements Driver {
     );
   }
 
-  private async lookNowAndThen(): Promise<void> {
+  private async pollIfDue(): Promise<void> {
     throwIfAborted(this.run.signal);
-    if (performance.now() >= this.nextLook) await this.look();
+    if (performance.now() >= this.nextPoll) await this.poll();
   }
 
   /** Reads new records. */
-  private async look(): Promise<void> {
+  private async poll(): Promise<void> {
     throwIfAborted(this.run.signal);
     const begin = performance.now();
     for await (const record of readRecords(this.run.output, this.run.records)) this.run.add(record);
     this.connected = await this.jobs.workers();
     this.report();
-    this.nextLook = performance.now() + Math.max(SECOND, (performance.now() - begin) / LOOKING);
+    this.nextPoll = performance.now() + Math.max(SECOND, (performance.now() - begin) / POLLING);
   }
 }
 

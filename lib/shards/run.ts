@@ -86,14 +86,13 @@ export class Run {
   done = 0;
   /** Images completed by earlier calls. */
   before = 0;
-  failures = 0;
   /** Number of images of the source; undefined until it has been read to the end. */
   total: number | undefined;
   /** Fires when the run is aborted or has failed. */
   readonly signal: AbortSignal;
   private readonly stop = new AbortController();
   private failure: { error: unknown } | undefined;
-  /** What the source has for each shard. */
+  /** Ids of the source's images, by shard. */
   private readonly planned: ShardIds[] = [];
   private readonly failed: Failure[] = [];
   private skips = new Skips();
@@ -137,7 +136,6 @@ export class Run {
     try {
       for (const { items, failures } of this.records.values()) {
         this.before += items;
-        this.failures += failures.length;
         for (const failure of failures) this.failed.push(failure);
       }
       this.count(this.before);
@@ -154,6 +152,11 @@ export class Run {
       throwIfAborted(this.options.signal);
       throw (this.failure as { error: unknown }).error;
     }
+  }
+
+  /** Number of unreadable images so far. */
+  get failures(): number {
+    return this.failed.length;
   }
 
   /** Indices of the planned shards without a record. */
@@ -175,7 +178,6 @@ export class Run {
 
   /** @throws {UniFlowError} `BAD_INPUT` after too many. */
   addFailure(failure: Failure): void {
-    this.failures++;
     this.failed.push(failure);
     this.options.onFailure?.(failure);
     this.checkFailures();
