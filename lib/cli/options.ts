@@ -139,7 +139,11 @@ export function withLoadedModel(command: Command, model: string = MODEL): Comman
 
 /** Options for a model and its batch size. */
 export function withModel(command: Command, model?: string): Command {
-  return withLoadedModel(command, model).option('--batch <n>', 'images per batch (default: about 4,096 tokens; 32,000 on a GPU)', integerFrom(1));
+  return withLoadedModel(command, model).option(
+    '--batch <n>',
+    'images per batch (default: about 4,096 tokens; 32,000 on a GPU)',
+    integerFrom(1),
+  );
 }
 
 export function withSampling(command: Command): Command {
