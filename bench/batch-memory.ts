@@ -6,7 +6,7 @@
 import { execFileSync } from 'node:child_process';
 import { rm } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { encodeToShards } from '../lib/shards/run.js';
+import { encodeToShards } from '../lib/shards/worker.js';
 import { openSource } from '../lib/sources/source.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { makeCrops } from './photos.js';

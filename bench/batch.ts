@@ -9,7 +9,7 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import sharp from 'sharp';
-import { encodeToShards } from '../lib/shards/run.js';
+import { encodeToShards } from '../lib/shards/worker.js';
 import { openSource } from '../lib/sources/source.js';
 import type { Preset } from '../lib/config.js';
 import { decodeImage } from '../lib/images/decode.js';

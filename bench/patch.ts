@@ -2,6 +2,7 @@
  * Conversion between pixels and tokens, for four images of 448 x 448. Memory-bound, except for the matrix product of the patch embedding.
  */
 import { native, type FloatType } from '../lib/native.js';
+import { IMAGENET } from '../lib/io/preprocess.js';
 import { linearCost, sizeOf } from './costs.js';
 import type { Row } from './harness.js';
 
@@ -13,7 +14,7 @@ const GRID = SIDE / PATCH;
 const PATCHES = BATCH * GRID * GRID;
 const PIXELS = 3 * PATCH * PATCH; // per patch, equal to its number of bytes
 const shape = `${BATCH}x${SIDE}x${SIDE}x3`;
-const normalisation = { mean: Float32Array.of(0.485, 0.456, 0.406), std: Float32Array.of(0.229, 0.224, 0.225) };
+const normalisation = { mean: Float32Array.from(IMAGENET.mean), std: Float32Array.from(IMAGENET.std) };
 
 /** The patch vectors between unfolding and product are not counted, because the bound assumes one fused pass. */
 function patchEmbed(dtype: FloatType): Row {

@@ -53,7 +53,8 @@ function placeInt8(device: string): Placement {
 
 /** Refuses int8 for random weights: they are for training, and an int8 weight has no gradient. */
 export function refuseInt8({ int8 }: Placement): void {
-  if (int8) throw UniFlowError.expected('UNSUPPORTED', 'dtype', "'float32' or 'bfloat16' for random weights; quantize() makes them int8", "'int8'");
+  if (int8)
+    throw UniFlowError.expected('UNSUPPORTED', 'dtype', "'float32' or 'bfloat16' for random weights; quantize() makes them int8", "'int8'");
 }
 
 function firstDevice(): string {

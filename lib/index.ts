@@ -4,6 +4,8 @@ export type { Encoded, EncodeOptions, Reconstruction } from './model.js';
 export type { DecodeOptions } from './decoder/options.js';
 export type { Quantization, QuantizedLayer, QuantizeOptions } from './quantize.js';
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
+export type { EmbedOptions } from './encoder/embed.js';
+export type { Pool } from './encoder/pooling.js';
 export { presets, type Preset, type UniFlowConfig } from './config.js';
 export type { EncoderConfig, Family } from './encoder/config.js';
 export type { DecoderConfig } from './decoder/decoder.js';

@@ -109,7 +109,11 @@ interface Candidate {
 }
 
 function candidatesOf(parameters: readonly Parameter[]): Map<Tensor, Candidate> {
-  return new Map(parameters.filter(({ quantizable }) => quantizable).map((parameter) => [parameter.tensor, { parameter, int8: packed(parameter.tensor), distances: [] }]));
+  return new Map(
+    parameters
+      .filter(({ quantizable }) => quantizable)
+      .map((parameter) => [parameter.tensor, { parameter, int8: packed(parameter.tensor), distances: [] }]),
+  );
 }
 
 /** An int8 copy of a weight, which outlives the scope of the call. */

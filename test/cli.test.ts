@@ -66,7 +66,7 @@ describe('encode, decode, reconstruct', () => {
     const out = inDir('new-folder', 'latents.safetensors');
     const run = await cli('encode', photos, '--model', model, '--out', out, '--tokens', '--batch', '2');
     expect(run.code).toBe(1);
-    expect(run.stdout).toBe(`3 pictures as latents [3, 16, 16] in ${out} (2 failed)\n`);
+    expect(run.stdout).toBe(`3 images as latents [3, 16, 16] in ${out} (2 failed)\n`);
     expect(run.stderr).toContain(`uniflow: ${join(photos, 'b-truncated.png')}: the image is damaged or incomplete`);
     expect(run.stderr).toContain(`uniflow: ${join(photos, 'd-text.jpg')}: expected a JPEG`);
     const file = new ArrayFile(out);

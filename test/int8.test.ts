@@ -26,7 +26,7 @@ afterAll(async () => {
 
 /** Mean cosine of the rows of two arrays [..., n]. */
 function cosine(a: NdArray, b: NdArray): number {
-  const [x, y] = [a.data as unknown as Float32Array, b.data as unknown as Float32Array];
+  const [x, y] = [a.data, b.data];
   const width = a.shape.at(-1)!;
   let total = 0;
   for (let begin = 0; begin < x.length; begin += width) {
@@ -72,7 +72,8 @@ describe('an int8 checkpoint', () => {
   const saved = (): string => join(dir, 'model');
 
   test('written by `uniflow quantize` encodes with the bits of the model that was quantised', async () => {
-    const { code, stdout, stderr } = await startCommand(['quantize', embeddedModel, saved(), '--images', photos, '--count', '2', '--json']).ended;
+    const { code, stdout, stderr } = await startCommand(['quantize', embeddedModel, saved(), '--images', photos, '--count', '2', '--json'])
+      .ended;
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     const report = JSON.parse(stdout) as { images: number; synthetic: boolean; layers: { int8: boolean }[] };
     expect(report).toMatchObject({ folder: saved(), images: 2, synthetic: false });
@@ -114,7 +115,7 @@ test('a layer whose inputs have an outlier channel keeps its float weights', asy
   const { data } = await norm.tensor.read();
   const values = Float32Array.from(data as Float32Array, (v, i) => (i === 3 ? 1000 * v : v));
   norm.tensor.assign(Tensor.from(ndarray(values, norm.tensor.shape)).handle);
-  const { layers } = await encoder.quantize(images[0]!);
+  const { layers } = await encoder.quantize(images[0]);
   const failed = layers.filter((layer) => !layer.int8).flatMap(({ names }) => names);
   expect(failed.some((name) => name.includes('layer.1.mlp.fc1'))).toBe(true);
   expect(failed.some((name) => name.includes('layer.0.mlp.fc1'))).toBe(false);
@@ -137,6 +138,9 @@ describe('refuses', () => {
   });
 
   test('a threshold that is no cosine', async () => {
-    expect(await failure(float.quantize(undefined, { threshold: 2 }))).toMatchObject({ code: 'BAD_INPUT', message: expect.stringContaining('threshold') as unknown });
+    expect(await failure(float.quantize(undefined, { threshold: 2 }))).toMatchObject({
+      code: 'BAD_INPUT',
+      message: expect.stringContaining('threshold') as unknown,
+    });
   });
 });

@@ -87,12 +87,12 @@ describe('latents with grids of their own', () => {
     },
   );
 
-  test('decode to pictures of their shapes, named after the ids', async () => {
+  test('decode to images of their shapes, named after the ids', async () => {
     const folder = await encode('native', { format: 'npy', store: 'bfloat16', fit: 'native' });
     const out = inDir('decoded');
     expect(await startCommand(['decode', folder, '-m', golden('uniflow-tiny'), '-o', out]).ended).toMatchObject({
       code: 0,
-      stdout: `3 pictures in ${out}\n`,
+      stdout: `3 images in ${out}\n`,
     });
     const shards = await openShards(folder);
     for (let i = 0; i < 3; i++) {
@@ -113,7 +113,7 @@ test('every kind of input goes into one file: a tar, a Parquet file, a URL', asy
   const out = inDir('inputs', 'all.safetensors');
   const run = await startCommand(['encode', inDir('a.tar'), inDir('p.parquet'), url, '-m', golden('uniflow-tiny'), '-o', out]).ended;
   server.close();
-  expect(run).toMatchObject({ code: 0, stdout: `4 pictures as latents [4, 16, 16] in ${out}\n` });
+  expect(run).toMatchObject({ code: 0, stdout: `4 images as latents [4, 16, 16] in ${out}\n` });
   const latents = await openLatents(out);
   expect(latents.pictures.map(({ id }) => id)).toEqual([inDir('a.tar', '0'), inDir('a.tar', '1'), inDir('p.parquet', '0'), url]);
   expect(await latents.at(2)).toEqual(await latents.at(0));

@@ -30,7 +30,7 @@ import {
   type ShardWorker,
 } from '../lib/index.js';
 import { S3Output } from '../lib/shards/s3-output.js';
-import { Attempt, isCommitted, readRecord, tidy } from '../lib/queue/commits.js';
+import { Attempt, isCommitted, readRecord, recover, tidy } from '../lib/shards/commits.js';
 import { connect } from '../lib/queue/jobs.js';
 import { failure, startCommand, type CommandRun } from './support.js';
 
@@ -169,6 +169,13 @@ const shape = { shardSize: 8, batchSize: 4 };
 const COUNT = 240;
 const SHARDS = COUNT / shape.shardSize;
 
+/** The images of the server as a list. */
+async function webList(): Promise<string> {
+  const lines = web.items(COUNT).map(({ id, image }) => JSON.stringify({ id, ...(image as { url: string }) }));
+  await writeFile(inDir('list.jsonl'), lines.join('\n'));
+  return inDir('list.jsonl');
+}
+
 const plan = (
   folder: string,
   source: Iterable<Item> | AsyncIterable<Item> = web.items(COUNT),
@@ -185,7 +192,7 @@ const plan = (
 async function contents(output: Output): Promise<Record<string, string>> {
   const found: Record<string, string> = {};
   for (const name of await output.list(''))
-    if (!/^(run\.json|manifest\.jsonl|records|staging)/.test(name))
+    if (!/^(records|staging)/.test(name))
       found[name] = createHash('sha256')
         .update(await output.read(name))
         .digest('hex');
@@ -376,7 +383,7 @@ describe('a worker', () => {
       expect(await (await openOutput(inDir('alone'))).list('records/')).toHaveLength(1);
       await redis.start();
     },
-    BUSY / 4,
+    BUSY,
   );
 
   test('that Redis refuses to serve says so now and then, and goes on when it can', async () => {
@@ -512,20 +519,33 @@ describe.each(['folder', 's3'])('a commit in a %s', (kind) => {
     expect(await isCommitted(output, 3)).toBe(true);
     expect(await isCommitted(output, 4)).toBe(false);
   });
+
+  test('is completed or undone by the next run of one machine, which spares the attempts of workers', async () => {
+    const output = await open('recovered');
+    const cut = await attempt(output, 'mine');
+    const move = jest.spyOn(output, 'move').mockRejectedValue(new Error('killed'));
+    await expect(cut.commit(record('mine'))).rejects.toThrow('killed');
+    move.mockRestore();
+    await new Attempt(output, true).write('of a killed run', [Buffer.from('x')]);
+    await attempt(output, 'of a worker');
+    const records = new Map([[3, record('mine')]]);
+    await recover(output, records, true);
+    expect([...records.keys()]).toEqual([3]);
+    const staged = expect.stringMatching(/^staging\/[\da-f-]+\.shard-000003\.npy$/);
+    expect(await output.list('')).toEqual(['records/shard-000003.json', 'shard-000003.npy', staged]);
+    await output.remove('shard-000003.npy');
+    await expect(isCommitted(output, 3)).rejects.toThrow(/shard-000003\.npy: expected 4 bytes, but got none\. To encode its shard again/);
+    await recover(output, records, true);
+    expect([...records.keys()]).toEqual([]);
+    expect(await isCommitted(output, 3)).toBe(false);
+  });
 });
 
 describe('the planner', () => {
   test(
     'that is killed goes on, detached or not, and adds nothing twice',
     async () => {
-      const list = inDir('list.jsonl');
-      await writeFile(
-        list,
-        web
-          .items(COUNT)
-          .map(({ id, image }) => JSON.stringify({ id, ...(image as { url: string }) }))
-          .join('\n'),
-      );
+      const list = await webList();
       const options = ['--shard-size', '8', '--batch', '4', '-m', inDir('model'), '--queue', redis.url];
       const command = (...more: string[]) =>
         startCommand(['encode', list, '-o', inDir('planner'), ...options, ...more], { OMP_NUM_THREADS: '1' });
@@ -608,8 +628,59 @@ describe('the planner', () => {
     await plan('changed', web.items(16), { detach: true });
     await until(async () => (await (await openOutput(inDir('changed'))).list('records/')).length === 2);
     const reversed = plan('changed', web.items(16).reverse(), { signal: stop.signal });
-    expect((await failure(reversed)).message).toMatch(/the pictures of shard 0: expected those that it was made of/);
+    expect((await failure(reversed)).message).toMatch(/the images of shard 0: expected those that it was made of/);
   });
+
+  test(
+    'refuses files that were replaced under their names, before and after the run is complete',
+    async () => {
+      await mkdir(inDir('replaced'));
+      const put = async (name: string, seed: number) => writeFile(inDir('replaced', name), await photo(48, 64, seed));
+      for (const [seed, name] of ['a.jpg', 'b.jpg'].entries()) await put(name, seed);
+      const run = (folder: string, options: Partial<QueueOptions> = {}) =>
+        plan(folder, openSource(inDir('replaced')), { shardSize: 1, ...options });
+      await run('partly', { detach: true });
+      await run('partly-verified', { detach: true, verify: true });
+      await workHere();
+      for (const folder of ['partly', 'partly-verified'])
+        await until(async () => (await (await openOutput(inDir(folder))).list('records/')).length === 2);
+      await run('whole');
+      await put('a.jpg', 7);
+      const message = /the files of shard 0, 'a\.jpg' to 'a\.jpg': expected those that it was made of, but got a file of another/;
+      for (const folder of ['partly', 'whole']) expect((await failure(run(folder))).message).toMatch(message);
+      expect((await failure(run('partly-verified', { verify: true }))).message).toMatch(/another content/);
+      await put('a.jpg', 0);
+      expect((await run('partly-verified', { verify: true })).manifest!.count).toBe(2);
+    },
+    BUSY,
+  );
+
+  test(
+    'continues a run of one machine, and one machine a run of the planner',
+    async () => {
+      await mkdir(inDir('moved'));
+      web.holdAfter(60);
+      const stop = new AbortController();
+      const local = failure(
+        encodeToShards(uniflow, web.items(COUNT), inDir('moved'), { ...shape, model: inDir('model'), signal: stop.signal }),
+      );
+      await until(async () => (await (await openOutput(inDir('moved'))).list('records/')).length > 2);
+      stop.abort();
+      expect((await local).code).toBe('ABORTED');
+      web.open();
+      const worker = await workHere();
+      const { before } = await plan('moved');
+      expect(before).toBeGreaterThan(0);
+      expect(await shardsOf(worker, 'made')).toBe(SHARDS - before / 8);
+      await expectSameAsLocal('moved');
+
+      await plan('back', web.items(16), { detach: true });
+      await until(async () => (await (await openOutput(inDir('back'))).list('records/')).length === 2);
+      const back = await encodeToShards(uniflow, web.items(24), inDir('back'), { ...shape, model: inDir('model') });
+      expect([back.before, back.manifest.shards.length]).toEqual([16, 3]);
+    },
+    BUSY,
+  );
 
   test('is loaded when it is used: the library alone brings neither BullMQ nor the SDK of S3', async () => {
     const script = `await import('./lib/index.ts'); console.log(JSON.stringify(Object.keys(require.cache)))`;
@@ -648,7 +719,6 @@ describe('the planner', () => {
 
   test.each([
     [['-', '-o', 'latents', '--queue', 'redis://x'], 2, /standard input cannot be read by workers/],
-    [['photos', '-o', 's3://bucket/latents'], 2, /takes --queue/],
     [['photos', '-o', 'latents', '--detach'], 2, /--detach is for runs with --queue/],
     [['photos', '-o', 'latents.npy', '--queue', 'redis://x'], 2, /--queue is for shards/],
   ])(
@@ -677,6 +747,33 @@ describe('S3', () => {
       const shards = await openShards(await openOutput('s3://bucket/runs/1'));
       await shards.verify();
       expect(await shards.get('picture 100')).toEqual(await local.get('picture 100'));
+    },
+    BUSY,
+  );
+
+  test(
+    'a run of one machine needs no queue; killed and started again, it is the run in a folder',
+    async () => {
+      await mkdir(inDir('s3', 'bucket', 'runs', '2', 'staging'), { recursive: true }); // see above
+      await writeFile(inDir('s3', 'bucket', 'runs', '2', 'staging', 'no object'), '');
+      const list = await webList();
+      const command = (...more: string[]) => {
+        const args = ['encode', list, '-o', 's3://bucket/runs/2', '--shard-size', '8', '--batch', '4', '-m', inDir('model'), ...more];
+        return startCommand(args, { OMP_NUM_THREADS: '1' });
+      };
+      web.holdAfter(100);
+      const killed = command();
+      const output = await openOutput('s3://bucket/runs/2');
+      await until(async () => web.holds > 0 && (await output.list('records/')).length > 2);
+      killed.child.kill('SIGKILL');
+      await killed.ended;
+      web.open();
+      const { code, stdout } = await command('--json').ended;
+      expect(code).toBe(1); // some images are damaged
+      const { before, ...rest } = JSON.parse(stdout) as { before: number };
+      expect(before).toBeGreaterThan(0);
+      expect(rest).toMatchObject({ images: 230, failures: 10, shards: SHARDS, complete: false });
+      await expectSameAsLocal('s3://bucket/runs/2');
     },
     BUSY,
   );

@@ -82,8 +82,14 @@ test('memory grows with the depth by the outputs of the blocks alone', async () 
     await uniflow.dispose();
     return bytes;
   };
-  const [kept4, kept12] = [await peak(4, false), await peak(12, false)];
-  const [again4, again12] = [await peak(4, true), await peak(12, true)];
+  /** The least of three: a tensor lives until JavaScript disposes of it, which is late when other programs hold the cores. */
+  const least = async (layers: number, recompute: boolean): Promise<number> => {
+    let bytes = Infinity;
+    for (let round = 0; round < 3; round++) bytes = Math.min(bytes, await peak(layers, recompute));
+    return bytes;
+  };
+  const [kept4, kept12] = [await least(4, false), await least(12, false)];
+  const [again4, again12] = [await least(4, true), await least(12, true)];
   const mebibytes = [kept4, kept12, again4, again12].map((bytes) => (bytes / 2 ** 20).toFixed(1));
   console.log('MiB at the peak with 4 and 12 layers: %s and %s; with recomputation %s and %s', ...mebibytes);
   // The teacher is the student here, and the distillation keeps its states: two outputs per layer.

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { VisionEncoder } from '../../lib/encoder/vision-encoder.js';
 import { safetensorsHeader } from '../../lib/io/files.js';
+import { IMAGENET } from '../../lib/io/preprocess.js';
 import { time } from '../harness.js';
 import { onBench, type Inputs } from '../inputs.js';
 import { readPhotos } from '../photos.js';
@@ -142,8 +143,8 @@ async function publish({ env }: Transformers, { encoder, weights, folder }: Mode
   const processor = {
     image_processor_type: 'BitImageProcessor',
     size,
-    image_mean: [0.485, 0.456, 0.406],
-    image_std: [0.229, 0.224, 0.225],
+    image_mean: IMAGENET.mean,
+    image_std: IMAGENET.std,
   };
   await writeFile(join(folder, 'preprocessor_config.json'), JSON.stringify(processor));
   env.localModelPath = dirname(folder);

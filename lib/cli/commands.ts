@@ -3,6 +3,7 @@
  * help appears at once, even if the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
+import type { Pool } from '../encoder/pooling.js';
 import type { Fit } from '../images/fit.js';
 import type { FormatName } from '../shards/formats/index.js';
 import type { StoreType } from '../shards/store.js';
@@ -27,6 +28,7 @@ import {
   withModel,
   withRevision,
   withSampling,
+  type EmbedCommandOptions,
   type EncodeCommandOptions,
   type HubModelOptions,
   type ReportOptions,
@@ -45,6 +47,8 @@ const PRESETS: Record<Preset, true> = { nano: true, tiny: true, small: true, bas
 
 const FORMATS: Record<FormatName, true> = { safetensors: true, npy: true, tar: true, parquet: true };
 
+const POOLS: Record<Pool, true> = { cls: true, mean: true, head: true };
+
 const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
 
 const STORES: Record<StoreType, true> = { float32: true, float16: true, bfloat16: true };
@@ -54,6 +58,7 @@ const INPUTS =
 
 export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
+  addEmbed(program, signal);
   addWorker(program, signal);
   addDecode(program, signal);
   addReconstruct(program, signal);
@@ -84,7 +89,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
   withJson(withModel(command))
     .requiredOption(
       '-o, --out <path>',
-      'output: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet) or a folder of shards',
+      'output: a file (.safetensors, .npy with .ids.json beside it, .tar, .parquet), or a folder or s3://bucket/prefix of shards',
       path,
     )
     .option('--tokens', "also write the encoder's semantic tokens")
@@ -107,10 +112,38 @@ function addEncode(program: Command, signal: AbortSignal): void {
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
         "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
         'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
-        'uniflow encode /nfs/photos -o s3://bucket/latents --queue redis://10.0.0.1:6379',
+        'uniflow encode photos/ -o s3://bucket/latents',
+        'uniflow encode /nfs/photos -o /nfs/latents --queue redis://10.0.0.1:6379',
       ) + '\nShards: to resume a stopped run, even after a power cut, repeat the command.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
+}
+
+function addEmbed(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('embed')
+    .description('Turn images into one vector each, for search and classification.')
+    .argument('<inputs...>', INPUTS);
+  withJson(
+    withModel(command, 'folder of a vision encoder or a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)'),
+  )
+    .requiredOption('-o, --out <file>', 'where the vectors go: .npy with .ids.json beside it, or .parquet', path)
+    .addOption(
+      new Option('--pool <how>', 'class token, mean of the patch tokens, or pooling head (default: the head if the model has one)').choices(
+        Object.keys(POOLS),
+      ),
+    )
+    .option('--no-normalize', 'keep the length of the vectors; by default it is 1')
+    .addOption(sizeOption())
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow embed photos/ -m google/siglip-base-patch16-224 -o photos.parquet',
+        'uniflow embed photos/ -m facebook/dinov2-small -o photos.npy --pool mean',
+        'uniflow embed photos/ -m run/model -o photos.npy --no-normalize --json',
+      ),
+    )
+    .action(async (inputs: string[], options: EmbedCommandOptions) => (await import('./embed.js')).embed(inputs, options, signal));
 }
 
 function addWorker(program: Command, signal: AbortSignal): void {
@@ -190,7 +223,7 @@ function addServe(program: Command, signal: AbortSignal): void {
       'allow requests from web pages of this origin, such as https://example.org, or * for all; repeatable',
       collected,
     )
-    .option('--max-batch <n>', 'images per batch (default: about 4,096 tokens)', integerFrom(1))
+    .option('--max-batch <n>', 'images per batch (default: about 4,096 tokens; 32,000 on a GPU)', integerFrom(1))
     .option('--max-wait <ms>', `milliseconds to wait for more images to fill a batch (default: ${serving.maxWait})`, integerFrom(0))
     .option('--max-queue <n>', `images in the service; further requests get 503 (default: ${serving.maxQueue})`, integerFrom(1))
     .option('--max-requests <n>', `concurrent requests; further ones get 503 (default: ${serving.maxRequests})`, integerFrom(1))
@@ -328,7 +361,13 @@ function addQuantize(program: Command, signal: AbortSignal): void {
     .option('--count <n>', 'how many of them to compare on', integerFrom(1), 4)
     .option('--threshold <c>', 'lowest cosine between the int8 and the float products of a layer (default: 0.999)', number)
     .addOption(dtypeOption('data type of the other matrices (default: float32)'))
-    .addHelpText('after', examples('uniflow quantize my-model my-model-int8 --images photos/', 'uniflow encode photos/ -m my-model-int8 --dtype int8 -o latents.npy'))
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow quantize my-model my-model-int8 --images photos/',
+        'uniflow encode photos/ -m my-model-int8 --dtype int8 -o latents.npy',
+      ),
+    )
     .action(async (model: string, out: string, options: Omit<QuantizeCommandOptions, 'out'>) =>
       (await import('./quantize.js')).quantize(model, { ...options, out }, signal),
     );

@@ -1,26 +1,28 @@
 /**
- * `uniflow encode`: encodes images to a file of latents, or to a folder of shards. Runs over shards may take days and can be interrupted.
+ * `uniflow encode`: encodes images to a file of latents, or to shards in a folder or bucket, in this process or on the workers of a queue.
+ * Runs over shards may take days and can be interrupted.
  */
 import { stat } from 'node:fs/promises';
 import { extname } from 'node:path';
 import { UniFlowError } from '../errors.js';
 import { optional } from '../optional.js';
+import { embeddedName } from '../package.js';
+import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
 import { encodeToFile } from '../shards/file.js';
 import { formatOfFile } from '../shards/latents.js';
 import { isS3 } from '../shards/open-output.js';
-import { encodeToShards, type RunProgress } from '../shards/run.js';
+import type { RunOptions, RunResult } from '../shards/run.js';
 import type { Failure } from '../shards/shard.js';
-import type { Item } from '../sources/item.js';
+import { encodeToShards } from '../shards/worker.js';
 import { Skips } from '../sources/skips.js';
-import { itemsOf, openSource, STDIN } from '../sources/source.js';
+import { openSource, STDIN } from '../sources/source.js';
 import type { UniFlow } from '../uniflow.js';
-import { asNamed, refuseMissing } from './inputs.js';
-import { report, runOptions } from './encode-run.js';
+import { namedItems, refuseMissing } from './inputs.js';
 import type { EncodeCommandOptions } from './options.js';
 import { failures as failed, plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
-import { Progress } from './progress.js';
-import { loadModel, reportSkips } from './shared.js';
+import { Progress, stageDetails } from './progress.js';
+import { estimating, loadModel, reportSkips } from './shared.js';
 
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   const { out, queue } = options;
@@ -38,18 +40,12 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   if (folder && !isS3(out)) await refuseInside(out, inputs);
   if (queue === undefined) refuseQueueOptions(options);
   await refuseMissing(inputs);
-  if (queue !== undefined)
-    return (await optional('queue', () => import('./encode-queue.js'))).encodeOnQueue(inputs, options, queue, signal);
+  if (queue !== undefined) await checkQueue(inputs, queue);
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, options.json === true).start(undefined);
-  const counting = new AbortController();
-  if (!inputs.includes(STDIN) && !options.json) void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run reports errors of the source
-  try {
-    await (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal);
-  } finally {
-    counting.abort();
-    progress.stop();
-  }
+  await estimating(inputs, progress, options.json === true || queue !== undefined, () =>
+    (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal),
+  );
 }
 
 /** Whether --out names a folder: an existing one, a name with a trailing slash, or one without extension. */
@@ -71,19 +67,18 @@ function refuseFolderOptions({ out, shardSize, format, maxFailures, verify, queu
     );
 }
 
-function refuseQueueOptions({ out, maxWaiting, detach }: EncodeCommandOptions): void {
-  if (isS3(out))
-    throw new UniFlowError('BAD_INPUT', `${out} takes --queue: a run of one machine keeps its journal in a folder`, { subject: 'out' });
+function refuseQueueOptions({ maxWaiting, detach }: EncodeCommandOptions): void {
   const given = maxWaiting !== undefined ? 'max-waiting' : detach && 'detach';
   if (given) throw new UniFlowError('BAD_INPUT', `--${given} is for runs with --queue`, { subject: 'queue' });
 }
 
-/** Counts the images of the source in a separate pass, for the time estimate. */
-async function expectCount(inputs: readonly string[], progress: Progress, signal: AbortSignal): Promise<void> {
-  let total = 0;
-  const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
-  while (!(await items.next()).done) total++;
-  progress.expect(total);
+/** Reports what would make a run with --queue fail, before the model is loaded. */
+async function checkQueue(inputs: readonly string[], queue: string): Promise<void> {
+  if (inputs.includes(STDIN))
+    throw new UniFlowError('BAD_INPUT', 'standard input cannot be read by workers: --queue takes files, archives, lists and URLs', {
+      subject: 'queue',
+    });
+  (await (await optional('queue', () => import('../queue/jobs.js'))).connect(queue)).disconnect();
 }
 
 type Target = (
@@ -100,7 +95,7 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const started = performance.now();
   const skips = new Skips();
   const broken: Failure[] = [];
-  const detailOf = details();
+  const detailOf = stageDetails();
   const { fit, size, store, latents, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
   let done = 0;
   const { files, shape, grid, record } = await encodeToFile(uniflow, namedItems(inputs, skips, signal), out, {
@@ -118,42 +113,59 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const list = broken.map(({ id, reason }) => ({ path: id, reason }));
   if (json) return printJson({ files, shape, grid, images: record.count, failed: list, skipped: skips.count, seconds });
   process.stdout.write(
-    `${plural(record.count, 'picture')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
+    `${plural(record.count, 'image')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
   );
 };
 
-async function* namedItems(inputs: readonly string[], skips: Skips, signal: AbortSignal): AsyncGenerator<Item, void, undefined> {
-  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) yield asNamed(item);
-}
-
 const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
-  const { out, json = false } = options;
+  const { out, json = false, queue, detach, maxWaiting } = options;
   const started = performance.now();
-  const detailOf = details();
-  const result = await encodeToShards(uniflow, openSource(inputs, { signal }), out, {
-    ...runOptions(options, progress, signal),
-    onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
-  });
+  const detailOf = stageDetails();
+  const source = openSource(inputs, { signal });
+  const shared = runOptions(options, progress, signal);
+  const result =
+    queue === undefined
+      ? await encodeToShards(uniflow, source, out, {
+          ...shared,
+          onProgress: (state) => progress.update(state.done, detailOf(state), state.before),
+        })
+      : await encodeOnWorkers(uniflow, source, out, {
+          ...{ ...shared, queue, detach, maxWaiting },
+          onProgress: (state) => showQueue(progress, state),
+          onState: (text) => !json && progress.line(`uniflow: ${text}`),
+        });
   reportSkips(result.skips, progress, json);
   progress.stop();
-  if (result.manifest.failures > 0 && !result.complete) process.exitCode = 1; // includes failures from before an interruption
-  report(out, result, (performance.now() - started) / 1000, json);
+  const { manifest, planned, before } = result;
+  if (manifest) return reportRun(out, { ...result, manifest }, (performance.now() - started) / 1000, json);
+  if (json) printJson({ out, shards: planned, before });
+  else process.stdout.write(`${plural(planned, 'shard')} of ${out} planned; the same command without --detach waits for them\n`);
 };
 
-const SECONDS_BETWEEN_READINGS = 1;
+function reportRun(out: string, { manifest, before, complete, skips }: RunResult, seconds: number, json: boolean): void {
+  const { count, failures, shards } = manifest;
+  if (failures > 0 && !complete) process.exitCode = 1; // includes failures from before an interruption
+  if (json) return printJson({ out, images: count, failures, shards: shards.length, before, complete, skipped: skips.count, seconds });
+  const failed = failures > 0 ? ` (${failures} failed: see failures.jsonl)` : '';
+  const what = `${plural(count, 'image')} in ${plural(shards.length, 'shard')} in ${out}${failed}`;
+  process.stdout.write(complete ? `${what}: it was complete before\n` : `${what}\n`);
+}
 
-/** Utilisation of the stages over about the last second, and the number of failed images. */
-function details(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
-  let next = 0;
-  let stages = '';
-  return ({ failures, utilisation }) => {
-    const now = performance.now() / 1000;
-    if (now >= next) {
-      next = now + SECONDS_BETWEEN_READINGS;
-      stages = Object.entries(utilisation())
-        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
-        .join(', ');
-    }
-    return failures > 0 ? `${stages}, ${failures} failed` : stages;
+/** Converts the command's options to those of the library. */
+function runOptions(options: EncodeCommandOptions, progress: Progress, signal: AbortSignal): Omit<RunOptions, 'onProgress'> {
+  const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures, verify } = options;
+  return {
+    ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, verify, batchSize: batch, signal },
+    model: options.model ?? embeddedName,
+    onFailure: ({ id, reason }) => {
+      process.exitCode = 1;
+      if (!json) progress.line(`uniflow: ${id}: ${reason}`);
+    },
   };
+}
+
+function showQueue(progress: Progress, { done, before, total, shards, failures, workers }: QueueProgress): void {
+  if (total !== undefined) progress.expect(total);
+  const failed = failures > 0 ? `, ${failures} failed` : '';
+  progress.update(done, `${plural(shards, 'shard')} from ${plural(workers, 'worker')}${failed}`, before);
 }

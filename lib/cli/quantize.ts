@@ -1,21 +1,17 @@
 /** `uniflow quantize`: writes a model with int8 weights wherever they come out close enough to the float ones. */
 import ndarray from 'ndarray';
-import { join } from 'node:path';
-import { uniFlowPreprocessing } from '../config.js';
-import { VisionEncoder } from '../encoder/vision-encoder.js';
+import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import type { PixelInput } from '../images/input.js';
-import { resolveModel } from '../io/hub.js';
-import { readJson } from '../io/json.js';
 import { loadPixels } from '../io/preprocess.js';
 import type { FloatType } from '../native.js';
 import type { Quantization } from '../quantize.js';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
-import { UniFlow } from '../uniflow.js';
+import type { UniFlow } from '../uniflow.js';
 import { asNamed, collectItems } from './inputs.js';
 import type { HubModelOptions } from './options.js';
 import { plural, printJson } from './output.js';
-import { downloading } from './shared.js';
+import { loadAny } from './shared.js';
 
 export interface QuantizeCommandOptions extends HubModelOptions {
   out: string;
@@ -26,11 +22,8 @@ export interface QuantizeCommandOptions extends HubModelOptions {
 }
 
 export async function quantize(model: string, options: QuantizeCommandOptions, signal: AbortSignal): Promise<void> {
-  const { out, revision, threshold, dtype } = options;
-  const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
-  const config = await readJson(join(folder, 'config.json'));
-  const load = { device: 'cpu', dtype: 'float32' } as const;
-  const loaded = config['model_type'] === 'uniflow' ? await UniFlow.load(folder, load) : await VisionEncoder.load(folder, load);
+  const { out, threshold, dtype } = options;
+  const { model: loaded } = await loadAny(model, { ...options, device: 'cpu', dtype: 'float32' }, signal);
   const images = options.images && (await calibrationImages(loaded, options.images, options.count, signal));
   const table = await loaded.quantize(images, { threshold, signal });
   await loaded.save(out, { dtype, signal });
@@ -39,8 +32,13 @@ export async function quantize(model: string, options: QuantizeCommandOptions, s
 }
 
 /** Images spread evenly over the inputs, as the model sees them. */
-async function calibrationImages(model: UniFlow | VisionEncoder, inputs: string[], count: number, signal: AbortSignal): Promise<PixelInput> {
-  const preprocessing = model instanceof UniFlow ? uniFlowPreprocessing(model.config) : model.preprocessing;
+async function calibrationImages(
+  model: UniFlow | VisionEncoder,
+  inputs: string[],
+  count: number,
+  signal: AbortSignal,
+): Promise<PixelInput> {
+  const { preprocessing } = model;
   const { items } = await collectItems(inputs, signal);
   const chosen = evenlySpaced(items.length, count).map((i) => asNamed(items[i]!));
   if (chosen.length === 0) throw UniFlowError.expected('BAD_INPUT', 'images', 'at least one image to compare on', 'none');

@@ -23,7 +23,7 @@ export interface DecodeOptions {
   noise?: NdArray;
   /** uint8 [B,H,W,3] (default), or float32 [B,3,H,W] normalised. */
   output?: 'uint8' | 'float32';
-  /** Images computed together. Default: as many as make up about 4,096 tokens. */
+  /** Images computed together. Default: as many as make up about 4,096 tokens, on a GPU 32,000. */
   batchSize?: number;
   signal?: AbortSignal;
 }

@@ -14,8 +14,11 @@ import { isInt8, quantizationMetadata, quantizeModel, storedQuantization, type Q
 import { checkDevice, refuseInt8, type DeviceOptions, type ModelType } from '../device.js';
 import { gridOf, onDevice, type Grid } from '../tensor.js';
 import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
+import { embedImages, type EmbedOptions } from './embed.js';
 import { Encoder } from './encoder.js';
 import { families, towerPrefixes } from './families.js';
+import { PoolingHead } from './head.js';
+import type { Pool } from './pooling.js';
 
 export interface LoadOptions extends DeviceOptions, HubOptions {}
 
@@ -24,7 +27,7 @@ export interface EncodeOptions {
   size?: number | readonly [height: number, width: number];
   /** Also returns every layer's output. */
   hiddenStates?: boolean;
-  /** Images computed together. Default: as many as make up about 4,096 tokens. */
+  /** Images computed together. Default: as many as make up about 4,096 tokens, on a GPU 32,000. */
   batchSize?: number;
   signal?: AbortSignal;
 }
@@ -50,6 +53,7 @@ export class VisionEncoder {
     readonly dtype: FloatType,
     /** Written by `save` unchanged from the checkpoint. */
     private readonly untouched: { carried: readonly Carried[]; files: Record<string, string> },
+    /** @internal */ readonly head?: PoolingHead,
   ) {}
 
   /**
@@ -69,7 +73,9 @@ export class VisionEncoder {
       const carried = await source.finish(families[config.family].unused);
       const { parameters } = source;
       const { device, dtype } = placement;
-      const loaded = new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files });
+      const head = PoolingHead.of(checkpoint, config, placement, prefix);
+      const about = { carried, files };
+      const loaded = new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, about, head);
       if (placement.int8 && checkpoint.quantized) loaded.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
       else if (placement.int8) await loaded.quantize(undefined, { signal: options.signal });
       return loaded;
@@ -143,6 +149,20 @@ export class VisionEncoder {
   }
 
   /**
+   * The {@link Pool} of `embed` if none is given: the checkpoint's pooling head; without one, the class token of the families whose class token is trained to
+   * represent the image (DINOv2, DINOv3, CLIP), else the mean of the patch tokens.
+   */
+  get defaultPool(): Pool {
+    if (this.head) return 'head';
+    return families[this.config.family].classTokenIsImage ? 'cls' : 'mean';
+  }
+
+  /** One vector per image, float32 [B,E], for search and classification. Images are prepared as for {@link encode}. */
+  async embed(images: ImageInput, options: EmbedOptions = {}): Promise<NdArray<Float32Array>> {
+    return embedImages(this, images, options);
+  }
+
+  /**
    * Writes the encoder as a Hugging Face folder, with the parts of its checkpoint that this library does not use (a pooling head, a mask token, the
    * processor's files). For a larger model, only the vision tower is written.
    */
@@ -157,6 +177,7 @@ export class VisionEncoder {
   /** Frees the weights; resolves when they are freed. */
   async dispose(): Promise<void> {
     this.encoder.invalidate();
+    await this.head?.dispose();
     for (const { tensor } of this.parameters) tensor.dispose();
     await onDevice(this.device, () => native.synchronize());
   }

@@ -264,7 +264,9 @@ async function writeSafetensors(
   const isInt8 = ({ parts }: Values): boolean => parts[0]?.dtype === 'int8';
   const values = [...all.filter((v) => !isInt8(v)), ...all.filter(isInt8)]; // single bytes last, so that the others are aligned
   const entries = values.flatMap(({ parts }) =>
-    parts.filter(({ absent }) => !absent).map(({ name, dtype, shape }): [string, SafetensorsEntry] => [name, { dtype: STORED[dtype].name, shape }]),
+    parts
+      .filter(({ absent }) => !absent)
+      .map(({ name, dtype, shape }): [string, SafetensorsEntry] => [name, { dtype: STORED[dtype].name, shape }]),
   );
   const others = carried.map((tensor) => ({ ...tensor, bytes: native.tensorBytes(tensor.file, tensor.stored) }));
   for (const { name, dtype, shape, bytes } of others)

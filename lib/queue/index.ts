@@ -2,10 +2,10 @@
 import { optional } from '../optional.js';
 import type { Item } from '../sources/item.js';
 import type { UniFlow } from '../uniflow.js';
-import type { QueueOptions, QueueResult } from './plan.js';
+import type { QueueOptions, QueueResult } from './planner.js';
 import type { ShardWorker, WorkerOptions } from './worker.js';
 
-export type { QueueOptions, QueueProgress, QueueResult } from './plan.js';
+export type { QueueOptions, QueueProgress, QueueResult } from './planner.js';
 export type { ShardWorker, WorkerOptions } from './worker.js';
 
 /**
@@ -22,7 +22,7 @@ export async function encodeOnWorkers(
   out: string,
   options: QueueOptions,
 ): Promise<QueueResult> {
-  return (await optional('queue', () => import('./plan.js'))).encodeOnWorkers(uniflow, source, out, options);
+  return (await optional('queue', () => import('./planner.js'))).encodeOnWorkers(uniflow, source, out, options);
 }
 
 /**

@@ -17,7 +17,12 @@ export interface ShardJob {
   /** Location of the run: a path that is the same on all machines, or a URL. */
   out: string;
   items: Item[];
+  /** Whether to record a hash of the files' contents. */
+  verify?: boolean | undefined;
 }
+
+/** `none` also covers finished shards, which are found in the output. */
+export type JobState = 'none' | 'failed' | 'there';
 
 const CONNECT_TIMEOUT = 5_000;
 const MAX_RECONNECT_DELAY = 2_000;
@@ -82,8 +87,7 @@ export class Jobs {
 
   constructor(
     private readonly redis: Redis,
-    private readonly run: string,
-    private readonly out: string,
+    private readonly job: Omit<ShardJob, 'index' | 'items'>,
     attempts: number,
   ) {
     this.queue = new Queue(QUEUE, { connection: redis });
@@ -93,12 +97,10 @@ export class Jobs {
 
   /** Adds the shard's job, unless it exists. */
   async add(index: number, items: Item[]): Promise<void> {
-    const { run, out } = this;
-    await this.queue.add('shard', { run, index, out, items }, { ...this.options, jobId: this.idOf(index) });
+    await this.queue.add('shard', { ...this.job, index, items }, { ...this.options, jobId: this.idOf(index) });
   }
 
-  /** `none` also covers finished shards, which are found in the output. */
-  async state(index: number): Promise<'none' | 'failed' | 'there'> {
+  async state(index: number): Promise<JobState> {
     const state = await this.queue.getJobState(this.idOf(index));
     return state === 'unknown' || state === 'completed' ? 'none' : state === 'failed' ? 'failed' : 'there';
   }
@@ -127,6 +129,6 @@ export class Jobs {
   }
 
   private idOf(index: number): string {
-    return `${this.run}-${index}`;
+    return `${this.job.run}-${index}`;
   }
 }

@@ -3,12 +3,14 @@ import { DelayedError, WaitingError, Worker, type Job } from 'bullmq';
 import type { Redis } from 'ioredis';
 import type { Server } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { readRun } from '../shards/commits.js';
 import { checkSameRun, headerOf, type Header } from '../shards/manifest.js';
 import { openOutput } from '../shards/open-output.js';
 import type { Output } from '../shards/output.js';
 import { fileOf } from '../sources/item.js';
 import { loadParquet } from '../sources/load-parquet.js';
 import { ShardEncoder, type ShardRecord } from '../shards/shard.js';
+import { encodeShard } from '../shards/worker.js';
 import { checkInteger, checkOptions } from '../check.js';
 import type { DeviceOptions } from '../device.js';
 import { UniFlowError } from '../errors.js';
@@ -17,7 +19,6 @@ import type { ModelType } from '../device.js';
 import { MissingPackageError } from '../optional.js';
 import { embeddedName } from '../package.js';
 import { UniFlow } from '../uniflow.js';
-import { Attempt, isCommitted, readRun } from './commits.js';
 import { connect, QUEUE, type ShardJob } from './jobs.js';
 import { Metrics, urlOf } from './metrics.js';
 
@@ -203,16 +204,11 @@ class Tasks implements ShardWorker {
     return new WaitingError();
   }
 
-  private async make({ index, items }: ShardJob, { encoder, output }: Run): Promise<void> {
-    if (await isCommitted(output, index)) return this.metrics.ended('there');
+  private async make({ index, items, verify }: ShardJob, { encoder, output }: Run): Promise<void> {
     const begin = performance.now();
-    const attempt = new Attempt(output);
     const onCount = (images: number): void => this.metrics.computed(images);
-    const record = await encoder.encode(index, items, attempt, { onCount }).catch(async (error: unknown) => {
-      await attempt.drop().catch(() => undefined); // the planner removes remaining files
-      throw error;
-    });
-    if (!(await attempt.commit(record))) return this.metrics.ended('there');
+    const record = await encodeShard(encoder, output, index, items, { verify, onCount });
+    if (!record) return this.metrics.ended('there');
     const seconds = (performance.now() - begin) / 1000;
     this.metrics.made(record, seconds);
     this.options.onShard?.(record, seconds);

@@ -17,7 +17,7 @@ export interface ServeOptions {
   port?: number;
   /** Clients must send `Authorization: Bearer <token>`, except for /healthz and /readyz. Default: no authentication. */
   token?: string;
-  /** Maximum number of images per batch. Default: the number that makes about 4,096 tokens. */
+  /** Maximum number of images per batch. Default: the number that makes about 4,096 tokens, on a GPU 32,000. */
   maxBatch?: number;
   /** Maximum time an image waits for a batch to fill while the device is idle, in milliseconds. */
   maxWait?: number;

@@ -52,7 +52,7 @@ export async function encodeToFile(
   const { content } = layout;
   if (!content) {
     const failed = record.failures.length > 0 ? ` (${record.failures.length} failed)` : '';
-    throw new UniFlowError('BAD_INPUT', `nothing is written: no picture could be read${failed}`);
+    throw new UniFlowError('BAD_INPUT', `nothing is written: no image could be read${failed}`);
   }
   if (format === 'npy' && !content.arrays.some(({ name }) => name === 'tokens')) await output.remove(layout.fileOf('tokens')); // left over from other latents
   const labels = (name: string): number => Number(name.endsWith('.ids.json'));

@@ -15,7 +15,6 @@ import type { Failure, ShardEncoder, ShardRecord } from './shard.js';
 import type { StoreType } from './store.js';
 
 export const MANIFEST = 'manifest.json';
-export const JOURNAL = 'manifest.jsonl';
 export const FAILURES = 'failures.jsonl';
 export const SKIPPED = 'skipped.jsonl';
 export const STATISTICS = 'latent_stats.safetensors';

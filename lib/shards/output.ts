@@ -2,6 +2,7 @@
 import { link, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { unreadable } from '../sources/files.js';
+import { native } from '../native.js';
 import { makeFolder, replaceFile, temporaryOf, unwritable } from '../io/files.js';
 
 /** Bytes from `begin` up to `end`. */
@@ -32,10 +33,18 @@ export interface Output {
   /** Size in bytes; undefined if the file does not exist. */
   size(name: string): Promise<number | undefined>;
   remove(name: string): Promise<void>;
+  /**
+   * Locks an existing file until the returned function is called or the process ends. @returns undefined if another process holds the
+   * lock. Missing if the store has no locks.
+   */
+  lock?(name: string): Promise<(() => Promise<void>) | undefined>;
 }
 
 /** Maximum size of one read: Node aborts the process for reads of 2 GiB or more. */
 const READ_BYTES = 2 ** 30;
+
+/** Errors of file systems without hard links, such as FAT. */
+const NO_LINKS = ['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS'];
 
 /** A folder on this machine or on a shared file system. */
 export class FolderOutput implements Output {
@@ -62,8 +71,11 @@ export class FolderOutput implements Output {
       await syncFolder(dirname(this.pathOf(name)));
       return true;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
-      throw unwritable(this.pathOf(name), error);
+      const { code = '' } = error as NodeJS.ErrnoException;
+      if (code === 'EEXIST' || (NO_LINKS.includes(code) && (await this.size(name)) !== undefined)) return false;
+      if (!NO_LINKS.includes(code)) throw unwritable(this.pathOf(name), error);
+      await this.move(temporary, name); // of several calls at once, more than one may return true
+      return true;
     } finally {
       await this.remove(temporary);
     }
@@ -118,13 +130,23 @@ export class FolderOutput implements Output {
     await rm(this.pathOf(name), { force: true });
   }
 
+  async lock(name: string): Promise<(() => Promise<void>) | undefined> {
+    const path = this.pathOf(name);
+    const file = await open(path, 'r+').catch((cause: unknown) => {
+      throw unwritable(path, cause);
+    });
+    if (native.lockFile(file.fd)) return () => file.close();
+    await file.close();
+    return undefined;
+  }
+
   private pathOf(name: string): string {
     return join(this.name, name);
   }
 }
 
 /** Flushes a folder to disk, which makes new names in it durable. */
-export async function syncFolder(path: string): Promise<void> {
+async function syncFolder(path: string): Promise<void> {
   const folder = await open(path);
   try {
     await folder.sync();

@@ -3,7 +3,8 @@
  */
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
-import { reasonOf, throwIfAborted, UniFlowError } from '../errors.js';
+import { reasonOf, UniFlowError } from '../errors.js';
+import type { Encoded } from '../model.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
@@ -11,13 +12,13 @@ import type { ArrayName, Layout, ShardArray, ShardContent, ShardFile } from './f
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
-import { Pipeline, type PictureBatch, type PictureRecord, type PipelineOptions } from './pipeline.js';
+import { encodePipeline, type EncodePipelineOptions, type PictureBatch, type PictureRecord, type Pipeline } from './pipeline.js';
 import { Spool } from './spool.js';
 import { Stamps, type StampRecord } from './stamps.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';
 
 /** Options for the contents of shards. */
-export interface ShardOptions extends Omit<PipelineOptions, 'hiddenStates' | 'signal'> {
+export interface ShardOptions extends Omit<EncodePipelineOptions, 'hiddenStates' | 'signal'> {
   /** Default true; false stores tokens only. */
   latents?: boolean | undefined;
   /** Default float32. */
@@ -84,7 +85,7 @@ function shardLayout(stem: string, format: FormatName): Layout {
 
 /** Encodes shards with one model. Concurrent shards share threads and memory. */
 export class ShardEncoder {
-  readonly pipeline: Pipeline;
+  readonly pipeline: Pipeline<Encoded>;
   readonly arrays: readonly ArrayName[];
   readonly store: StoreType;
   readonly format: FormatName;
@@ -101,7 +102,7 @@ export class ShardEncoder {
     if (!latents && !tokens) throw UniFlowError.expected('BAD_INPUT', 'latents', 'true, or tokens', describe(latents));
     this.arrays = [...(latents ? (['latents'] as const) : []), ...(tokens ? (['tokens'] as const) : [])];
     [this.store, this.format, this.model] = [store, format, model];
-    this.pipeline = new Pipeline(uniflow, options);
+    this.pipeline = encodePipeline(uniflow, options);
   }
 
   /** Vector length of the array. */
@@ -123,12 +124,19 @@ export class ShardEncoder {
     { signal, verify, layout = shardLayout(stemOf(index), this.format), onFailure, onCount }: EncodeShardOptions = {},
   ): Promise<ShardRecord> {
     const stamps = new Stamps(verify);
-    const census = new Census(stamps);
+    const ids = new IdHasher();
+    const passing = async function* (): AsyncGenerator<Item, void, undefined> {
+      for await (const item of items) {
+        ids.add(item);
+        stamps.add(item);
+        yield item;
+      }
+    };
     const rows = await Rows.open(this, output.scratch);
     const failures: Failure[] = [];
     const writing: Promise<void>[] = [];
     try {
-      for await (const event of this.pipeline.run(census.count(items), signal)) {
+      for await (const event of this.pipeline.run(passing(), signal)) {
         if ('error' in event) {
           const failure = { id: event.id, reason: reasonOf(event.error, event.error.subject ?? event.id) };
           failures.push(failure);
@@ -145,7 +153,7 @@ export class ShardEncoder {
         index,
         files,
         count: rows.pictures.length,
-        ...census.record(),
+        ...ids.record(),
         stamps: await stamps.record(),
         statistics: await rows.moments(),
         failures,
@@ -196,32 +204,23 @@ async function writeHashed({ name, chunks }: ShardFile, output: ShardSink): Prom
   return { name, bytes, sha256: hash.digest('hex') };
 }
 
-/** Counts and hashes the ids of passing items. */
-export class Census {
+/** The images of a shard, as its record describes them. */
+export type ShardIds = Pick<ShardRecord, 'items' | 'firstId' | 'lastId' | 'ids'>;
+
+/** Counts and hashes the ids of items in order. */
+export class IdHasher {
   private readonly hash = createHash('sha256');
   private items = 0;
   private firstId = '';
   private lastId = '';
 
-  /** @param stamps also stamps the items' files. */
-  constructor(private readonly stamps?: Stamps) {}
-
-  async *count(items: Iterable<Item> | AsyncIterable<Item>): AsyncGenerator<Item, void, undefined> {
-    for await (const item of items) {
-      if (this.items++ === 0) this.firstId = item.id;
-      this.lastId = item.id;
-      this.hash.update(`${JSON.stringify(item.id)}\n`);
-      this.stamps?.add(item);
-      yield item;
-    }
+  add({ id }: Item): void {
+    if (this.items++ === 0) this.firstId = id;
+    this.lastId = id;
+    this.hash.update(`${JSON.stringify(id)}\n`);
   }
 
-  /** Consumes all items. */
-  async pass(items: Iterable<Item> | AsyncIterable<Item>, signal: AbortSignal | undefined): Promise<void> {
-    for (const passing = this.count(items); !(await passing.next()).done;) throwIfAborted(signal);
-  }
-
-  record(): Pick<ShardRecord, 'items' | 'firstId' | 'lastId' | 'ids'> {
+  record(): ShardIds {
     const { items, firstId, lastId } = this;
     return { items, firstId, lastId, ids: this.hash.copy().digest('hex') };
   }

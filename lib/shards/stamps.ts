@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { fileOf, type Item } from '../sources/item.js';
 
 /** Hashes of the files of consecutive images, in hex. Images without a file, such as those of a URL or of standard input, are ignored. */
@@ -23,7 +24,8 @@ export class Stamps {
   constructor(private readonly verify = false) {}
 
   add({ image }: Item): void {
-    const path = fileOf(image);
+    const file = fileOf(image);
+    const path = file === undefined ? undefined : resolve(file); // a worker is given the absolute path
     if (path === undefined || path === this.last) return;
     this.last = path;
     this.work = this.work.then(() => this.stamp(path)).catch(() => undefined); // an unreadable file is reported as the failure of its image

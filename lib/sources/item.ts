@@ -1,4 +1,5 @@
 /** An image and its location, in a form that other machines can read as well. read.ts reads it. */
+import { fileURLToPath } from 'node:url';
 
 /** An image to decode: the path of a file, a `file:` URL, or the bytes of a file. */
 export type ImageSource = string | URL | Buffer | Uint8Array;
@@ -73,6 +74,15 @@ export interface Reading {
 /** Path of the file that contains the image; undefined for other kinds of images. */
 export function fileOf(image: ItemImage): string | undefined {
   if (typeof image === 'string') return image;
-  if (typeof image !== 'object' || image instanceof URL || image instanceof Uint8Array) return undefined;
+  if (image instanceof URL) return pathOf(image);
+  if (typeof image !== 'object' || image instanceof Uint8Array) return undefined;
   return 'path' in image ? image.path : 'parquet' in image ? image.parquet : undefined;
+}
+
+function pathOf(url: URL): string | undefined {
+  try {
+    return fileURLToPath(url);
+  } catch {
+    return undefined; // not a file; reading it reports the reason
+  }
 }

@@ -122,7 +122,8 @@ export class Trainer {
   private checkTeacher({ teacher, lambdaDistillation = 1 }: TrainerOptions): Encoder | undefined {
     if (lambdaDistillation === 0) return undefined;
     if (!teacher) throw UniFlowError.expected('BAD_INPUT', 'teacher', 'an encoder, as lambdaDistillation is not 0', 'none');
-    if (teacher.precision === 'int8') throw UniFlowError.expected('UNSUPPORTED', 'teacher', 'an encoder in float32 or bfloat16', 'int8 weights');
+    if (teacher.precision === 'int8')
+      throw UniFlowError.expected('UNSUPPORTED', 'teacher', 'an encoder in float32 or bfloat16', 'int8 weights');
     const encoder = teacher.encoder;
     if (teacher.device !== this.uniflow.device)
       throw UniFlowError.expected(

@@ -2,6 +2,7 @@
 import { UniFlowError } from '../../errors.js';
 import { NPY_PREFIX, npyBegin, npyHeader, parseNpy } from '../../io/npy.js';
 import { labelsOf, readLabels } from '../labels.js';
+import type { Output } from '../output.js';
 import { STORE } from '../store.js';
 import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardArray, type ShardContent } from './format.js';
 
@@ -9,17 +10,16 @@ export const npy: Format = {
   files: (content) => content.arrays.map((array) => ({ name: content.fileOf(array.name), chunks: chunksOf(array, content) })),
   open: ({ input, stem, store, widths, offsets }) => {
     const begins = new Map<string, Promise<number>>();
-    const beginOf = async (file: string): Promise<number> => 10 + (await input.read(file, { begin: 8, end: 10 })).readUInt16LE();
     return Promise.resolve(async (name, row) => {
       const file = `${stem}.${name}.npy`;
-      if (!begins.has(file)) begins.set(file, beginOf(file));
+      if (!begins.has(file)) begins.set(file, beginOf(input, file));
       const begin = await (begins.get(file) as Promise<number>);
       const vector = widths[name] * STORE[store].bytes;
       return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
     });
   },
   openFile: async (input, name) => {
-    const begin = npyBegin(name, await input.read(name, { begin: 0, end: NPY_PREFIX }));
+    const begin = await beginOf(input, name);
     const { type, shape } = parseNpy(name, await input.read(name, { begin: 0, end: begin }));
     const store = storeOf('npy', type, name);
     const pictures = picturesOf(name, shape, labelsOf(name, (await readLabels(input, name)) ?? {}));
@@ -31,6 +31,11 @@ export const npy: Format = {
     return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row + 1) }) };
   },
 };
+
+/** Offset of the elements. */
+async function beginOf(input: Output, name: string): Promise<number> {
+  return npyBegin(name, await input.read(name, { begin: 0, end: NPY_PREFIX }));
+}
 
 async function* chunksOf(array: ShardArray, content: ShardContent): AsyncGenerator<Uint8Array> {
   const { bytes, npy: type } = STORE[content.store];

@@ -18,14 +18,7 @@ export const tar: Format = {
   open: async ({ input, stem, store, widths, offsets }) => {
     const file = `${stem}.tar`;
     const ends = new Map<string, number>();
-    const end = (await input.size(file)) ?? BLOCK; // if the file is missing, the read reports it
-    for (let at = 0; at + BLOCK <= end;) {
-      const header = new Header(await input.read(file, { begin: at, end: at + BLOCK }));
-      if (!header.cksumValid) break; // the zeros at the end, or damage
-      const begin = at + BLOCK;
-      ends.set(header.path as string, begin + (header.size as number));
-      at = begin + padded(header.size as number);
-    }
+    for await (const { name, offset, size } of entriesIn(await bytesOf(input, file), undefined)) ends.set(name, offset + size);
     return async (name, row) => {
       const path = `${keyOf(stem, row)}.${name}.npy`;
       const last = ends.get(path);

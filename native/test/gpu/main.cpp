@@ -149,7 +149,7 @@ std::string driver() {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-/// What is known so far, written after each family: what ends the process early loses no more than that family.
+/// The results so far, rewritten after each family, so that an early end of the process loses at most one family.
 class Report {
  public:
   Report(std::string path, const std::string& device)
