@@ -5,6 +5,7 @@ import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { embeddedModel, setThreads, Tensor, Trainer, UniFlow, VisionEncoder } from '../lib/index.js';
+import { assignParameter, type Parameter } from '../lib/parameters.js';
 import { failure, golden, photos, startCommand } from './support.js';
 
 jest.setTimeout(240_000); // for busy machines
@@ -24,9 +25,12 @@ afterAll(async () => {
   await Promise.all([float.dispose(), int8.dispose(), rm(dir, { recursive: true, force: true })]);
 });
 
+const floats = ({ data }: NdArray): Float32Array => data as unknown as Float32Array;
+const bytes = (array: NdArray): Uint8Array => new Uint8Array(floats(array).slice().buffer);
+
 /** Mean cosine of the rows of two arrays [..., n]. */
 function cosine(a: NdArray, b: NdArray): number {
-  const [x, y] = [a.data, b.data];
+  const [x, y] = [floats(a), floats(b)];
   const width = a.shape.at(-1)!;
   let total = 0;
   for (let begin = 0; begin < x.length; begin += width) {
@@ -36,8 +40,6 @@ function cosine(a: NdArray, b: NdArray): number {
   }
   return total / (x.length / width);
 }
-
-const bytes = (array: NdArray): Uint8Array => new Uint8Array((array.data as unknown as Float32Array).slice().buffer);
 
 describe('the bundled model', () => {
   test('has int8 weights in the layers that the gate let through, and only there', () => {
@@ -55,7 +57,7 @@ describe('the bundled model', () => {
   test('gives tokens near those of float32, and images as good', async () => {
     const [a, b] = await Promise.all([float, int8].map((model) => model.reconstruct(images, { tokens: true })));
     expect(cosine(b!.tokens!, a!.tokens!)).toBeGreaterThan(0.999);
-    expect(a!.psnr - b!.psnr).toBeLessThan(0.1);
+    expect(a!.psnr - b!.psnr).toBeLessThan(0.5); // of 37.3 dB
   });
 
   test('gives an image the same bits in any batch, with any number of threads', async () => {
@@ -110,11 +112,21 @@ describe('an int8 checkpoint', () => {
 
 test('a layer whose inputs have an outlier channel keeps its float weights', async () => {
   await using encoder = await VisionEncoder.load(golden('dinov2'), { device: 'cpu' });
-  // one channel of the second block's MLP input is 1000 times the others, so a row's scale leaves them a few steps
-  const norm = encoder.parameters.find(({ parts }) => parts[0]!.name.includes('layer.1.norm2.weight'))!;
-  const { data } = await norm.tensor.read();
-  const values = Float32Array.from(data as Float32Array, (v, i) => (i === 3 ? 1000 * v : v));
-  norm.tensor.assign(Tensor.from(ndarray(values, norm.tensor.shape)).handle);
+  const find = (name: string): Parameter => encoder.parameters.find(({ parts }) => parts[0]!.name.endsWith(name))!;
+  const scale = async (parameter: Parameter, factorOf: (i: number) => number): Promise<void> => {
+    const { data, shape } = await parameter.tensor.read();
+    const value = Tensor.from(
+      ndarray(
+        Float32Array.from(data, (v, i) => factorOf(i) * v),
+        shape,
+      ),
+    );
+    assignParameter(parameter, value.handle, 'float32');
+  };
+  // The second block's MLP computes the same as before, but one of its inputs is 1000 times as large, and that input's weights are as much smaller.
+  const width = encoder.config.width;
+  for (const name of ['layer.1.norm2.weight', 'layer.1.norm2.bias']) await scale(find(name), (i) => (i === 3 ? 1000 : 1));
+  await scale(find('layer.1.mlp.fc1.weight'), (i) => (i % width === 3 ? 1e-3 : 1));
   const { layers } = await encoder.quantize(images[0]);
   const failed = layers.filter((layer) => !layer.int8).flatMap(({ names }) => names);
   expect(failed.some((name) => name.includes('layer.1.mlp.fc1'))).toBe(true);
