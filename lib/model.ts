@@ -3,14 +3,16 @@ import type { NdArray } from 'ndarray';
 import { uniFlowPreprocessing, type UniFlowConfig } from './config.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
+import { embedImages, type EmbedOptions } from './encoder/embed.js';
 import { families } from './encoder/families.js';
+import type { Pool } from './encoder/pooling.js';
 import { Encoder, type EncoderOutput, type ForwardOptions } from './encoder/encoder.js';
 import type { EncodeOptions as EncoderOptions } from './encoder/vision-encoder.js';
 import { checkBatchSize, runBatches } from './gather.js';
 import { saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
 import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
-import { nativeNormalisation } from './io/preprocess.js';
+import { nativeNormalisation, type Preprocessing } from './io/preprocess.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import { assignParameter, GAIN, type Parameter, type ParameterSource } from './parameters.js';
 import { cast, checkFinite, imageQuality, linear, sliceTokens, toUint8, type Linear } from './ops.js';
@@ -99,7 +101,7 @@ export class UniFlowModel {
 
   /** Encodes images to latents and, if requested, to tokens and hidden states. */
   async encode(images: ImageInput, options: EncodeOptions = {}): Promise<Encoded> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
+    const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
       return await this.encodeBatches(batches, options);
     } finally {
@@ -158,6 +160,20 @@ export class UniFlowModel {
     return linear(linear(this.patchTokens(tokens), this.down[0], { activation: 'gelu' }), this.down[1]);
   }
 
+  // ----- embed --------------------------------------------------------------------------------------------------
+
+  get preprocessing(): Preprocessing {
+    return uniFlowPreprocessing(this.config);
+  }
+
+  /** Distillation holds the patch tokens near the teacher's, not the class token. */
+  readonly defaultPool: Pool = 'mean';
+
+  /** One vector per image, float32 [B,D], from the encoder's tokens. A pooling head belongs to the teacher: see {@link VisionEncoder.embed}. */
+  async embed(images: ImageInput, options: EmbedOptions = {}): Promise<NdArray<Float32Array>> {
+    return embedImages(this, images, options);
+  }
+
   // ----- decode -------------------------------------------------------------------------------------------------
 
   /** Decodes latents [B,N,Z] to images: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
@@ -189,7 +205,7 @@ export class UniFlowModel {
 
   /** Encodes and decodes images, and measures how close the results are to the preprocessed originals. */
   async reconstruct(images: ImageInput, options: EncodeOptions & DecodeOptions = {}): Promise<Reconstruction> {
-    const batches = batchesOf(images, uniFlowPreprocessing(this.config), this.config.patch, this.device, options);
+    const batches = batchesOf(images, this.preprocessing, this.config.patch, this.device, options);
     try {
       const encoded = await this.encodeBatches(batches, options);
       const decoded = await this.decode(encoded.latents, { ...options, grid: encoded.grid });

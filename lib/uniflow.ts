@@ -12,7 +12,7 @@ import { resolveModel } from './io/hub.js';
 import { encoderPrefix, UniFlowModel, type Encoded, type EncodeOptions } from './model.js';
 import { embeddedModel } from './package.js';
 import { RandomSource, SharedSource } from './parameters.js';
-import { Pipeline } from './shards/pipeline.js';
+import { encodePipeline } from './shards/pipeline.js';
 import type { Item } from './sources/item.js';
 import { startedOn } from './start/index.js';
 
@@ -133,7 +133,7 @@ export class UniFlow extends UniFlowModel {
     checkOptions(options);
     if (typeof source !== 'object' || source === null || !(Symbol.iterator in source || Symbol.asyncIterator in source))
       throw UniFlowError.expected('BAD_INPUT', 'source', 'an iterable of images', describe(source));
-    for await (const event of new Pipeline(this, options).run(inNumbers(source))) {
+    for await (const event of encodePipeline(this, options).run(inNumbers(source))) {
       if ('error' in event) throw event.error;
       const { pictures, ...encoded } = event;
       yield { ids: pictures.map(({ record }) => record.id), ...encoded };

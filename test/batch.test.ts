@@ -20,7 +20,7 @@ import { openImage } from '../lib/images/decode.js';
 import { mergeMoments, momentsOf, type Moments } from '../lib/shards/moments.js';
 import type { ByteRange } from '../lib/shards/output.js';
 import { readItemImage } from '../lib/sources/read.js';
-import { Pipeline } from '../lib/shards/pipeline.js';
+import { encodePipeline } from '../lib/shards/pipeline.js';
 import { fromStored, toStored } from '../lib/shards/store.js';
 import {
   encodeToShards,
@@ -350,8 +350,11 @@ describe('over HTTP', () => {
   });
 });
 
+/** UniFlow's own resizing. */
+const rule = { mode: 'cover', filter: 'bicubic', edgeRatio: 1 } as const;
+
 describe('fit', () => {
-  const target = (fit: Target['fit'], size: [number, number] = [56, 56]): Target => ({ fit, size, patch: 14, mean: [0.5, 0.25, 1] });
+  const target = (fit: Target['fit'], size: [number, number] = [56, 56]): Target => ({ fit, size, rule, patch: 14, mean: [0.5, 0.25, 1] });
 
   test('crop: the pixels of encode, and where they were in the picture', async () => {
     const image = (color: string, width: number, height: number) =>
@@ -405,7 +408,7 @@ describe('fit', () => {
     const read = async (fit: 'crop' | 'native') => {
       const rows: Float32Array[] = [];
       const sizes: number[] = [];
-      for await (const event of new Pipeline(uniflow, { fit, batchSize: 3 }).run(paths.map((path) => ({ id: path, image: path })))) {
+      for await (const event of encodePipeline(uniflow, { fit, batchSize: 3 }).run(paths.map((path) => ({ id: path, image: path })))) {
         if ('error' in event) throw event.error;
         const [count, ...row] = event.latents.shape as [number, number, number];
         sizes.push(count);
@@ -488,7 +491,7 @@ describe('shards', () => {
         await place(
           await openImage({ data, width, height }),
           { grid },
-          { fit: 'native', size: [56, 56], patch: 14, mean: [0, 0, 0] },
+          { fit: 'native', size: [56, 56], rule, patch: 14, mean: [0, 0, 0] },
           pixels,
         );
         const expected = await uniflow.encode({ pixels: ndarray(pixels, [1, grid.rows * 14, grid.cols * 14, 3]) }, { tokens: true });

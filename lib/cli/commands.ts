@@ -3,6 +3,7 @@
  * help appears at once, even if the addon cannot be loaded.
  */
 import { Option, type Command } from 'commander';
+import type { Pool } from '../encoder/pooling.js';
 import type { Fit } from '../images/fit.js';
 import type { FormatName } from '../shards/formats/index.js';
 import type { StoreType } from '../shards/store.js';
@@ -27,6 +28,7 @@ import {
   withModel,
   withRevision,
   withSampling,
+  type EmbedCommandOptions,
   type EncodeCommandOptions,
   type HubModelOptions,
   type ReportOptions,
@@ -44,6 +46,8 @@ const PRESETS: Record<Preset, true> = { nano: true, tiny: true, small: true, bas
 
 const FORMATS: Record<FormatName, true> = { safetensors: true, npy: true, tar: true, parquet: true };
 
+const POOLS: Record<Pool, true> = { cls: true, mean: true, head: true };
+
 const FITS: Record<Fit, true> = { crop: true, pad: true, native: true };
 
 const STORES: Record<StoreType, true> = { float32: true, float16: true, bfloat16: true };
@@ -53,6 +57,7 @@ const INPUTS =
 
 export function addCommands(program: Command, signal: AbortSignal): void {
   addEncode(program, signal);
+  addEmbed(program, signal);
   addWorker(program, signal);
   addDecode(program, signal);
   addReconstruct(program, signal);
@@ -110,6 +115,33 @@ function addEncode(program: Command, signal: AbortSignal): void {
       ) + '\nShards: to resume a stopped run, even after a power cut, repeat the command.\n',
     )
     .action(async (inputs: string[], options: EncodeCommandOptions) => (await import('./encode.js')).encode(inputs, options, signal));
+}
+
+function addEmbed(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('embed')
+    .description('Turn images into one vector each, for search and classification.')
+    .argument('<inputs...>', INPUTS);
+  withJson(
+    withModel(command, 'folder of a vision encoder or a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)'),
+  )
+    .requiredOption('-o, --out <file>', 'where the vectors go: .npy with .ids.json beside it, or .parquet', path)
+    .addOption(
+      new Option('--pool <how>', 'class token, mean of the patch tokens, or pooling head (default: the head if the model has one)').choices(
+        Object.keys(POOLS),
+      ),
+    )
+    .option('--no-normalize', 'keep the length of the vectors; by default it is 1')
+    .addOption(sizeOption())
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow embed photos/ -m google/siglip-base-patch16-224 -o photos.parquet',
+        'uniflow embed photos/ -m facebook/dinov2-small -o photos.npy --pool mean',
+        'uniflow embed photos/ -m run/model -o photos.npy --no-normalize --json',
+      ),
+    )
+    .action(async (inputs: string[], options: EmbedCommandOptions) => (await import('./embed.js')).embed(inputs, options, signal));
 }
 
 function addWorker(program: Command, signal: AbortSignal): void {

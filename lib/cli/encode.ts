@@ -11,19 +11,18 @@ import { encodeOnWorkers, type QueueProgress } from '../queue/index.js';
 import { encodeToFile } from '../shards/file.js';
 import { formatOfFile } from '../shards/latents.js';
 import { isS3 } from '../shards/open-output.js';
-import type { RunOptions, RunProgress, RunResult } from '../shards/run.js';
+import type { RunOptions, RunResult } from '../shards/run.js';
 import type { Failure } from '../shards/shard.js';
 import { encodeToShards } from '../shards/worker.js';
-import type { Item } from '../sources/item.js';
 import { Skips } from '../sources/skips.js';
-import { itemsOf, openSource, STDIN } from '../sources/source.js';
+import { openSource, STDIN } from '../sources/source.js';
 import type { UniFlow } from '../uniflow.js';
-import { asNamed, refuseMissing } from './inputs.js';
+import { namedItems, refuseMissing } from './inputs.js';
 import type { EncodeCommandOptions } from './options.js';
 import { failures as failed, plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
-import { Progress } from './progress.js';
-import { loadModel, reportSkips } from './shared.js';
+import { Progress, stageDetails } from './progress.js';
+import { estimating, loadModel, reportSkips } from './shared.js';
 
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   const { out, queue } = options;
@@ -44,15 +43,9 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
   if (queue !== undefined) await checkQueue(inputs, queue);
   const uniflow = await loadModel(options, signal);
   const progress = new Progress('encode', { unit: 'images' }, options.json === true).start(undefined);
-  const counting = new AbortController();
-  if (!inputs.includes(STDIN) && queue === undefined && !options.json)
-    void expectCount(inputs, progress, counting.signal).catch(() => undefined); // the run reports errors of the source
-  try {
-    await (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal);
-  } finally {
-    counting.abort();
-    progress.stop();
-  }
+  await estimating(inputs, progress, options.json === true || queue !== undefined, () =>
+    (folder ? toShards : toFile)(uniflow, inputs, options, progress, signal),
+  );
 }
 
 /** Whether --out names a folder: an existing one, a name with a trailing slash, or one without extension. */
@@ -88,14 +81,6 @@ async function checkQueue(inputs: readonly string[], queue: string): Promise<voi
   (await (await optional('queue', () => import('../queue/jobs.js'))).connect(queue)).disconnect();
 }
 
-/** Counts the images of the source in a separate pass, for the time estimate. */
-async function expectCount(inputs: readonly string[], progress: Progress, signal: AbortSignal): Promise<void> {
-  let total = 0;
-  const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
-  while (!(await items.next()).done) total++;
-  progress.expect(total);
-}
-
 type Target = (
   uniflow: UniFlow,
   inputs: readonly string[],
@@ -110,7 +95,7 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const started = performance.now();
   const skips = new Skips();
   const broken: Failure[] = [];
-  const detailOf = details();
+  const detailOf = stageDetails();
   const { fit, size, store, latents, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
   let done = 0;
   const { files, shape, grid, record } = await encodeToFile(uniflow, namedItems(inputs, skips, signal), out, {
@@ -132,14 +117,10 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   );
 };
 
-async function* namedItems(inputs: readonly string[], skips: Skips, signal: AbortSignal): AsyncGenerator<Item, void, undefined> {
-  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) yield asNamed(item);
-}
-
 const toShards: Target = async (uniflow, inputs, options, progress, signal) => {
   const { out, json = false, queue, detach, maxWaiting } = options;
   const started = performance.now();
-  const detailOf = details();
+  const detailOf = stageDetails();
   const source = openSource(inputs, { signal });
   const shared = runOptions(options, progress, signal);
   const result =
@@ -187,22 +168,4 @@ function showQueue(progress: Progress, { done, before, total, shards, failures, 
   if (total !== undefined) progress.expect(total);
   const failed = failures > 0 ? `, ${failures} failed` : '';
   progress.update(done, `${plural(shards, 'shard')} from ${plural(workers, 'worker')}${failed}`, before);
-}
-
-const SECONDS_BETWEEN_READINGS = 1;
-
-/** Utilisation of the stages over about the last second, and the number of failed images. */
-function details(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
-  let next = 0;
-  let stages = '';
-  return ({ failures, utilisation }) => {
-    const now = performance.now() / 1000;
-    if (now >= next) {
-      next = now + SECONDS_BETWEEN_READINGS;
-      stages = Object.entries(utilisation())
-        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
-        .join(', ');
-    }
-    return failures > 0 ? `${stages}, ${failures} failed` : stages;
-  };
 }

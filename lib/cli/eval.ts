@@ -1,8 +1,7 @@
 /** `uniflow eval`: measures the quality of a tokenizer, and records the data of each measurement. */
-import { join } from 'node:path';
 import { openDataset, subset, type Dataset } from '../sources/dataset.js';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
-import { VisionEncoder } from '../encoder/vision-encoder.js';
+import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import { evaluate } from '../eval/evaluate.js';
 import type { EvaluateOptions, Evaluation } from '../eval/evaluation.js';
@@ -10,17 +9,16 @@ import { loadFeatureSet, saveFeatureSet } from '../eval/feature-set.js';
 import { encoderFeatures } from '../eval/features.js';
 import { inceptionFeatures } from '../eval/inception.js';
 import { weightsOf, type DataPin, type WeightsPin } from '../eval/pins.js';
-import { readJson } from '../io/json.js';
 import { replaceFile } from '../io/files.js';
 import { resolveModel } from '../io/hub.js';
 import type { QualityConvention } from '../native.js';
 import { embeddedModel } from '../package.js';
-import { UniFlow } from '../uniflow.js';
+import type { UniFlow } from '../uniflow.js';
 import type { ModelOptions, ImageOptions, SamplingOptions } from './options.js';
 import { plural, printJson } from './output.js';
 import { Stages } from './progress.js';
 import { Skips } from '../sources/skips.js';
-import { downloading, loadModel, reportSkips } from './shared.js';
+import { loadAny, loadModel, reportSkips } from './shared.js';
 
 export interface EvalCommandOptions extends ModelOptions, ImageOptions, SamplingOptions {
   limit?: number;
@@ -50,7 +48,7 @@ export async function evaluateCommand(path: string, options: EvalCommandOptions,
     throw UniFlowError.expected('BAD_INPUT', 'features', 'an encoder or an Inception file to make the features to save', 'none');
   const reference = options.reference === undefined ? undefined : await loadFeatureSet(options.reference, options);
   const uniflow = await loadModel(options, signal);
-  const teacher = teacherName === undefined ? undefined : await loadEncoder(teacherName, options, signal);
+  const teacher = teacherName === undefined ? undefined : await pinned(teacherName, options, signal);
   const stages = new Stages(json === true);
   try {
     const { featureSets, ...result } = await evaluate(uniflow, {
@@ -103,19 +101,17 @@ async function featuresOf(options: EvalCommandOptions, signal: AbortSignal): Pro
   if (inception !== undefined) return inceptionFeatures(inception);
   if (features === undefined) return undefined;
   if (features.endsWith('.npy')) return loadFeatureSet(features, options);
-  const { model, weights } = await loadEncoder(features, options, signal);
+  const { model, weights } = await pinned(features, options, signal);
   return encoderFeatures(model, { pool, weights });
 }
 
-/** Loads a vision encoder, or a UniFlow model for its encoder. */
-async function loadEncoder(
+/** A vision encoder, or a UniFlow model for its encoder. */
+async function pinned(
   name: string,
   { json, device, dtype }: ModelOptions,
   signal: AbortSignal,
 ): Promise<{ model: VisionEncoder | UniFlow; weights: WeightsPin }> {
-  const folder = await downloading(json === true, (onProgress) => resolveModel(name, { onProgress, signal }));
-  const config = await readJson(join(folder, 'config.json'));
-  const model = await (config['model_type'] === 'uniflow' ? UniFlow : VisionEncoder).load(folder, { device, dtype });
+  const { model, folder } = await loadAny(name, { json, device, dtype }, signal);
   return { model, weights: await weightsOf(name, folder) };
 }
 

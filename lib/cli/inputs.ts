@@ -5,7 +5,7 @@ import { cutName, MAX_NAME, pathExists } from '../io/files.js';
 import type { Item } from '../sources/item.js';
 import { Skips } from '../sources/skips.js';
 import { expandBraces, isGlob, matching } from '../sources/glob.js';
-import { itemsOf, STDIN } from '../sources/source.js';
+import { itemsOf, openSource, STDIN } from '../sources/source.js';
 import { isRemote } from '../sources/url.js';
 
 /** A file or folder that could not be read. */
@@ -55,6 +55,20 @@ const ENDING_BYTES = 16;
 export function asNamed<T extends Item>(item: T): T {
   const { image } = item;
   return typeof image === 'string' ? { ...item, image: () => Promise.resolve(image) } : item;
+}
+
+/** The images of the inputs as they are read, with their paths as named; an image named twice appears twice. */
+export async function* namedItems(inputs: readonly string[], skips: Skips, signal: AbortSignal): AsyncGenerator<Item, void, undefined> {
+  for await (const item of itemsOf(inputs, { signal, pipes: true, skip: skips.add }, true)) yield asNamed(item);
+}
+
+/** Counts the images of the inputs in a separate pass, for a time estimate; undefined if they can be read only once. */
+export async function countImages(inputs: readonly string[], signal: AbortSignal): Promise<number | undefined> {
+  if (inputs.includes(STDIN)) return undefined;
+  let total = 0;
+  const items = openSource(inputs, { signal })[Symbol.asyncIterator]();
+  while (!(await items.next()).done) total++;
+  return total;
 }
 
 /** A file name for each id: its base name with another extension, numbered if several ids share it. Long names are truncated. */

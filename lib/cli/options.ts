@@ -2,6 +2,7 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
 import type { DeviceOptions } from '../device.js';
+import type { Pool } from '../encoder/pooling.js';
 import type { Fit } from '../images/fit.js';
 import type { FloatType } from '../native.js';
 import type { FormatName } from '../shards/formats/index.js';
@@ -44,6 +45,13 @@ export interface EncodeCommandOptions extends ModelOptions, ImageOptions {
   queue?: string;
   maxWaiting?: number;
   detach?: true;
+}
+
+export interface EmbedCommandOptions extends ModelOptions, ImageOptions {
+  out: string;
+  pool?: Pool;
+  /** False with --no-normalize. */
+  normalize: boolean;
 }
 
 export interface SamplingOptions {
@@ -117,9 +125,11 @@ export function withRevision(command: Command): Command {
   return command.option('--revision <name>', 'branch, tag or commit of a model on the hub (default: main)');
 }
 
+const MODEL = 'folder of a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)';
+
 /** Options for loading a model: its source, device and dtype. */
-export function withLoadedModel(command: Command): Command {
-  command.option('-m, --model <model>', 'folder of a UniFlow model, or its name on the Hugging Face hub (default: the bundled one)');
+export function withLoadedModel(command: Command, model: string = MODEL): Command {
+  command.option('-m, --model <model>', model);
   return withRevision(command)
     .addOption(deviceOption())
     .addOption(dtypeOption('data type of the computation (default: float32)'))
@@ -128,8 +138,12 @@ export function withLoadedModel(command: Command): Command {
 }
 
 /** Options for a model and its batch size. */
-export function withModel(command: Command): Command {
-  return withLoadedModel(command).option('--batch <n>', 'images per batch (default: about 4,096 tokens; 32,000 on a GPU)', integerFrom(1));
+export function withModel(command: Command, model?: string): Command {
+  return withLoadedModel(command, model).option(
+    '--batch <n>',
+    'images per batch (default: about 4,096 tokens; 32,000 on a GPU)',
+    integerFrom(1),
+  );
 }
 
 export function withSampling(command: Command): Command {

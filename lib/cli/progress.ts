@@ -1,5 +1,6 @@
 /** Progress of the work: a bar on a terminal, occasional lines elsewhere, nothing if quiet. */
 import cliProgress, { type MultiBar, type SingleBar } from 'cli-progress';
+import type { RunProgress } from '../shards/run.js';
 import { rateText } from './output.js';
 
 const SECONDS_BETWEEN_LINES = 3;
@@ -139,4 +140,22 @@ export class Stages {
     this.bar?.stop();
     this.bar = undefined;
   }
+}
+
+const SECONDS_BETWEEN_READINGS = 1;
+
+/** Utilisation of the stages over about the last second, and the number of failed images. */
+export function stageDetails(): (state: Pick<RunProgress, 'failures' | 'utilisation'>) => string {
+  let next = 0;
+  let stages = '';
+  return ({ failures, utilisation }) => {
+    const now = performance.now() / 1000;
+    if (now >= next) {
+      next = now + SECONDS_BETWEEN_READINGS;
+      stages = Object.entries(utilisation())
+        .map(([stage, share]: [string, number]) => `${stage} ${Math.round(100 * share)} %`)
+        .join(', ');
+    }
+    return failures > 0 ? `${stages}, ${failures} failed` : stages;
+  };
 }

@@ -1,19 +1,21 @@
 /** Shared by the commands that run a model: loads it, and processes images in batches. */
 import ndarray, { type NdArray } from 'ndarray';
-import { uniFlowPreprocessing } from '../config.js';
+import { join } from 'node:path';
 import { setThreads } from '../device.js';
+import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { reasonOf } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { decodeAhead, type DecodeFailure } from '../images/decode-ahead.js';
 import { checkSize, type PixelInput } from '../images/input.js';
-import type { HubProgress } from '../io/hub.js';
+import { resolveModel, type HubProgress } from '../io/hub.js';
+import { readJson } from '../io/json.js';
 import { loadInto } from '../io/preprocess.js';
 import { prefetch } from '../prefetch.js';
 import type { Item } from '../sources/item.js';
 import type { Skips } from '../sources/skips.js';
 import { gridOf } from '../tensor.js';
 import { UniFlow } from '../uniflow.js';
-import { asNamed, collectItems, type Failure } from './inputs.js';
+import { asNamed, collectItems, countImages, type Failure } from './inputs.js';
 import type { ModelOptions, ImageOptions } from './options.js';
 import { Progress } from './progress.js';
 
@@ -23,6 +25,19 @@ export async function loadModel(options: ModelOptions, signal: AbortSignal): Pro
     const { device, dtype, float8, revision } = options;
     return UniFlow.load(options.model, { device, dtype, float8, revision, onProgress, signal });
   });
+}
+
+/** Loads a vision encoder or a UniFlow model, as the config.json of `name` says. @returns its folder as well. */
+export async function loadAny(
+  name: string,
+  { json, device, dtype, float8, revision, threads }: ModelOptions,
+  signal: AbortSignal,
+): Promise<{ model: VisionEncoder | UniFlow; folder: string }> {
+  if (threads !== undefined) setThreads(threads);
+  const folder = await downloading(json === true, (onProgress) => resolveModel(name, { revision, onProgress, signal }));
+  const config = await readJson(join(folder, 'config.json'));
+  const kind = config['model_type'] === 'uniflow' ? UniFlow : VisionEncoder;
+  return { model: await kind.load(folder, { device, dtype, float8 }), folder };
 }
 
 /** Shows the progress of downloads by `load`, if there are any. */
@@ -102,6 +117,22 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
   }
 }
 
+/** Runs `work` and stops `progress` after it; meanwhile counts the images for the time estimate. */
+export async function estimating(inputs: readonly string[], progress: Progress, json: boolean, work: () => Promise<void>): Promise<void> {
+  const counting = new AbortController();
+  if (!json)
+    void countImages(inputs, counting.signal).then(
+      (total) => total !== undefined && progress.expect(total),
+      () => undefined, // the work reports errors of the source
+    );
+  try {
+    await work();
+  } finally {
+    counting.abort();
+    progress.stop();
+  }
+}
+
 /** Reports the skipped files. Sets the exit code to 1 if some of them may be images. */
 export function reportSkips(skips: Skips, progress: Progress | undefined, json: boolean): void {
   if (skips.lost > 0) process.exitCode = 1;
@@ -124,7 +155,7 @@ function decoded(
   batchSize: number,
   signal: AbortSignal,
 ): AsyncIterable<Decoded | DecodeFailure> {
-  const preprocessing = uniFlowPreprocessing(uniflow.config);
+  const { preprocessing } = uniflow;
   return decodeAhead(items.map(asNamed), {
     count: 2 * batchSize,
     signal,

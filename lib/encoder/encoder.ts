@@ -105,6 +105,10 @@ export class Encoder {
     return gridOf(this.config.imageSize, this.config.patch);
   }
 
+  get hasClassToken(): boolean {
+    return this.classToken !== undefined;
+  }
+
   /** Number of tokens before the patches: class token and registers. */
   get prefix(): number {
     return (this.classToken ? 1 : 0) + this.config.registers;

@@ -21,6 +21,8 @@ interface FamilyNames {
   /** Whether the patch projection has a bias. */
   patchBias: boolean;
   classToken?: { name: string; rank: 1 | 3 };
+  /** Whether the class token is trained to represent the image. InternVL drops it. */
+  classTokenIsImage?: true;
   registers?: string;
   /** Position table; its first row is for the class token, if there is one. */
   position?: { name: string; rank: 2 | 3 };
@@ -94,6 +96,7 @@ export const families: Record<Family, FamilyNames> = {
     patch: 'embeddings.patch_embeddings.projection',
     patchBias: true,
     classToken: { name: 'embeddings.cls_token', rank: 3 },
+    classTokenIsImage: true,
     registers: 'embeddings.register_tokens',
     position: { name: 'embeddings.position_embeddings', rank: 3 },
     finalNorm: 'layernorm',
@@ -117,6 +120,7 @@ export const families: Record<Family, FamilyNames> = {
     patch: 'embeddings.patch_embeddings',
     patchBias: true,
     classToken: { name: 'embeddings.cls_token', rank: 3 },
+    classTokenIsImage: true,
     registers: 'embeddings.register_tokens',
     finalNorm: 'norm',
     layer: (i, config) => {
@@ -146,6 +150,7 @@ export const families: Record<Family, FamilyNames> = {
     patch: 'embeddings.patch_embedding',
     patchBias: false,
     classToken: { name: 'embeddings.class_embedding', rank: 1 },
+    classTokenIsImage: true,
     position: { name: 'embeddings.position_embedding.weight', rank: 2 },
     preNorm: 'pre_layrnorm', // the spelling of the published names
     layer: contrastiveLayer,

@@ -13,8 +13,11 @@ import { RandomSource, type Parameter } from '../parameters.js';
 import { checkDevice, type DeviceOptions } from '../device.js';
 import { gridOf, onDevice, type Grid } from '../tensor.js';
 import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
+import { embedImages, type EmbedOptions } from './embed.js';
 import { Encoder } from './encoder.js';
 import { families, towerPrefixes } from './families.js';
+import { PoolingHead } from './head.js';
+import type { Pool } from './pooling.js';
 
 export interface LoadOptions extends DeviceOptions, HubOptions {}
 
@@ -49,6 +52,7 @@ export class VisionEncoder {
     readonly dtype: FloatType,
     /** Written by `save` unchanged from the checkpoint. */
     private readonly untouched: { carried: readonly Carried[]; files: Record<string, string> },
+    /** @internal */ readonly head?: PoolingHead,
   ) {}
 
   /**
@@ -68,7 +72,8 @@ export class VisionEncoder {
       const carried = await source.finish(families[config.family].unused);
       const { parameters } = source;
       const { device, dtype } = placement;
-      return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files });
+      const head = PoolingHead.of(checkpoint, config, placement, prefix);
+      return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files }, head);
     });
   }
 
@@ -118,6 +123,20 @@ export class VisionEncoder {
   }
 
   /**
+   * The {@link Pool} of `embed` if none is given: the checkpoint's pooling head; without one, the class token of the families whose class token is trained to
+   * represent the image (DINOv2, DINOv3, CLIP), else the mean of the patch tokens.
+   */
+  get defaultPool(): Pool {
+    if (this.head) return 'head';
+    return families[this.config.family].classTokenIsImage ? 'cls' : 'mean';
+  }
+
+  /** One vector per image, float32 [B,E], for search and classification. Images are prepared as for {@link encode}. */
+  async embed(images: ImageInput, options: EmbedOptions = {}): Promise<NdArray<Float32Array>> {
+    return embedImages(this, images, options);
+  }
+
+  /**
    * Writes the encoder as a Hugging Face folder, with the parts of its checkpoint that this library does not use (a pooling head, a mask token, the
    * processor's files). For a larger model, only the vision tower is written.
    */
@@ -131,6 +150,7 @@ export class VisionEncoder {
   /** Frees the weights; resolves when they are freed. */
   async dispose(): Promise<void> {
     this.encoder.invalidate();
+    await this.head?.dispose();
     for (const { tensor } of this.parameters) tensor.dispose();
     await onDevice(this.device, () => native.synchronize());
   }

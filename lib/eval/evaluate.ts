@@ -8,6 +8,7 @@
  */
 import type { NdArray } from 'ndarray';
 import { checkInteger, checkOptions, describe } from '../check.js';
+import { flat, meanOfTokens } from '../encoder/pooling.js';
 import { batches } from '../train/loader.js';
 import { subset, type Dataset } from '../sources/dataset.js';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
@@ -23,7 +24,7 @@ import type { UniFlow } from '../uniflow.js';
 import { FIT_IMAGES, fitBaseline, type PatchCodec } from './baseline.js';
 import type { ComparedSet, DataOrigin, EvaluateOptions, Evaluation, EvaluationPins } from './evaluation.js';
 import { checkComparable, type FeatureSet } from './feature-set.js';
-import { FeatureTable, flat, imagesOf, meanOfTokens, covered } from './features.js';
+import { FeatureTable, imagesOf, covered } from './features.js';
 import { fid } from './fid.js';
 import { KNN_DEFAULTS, knnAccuracy } from './knn.js';
 import { LatentMeter } from './latent-use.js';

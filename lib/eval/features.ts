@@ -1,12 +1,12 @@
 /** Feature vectors of images: by any encoder, one vector per image. */
 import ndarray, { type NdArray } from 'ndarray';
-import { uniFlowPreprocessing } from '../config.js';
-import { VisionEncoder } from '../encoder/vision-encoder.js';
+import { flat, meanOfTokens } from '../encoder/pooling.js';
+import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
 import { checkBatchSize } from '../gather.js';
 import { native, type ResampleFilter } from '../native.js';
-import { cast, sliceTokens, toUint8 } from '../ops.js';
-import { gridOf, onDevice, Tensor, tensorOf, tidy, type Grid } from '../tensor.js';
+import { sliceTokens, toUint8 } from '../ops.js';
+import { gridOf, onDevice, Tensor, tidy, type Grid } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { parametersPin, type ExtractorPin, type WeightsPin } from './pins.js';
 
@@ -36,7 +36,7 @@ export async function encoderFeatures(
   const { encoder } = model;
   if (pool === 'class' && encoder.prefix === 0)
     throw UniFlowError.expected('UNSUPPORTED', 'pool', "'mean', as the encoder has no class token", "'class'");
-  const { size, filter } = model instanceof VisionEncoder ? model.preprocessing : uniFlowPreprocessing(model.config);
+  const { size, filter } = model.preprocessing;
   const { rows, cols } = gridOf(size, encoder.config.patch);
   const { name, sha256 } = weights ?? (await parametersPin(model.parameters));
   return {
@@ -58,22 +58,6 @@ export async function encoderFeatures(
     },
     dispose: () => model.dispose(),
   };
-}
-
-/** Mean over the tokens, computed per image so that it does not depend on the batch: [B,N,D] → float32 [B,D]. */
-export function meanOfTokens(tokens: Tensor): Tensor {
-  const [images, count, width] = tokens.shape as [number, number, number];
-  const means = Array.from({ length: images }, (_, b) => {
-    const sum = tensorOf(native.sumRows(tokens.slice(b, b + 1).handle, 1));
-    return tensorOf(native.add(undefined, sum.handle, undefined, 0, 1 / count)).handle;
-  });
-  return tensorOf(native.concat(means)).reshape([images, width]);
-}
-
-/** All tokens concatenated: [B,N,D] → float32 [B,N*D]. */
-export function flat(tokens: Tensor): Tensor {
-  const [images, count, width] = tokens.shape as [number, number, number];
-  return cast(tokens, 'float32').reshape([images, count * width]);
 }
 
 /** Uploads images [begin, end) of [B,H,W,3]. */

@@ -2,11 +2,12 @@
 import { describe } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import type { OpenImage } from './decode.js';
+import { resamplingTo, type ResamplingRule } from '../io/preprocess.js';
 import type { Resampling } from '../native.js';
 import { gridOf, type Grid } from '../tensor.js';
 
 /**
- * - crop: fills the model's size and cuts off the rest, as in {@link UniFlow.encode}.
+ * - crop: the model's own preprocessing, as in {@link UniFlow.encode}: fills the model's size and, in most families, cuts off the rest.
  * - pad: fits the whole image into the model's size, at the top left; the rest gets the mean colour.
  * - native: the whole image at its own aspect ratio, with about as many patches as the model's size. Sides are rounded to whole
  *   patches, which changes the aspect ratio by at most half a patch.
@@ -22,7 +23,7 @@ export function checkFit(fit: unknown): asserts fit is Fit {
 /** How an image is placed; everything except the grid is in pixels. */
 export interface Placement {
   grid: Grid;
-  /** The visible part of the image, in its own pixels. */
+  /** The visible part of the image, in its own pixels, if the model's preprocessing is UniFlow's. */
   crop?: { left: number; top: number; width: number; height: number };
   /** Padding added after resizing. */
   padding?: { right: number; bottom: number };
@@ -32,6 +33,8 @@ export interface Placement {
 export interface Target {
   fit: Fit;
   size: readonly [height: number, width: number];
+  /** The model's own resizing, for crop. */
+  rule: ResamplingRule;
   patch: number;
   /** Colour of the padding: the mean of the encoder's training pixels, in [0, 1]. */
   mean: readonly [number, number, number];
@@ -39,11 +42,11 @@ export interface Target {
 
 type Extent = Pick<OpenImage, 'width' | 'height'>;
 
-export function placementOf(image: Extent, { fit, size, patch }: Target): Placement {
+export function placementOf(image: Extent, { fit, size, rule, patch }: Target): Placement {
   const grid = gridOf(size, patch);
   const [width, height] = [grid.cols * patch, grid.rows * patch];
   if (fit === 'native') return { grid: nativeGrid(image, grid.rows * grid.cols) };
-  if (fit === 'crop') return { grid, crop: visible(image, size, { width, height }) };
+  if (fit === 'crop') return rule.mode === 'cover' ? { grid, crop: visible(image, size, { width, height }) } : { grid };
   const scaled = inside(image, width, height);
   return { grid, padding: { right: width - scaled.width, bottom: height - scaled.height } };
 }
@@ -90,15 +93,16 @@ function inside(image: Extent, width: number, height: number): Extent {
 /** Writes the placed image `into` packed RGB of {@link pixelSize}. */
 export async function place(image: OpenImage, placement: Placement, target: Target, into: Uint8Array): Promise<void> {
   const [height, width] = pixelSize(placement, target);
-  const { fit, mean } = target;
+  const { fit, rule, mean } = target;
   const { padding } = placement;
-  if (!padding) return image.resample(into, to(width, height, fit === 'crop' ? 'cover' : 'stretch'));
+  if (fit === 'crop') return image.resample(into, resamplingTo([height, width], rule));
+  if (!padding) return image.resample(into, stretchedTo(width, height));
   const inner = { width: width - padding.right, height: height - padding.bottom };
   if (padding.right === 0) {
-    await image.resample(into.subarray(0, 3 * width * inner.height), to(width, inner.height, 'stretch'));
+    await image.resample(into.subarray(0, 3 * width * inner.height), stretchedTo(width, inner.height));
   } else {
     const pixels = new Uint8Array(3 * inner.width * inner.height);
-    await image.resample(pixels, to(inner.width, inner.height, 'stretch'));
+    await image.resample(pixels, stretchedTo(inner.width, inner.height));
     fill(into, mean);
     const row = 3 * inner.width;
     for (let y = 0; y < inner.height; y++) into.set(pixels.subarray(y * row, (y + 1) * row), 3 * y * width);
@@ -112,6 +116,6 @@ function fill(into: Uint8Array, colour: readonly number[]): void {
   for (let done = 3; done < into.length; done *= 2) into.copyWithin(done, 0, Math.min(done, into.length - done));
 }
 
-function to(width: number, height: number, mode: Resampling['mode']): Resampling {
-  return { width, height, mode, edge: Math.max(width, height), filter: 'bicubic' };
+function stretchedTo(width: number, height: number): Resampling {
+  return resamplingTo([height, width], { mode: 'stretch', filter: 'bicubic', edgeRatio: 1 });
 }

@@ -1,7 +1,7 @@
 /** Preprocessing: converts images to the pixels that an encoder was trained on (resize, crop, statistics). */
 import { throwIfAborted } from '../errors.js';
 import type { Family } from '../encoder/config.js';
-import type { NativeNormalisation, ResampleFilter } from '../native.js';
+import type { NativeNormalisation, Resampling, ResampleFilter } from '../native.js';
 import { decodeAhead } from '../images/decode-ahead.js';
 import { openImage, type DecodeOptions, type ImageSource, type RgbImage } from '../images/decode.js';
 import type { Item } from '../sources/item.js';
@@ -49,6 +49,14 @@ export function nativeNormalisation(p: { mean: Triple; std: Triple }): NativeNor
   return { mean: Float32Array.from(p.mean), std: Float32Array.from(p.std) };
 }
 
+/** The resizing and cropping of an image to [height, width]. */
+export function resamplingTo([height, width]: Preprocessing['size'], { mode, filter, edgeRatio }: ResamplingRule): Resampling {
+  return { width, height, mode, filter, edge: Math.round(Math.max(height, width) * edgeRatio) };
+}
+
+/** How images are resized and cropped, to any size. */
+export type ResamplingRule = Pick<Preprocessing, 'mode' | 'filter' | 'edgeRatio'>;
+
 /** Decodes images into one batch, uint8 [B,H,W,3] in C order. @throws {UniFlowError} if one cannot be read. */
 export async function loadPixels(
   items: readonly Item[],
@@ -72,11 +80,11 @@ export async function loadPixels(
 export async function loadInto(
   into: Uint8Array,
   source: ImageSource | RgbImage,
-  { mode, filter, edgeRatio }: Preprocessing,
-  [height, width]: readonly [number, number],
+  rule: ResamplingRule,
+  size: Preprocessing['size'],
   options: DecodeOptions = {},
 ): Promise<void> {
   throwIfAborted(options.signal);
   const image = await openImage(source, options);
-  await image.resample(into, { width, height, mode, filter, edge: Math.round(Math.max(height, width) * edgeRatio) });
+  await image.resample(into, resamplingTo(size, rule));
 }

@@ -1,6 +1,7 @@
 /** Encodes many images to shards of latents, and reads them back. docs/shards.md has the layout. */
 export { encodeToShards } from './worker.js';
 export type { PlanResult, RunOptions, RunProgress, RunResult } from './run.js';
+export { embedToFile, type EmbeddingFileOptions, type EmbeddingFileResult } from './embeddings.js';
 export { openShards, type ReadOptions, type Shards, type ShardSample } from './reader.js';
 export { openSource, unique, type Source } from '../sources/source.js';
 export { ShardEncoder, type EncodeShardOptions, type FileRecord, type ShardOptions, type ShardRecord } from './shard.js';

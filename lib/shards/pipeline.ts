@@ -1,10 +1,11 @@
-/** Encodes images to latents: decodes several at once into recycled buffers, and computes batches of one shape. */
+/** Runs a model on a stream of images: decodes several at once into recycled buffers, and computes batches of one shape. */
 import ndarray from 'ndarray';
 import { ignoreRejection } from '../prefetch.js';
 import { checkBatchSize } from '../gather.js';
 import { decodeAhead, type DecodeFailure } from '../images/decode-ahead.js';
 import { DECODERS, openImage } from '../images/decode.js';
-import { checkSize } from '../images/input.js';
+import { checkSize, type InputOptions, type PixelInput } from '../images/input.js';
+import type { Preprocessing } from '../io/preprocess.js';
 import { gridOf } from '../tensor.js';
 import type { EncodeOptions, Encoded, UniFlowModel } from '../model.js';
 import { Buffers } from '../images/buffers.js';
@@ -13,11 +14,24 @@ import { checkFit, pixelSize, place, placementOf, type Fit, type Placement, type
 import { Meter } from './meter.js';
 import type { ImageSource, Item, RgbImage } from '../sources/item.js';
 
-/** Options for reading and encoding images. */
-export interface PipelineOptions extends EncodeOptions {
+/** Options for reading images. */
+export interface PipelineOptions extends InputOptions {
+  /** Images computed together. Default: as many as make up about 4,096 tokens. */
+  batchSize?: number | undefined;
   /** How images of another shape are fitted to the model's. Default: crop. */
   fit?: Fit | undefined;
   download?: Omit<DownloadOptions, 'signal'> | undefined;
+}
+
+/** Options for reading and encoding images. */
+export interface EncodePipelineOptions extends EncodeOptions, Omit<PipelineOptions, keyof EncodeOptions> {}
+
+/** What a pipeline runs: a model's input, and its results for a batch of images. */
+export interface BatchModel<R> {
+  device: string;
+  patch: number;
+  preprocessing: Preprocessing;
+  run(pixels: PixelInput, options: { batchSize: number; signal?: AbortSignal }): Promise<R>;
 }
 
 /** Metadata of an encoded image. */
@@ -37,10 +51,8 @@ export interface EncodedPicture {
   offset: number;
 }
 
-/** Images computed together; all have the same grid. */
-export interface PictureBatch extends Encoded {
-  pictures: EncodedPicture[];
-}
+/** Results of images computed together; all have the same grid. */
+export type PictureBatch<R = Encoded> = R & { pictures: EncodedPicture[] };
 
 interface Decoded {
   record: PictureRecord;
@@ -56,11 +68,19 @@ const READ_AHEAD = 32;
 /** Number of batches' worth of images that may wait for others of their shape. Beyond it, the fullest partial batch is computed. */
 const WAITING = 8;
 
+/** A pipeline to latents. @throws {UniFlowError} `BAD_INPUT` for bad options. */
+export function encodePipeline(uniflow: UniFlowModel, { tokens, hiddenStates, ...options }: EncodePipelineOptions = {}): Pipeline<Encoded> {
+  const { device, preprocessing, config } = uniflow;
+  const run: BatchModel<Encoded>['run'] = (pixels, of) =>
+    uniflow.encode(pixels, { ...of, ...(tokens ? { tokens } : {}), ...(hiddenStates ? { hiddenStates } : {}) });
+  return new Pipeline({ device, patch: config.patch, preprocessing, run }, options);
+}
+
 /**
- * Resources shared by all image streams through one model: decoding threads, buffers and the utilisation meter. Latents depend only on the
+ * Resources shared by all image streams through one model: decoding threads, buffers and the utilisation meter. Results depend only on the
  * images, and batches only on the order of the source.
  */
-export class Pipeline {
+export class Pipeline<R extends object> {
   readonly target: Target;
   readonly batchSize: number;
   readonly meter: Meter;
@@ -69,15 +89,16 @@ export class Pipeline {
 
   /** @throws {UniFlowError} `BAD_INPUT` for bad options. */
   constructor(
-    readonly uniflow: UniFlowModel,
+    private readonly model: BatchModel<R>,
     private readonly options: PipelineOptions = {},
   ) {
-    const { patch, mean, imageSize } = uniflow.config;
-    const { fit = 'crop', size = imageSize, batchSize } = options;
+    const { device, patch, preprocessing } = model;
+    const { mode, filter, edgeRatio, mean } = preprocessing;
+    const { fit = 'crop', size = preprocessing.size, batchSize } = options;
     checkFit(fit);
-    this.target = { fit, size: checkSize(size, patch), patch, mean };
+    this.target = { fit, size: checkSize(size, patch), rule: { mode, filter, edgeRatio }, patch, mean };
     const grid = gridOf(this.target.size, patch);
-    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols, uniflow.device);
+    this.batchSize = checkBatchSize(batchSize, grid.rows * grid.cols, device);
     this.meter = new Meter(DECODERS);
   }
 
@@ -85,9 +106,9 @@ export class Pipeline {
   async *run(
     items: Iterable<Item> | AsyncIterable<Item>,
     signal: AbortSignal | undefined = this.options.signal,
-  ): AsyncGenerator<PictureBatch | DecodeFailure, void, undefined> {
-    const queued: Promise<PictureBatch | DecodeFailure>[] = [];
-    const queue = (pictures: Placed[]): unknown => queued.push(ignoreRejection(this.encode(pictures, signal)));
+  ): AsyncGenerator<PictureBatch<R> | DecodeFailure, void, undefined> {
+    const queued: Promise<PictureBatch<R> | DecodeFailure>[] = [];
+    const queue = (pictures: Placed[]): unknown => queued.push(ignoreRejection(this.compute(pictures, signal)));
     const shapes = new Shapes(this.batchSize);
     try {
       const decoded = decodeAhead(items, {
@@ -122,17 +143,16 @@ export class Pipeline {
     return { record: { id, width, height, ...placement }, pixels };
   }
 
-  private encode(pictures: Placed[], signal: AbortSignal | undefined): Promise<PictureBatch> {
+  private compute(pictures: Placed[], signal: AbortSignal | undefined): Promise<PictureBatch<R>> {
     const { pixels, record } = pictures[0] as Placed;
     const batch = this.batches.take(pictures.length * pixels.length);
     pictures.forEach((picture, i) => batch.set(picture.pixels, i * pixels.length));
     for (const picture of pictures) this.singles.give(picture.pixels);
     const shape = [pictures.length, ...pixelSize(record, this.target), 3];
-    const { tokens, hiddenStates } = this.options;
     return this.meter.compute.during(async () => {
-      const encoded = this.uniflow.encode({ pixels: ndarray(batch, shape) }, { tokens, hiddenStates, batchSize: pictures.length, signal });
-      this.batches.give(batch); // encode has copied the batch once it returns
-      return { pictures: pictures.map(({ record, row, offset }) => ({ record, row, offset })), ...(await encoded) };
+      const computed = this.model.run({ pixels: ndarray(batch, shape) }, { batchSize: pictures.length, ...(signal ? { signal } : {}) });
+      this.batches.give(batch); // run has copied the batch once it returns
+      return { pictures: pictures.map(({ record, row, offset }) => ({ record, row, offset })), ...(await computed) };
     });
   }
 }

@@ -4,6 +4,7 @@
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
 import { reasonOf, UniFlowError } from '../errors.js';
+import type { Encoded } from '../model.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
@@ -11,13 +12,13 @@ import type { ArrayName, Layout, ShardArray, ShardContent, ShardFile } from './f
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
-import { Pipeline, type PictureBatch, type PictureRecord, type PipelineOptions } from './pipeline.js';
+import { encodePipeline, type EncodePipelineOptions, type PictureBatch, type PictureRecord, type Pipeline } from './pipeline.js';
 import { Spool } from './spool.js';
 import { Stamps, type StampRecord } from './stamps.js';
 import { checkStore, STORE, toStored, type StoreType } from './store.js';
 
 /** Options for the contents of shards. */
-export interface ShardOptions extends Omit<PipelineOptions, 'hiddenStates' | 'signal'> {
+export interface ShardOptions extends Omit<EncodePipelineOptions, 'hiddenStates' | 'signal'> {
   /** Default true; false stores tokens only. */
   latents?: boolean | undefined;
   /** Default float32. */
@@ -84,7 +85,7 @@ function shardLayout(stem: string, format: FormatName): Layout {
 
 /** Encodes shards with one model. Concurrent shards share threads and memory. */
 export class ShardEncoder {
-  readonly pipeline: Pipeline;
+  readonly pipeline: Pipeline<Encoded>;
   readonly arrays: readonly ArrayName[];
   readonly store: StoreType;
   readonly format: FormatName;
@@ -101,7 +102,7 @@ export class ShardEncoder {
     if (!latents && !tokens) throw UniFlowError.expected('BAD_INPUT', 'latents', 'true, or tokens', describe(latents));
     this.arrays = [...(latents ? (['latents'] as const) : []), ...(tokens ? (['tokens'] as const) : [])];
     [this.store, this.format, this.model] = [store, format, model];
-    this.pipeline = new Pipeline(uniflow, options);
+    this.pipeline = encodePipeline(uniflow, options);
   }
 
   /** Vector length of the array. */

@@ -28,6 +28,8 @@ async function problemsOf(folder: string): Promise<string[]> {
     for (const size of golden.names.flatMap((name) => /^pixels\.(.+)$/.exec(name)?.[1] ?? [])) {
       const out = await encoder.encode({ pixels: await golden.read(`pixels.${size}`) }, { hiddenStates: true });
       await compare(`last.${size}`, out.lastHiddenState);
+      if (golden.names.includes(`pooled.${size}`))
+        await compare(`pooled.${size}`, await encoder.embed({ pixels: await golden.read(`pixels.${size}`) }, { normalize: false }));
       const states = golden.names.filter((name) => name.startsWith(`h.${size}.`));
       if (states.length !== out.hiddenStates!.length)
         problems.push(`${size}: ${out.hiddenStates!.length} hidden states, not ${states.length}`);

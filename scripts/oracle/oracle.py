@@ -1,7 +1,7 @@
 """Compares VisionEncoder with transformers on tiny random models of every family, in many configurations.
 
-For each variant, transformers builds a model with random weights and computes its hidden states for several sizes, and for a photograph
-where the variant is one of a processor. compare.ts loads the folder, computes the same, and saves the encoder; what it saved is loaded by
+For each variant, transformers builds a model with random weights and computes its hidden states and its pooled output for several sizes, and
+those of a photograph where the variant is one of a processor. compare.ts loads the folder, computes the same, and saves the encoder; what it saved is loaded by
 transformers again, where no weight may be missing or another one.
 
 Needs: Python 3.11 or later with torch, transformers 5, safetensors and Pillow (torchvision is not used); the package built, and Node.js.
@@ -48,27 +48,33 @@ def packed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def forward(vision: torch.nn.Module, pixels: torch.Tensor, interpolate: bool) -> dict[str, torch.Tensor]:
+def forward(
+    vision: torch.nn.Module, pixels: torch.Tensor, interpolate: bool, projection: torch.nn.Module | None = None
+) -> dict[str, torch.Tensor]:
     extra = {"interpolate_pos_encoding": True} if interpolate else {}
     with torch.no_grad():
         out = vision(pixel_values=pixels, output_hidden_states=True, **extra)
+        pooled = getattr(out, "pooler_output", None)
+        if projection is not None:
+            pooled = projection(pooled)
     states = {f"h.{i}": packed(h) for i, h in enumerate(out.hidden_states)}
-    return {"last": packed(out.last_hidden_state), **states}
+    return {"last": packed(out.last_hidden_state), **states, **({} if pooled is None else {"pooled": packed(pooled)})}
 
 
 def build(variant: Variant, folder: Path) -> None:
-    """Writes the variant's checkpoint, and golden.safetensors: pixels.HxW, last.HxW, h.HxW.i, and those of the photograph."""
+    """Writes the variant's checkpoint, and golden.safetensors: pixels.HxW, last.HxW, h.HxW.i, pooled.HxW, and those of the photograph."""
     model = variant.model().eval()
     randomise(model)
     model.save_pretrained(folder)
     vision = variant.vision(model)
+    projection = variant.projection(model)
     golden = {}
     generator = torch.Generator().manual_seed(11)
     for height, width in variant.sizes:
         pixels = torch.randn(1, 3, height, width, generator=generator)
         size = f"{height}x{width}"
         golden[f"pixels.{size}"] = pixels
-        for name, value in forward(vision, pixels, variant.interpolate).items():
+        for name, value in forward(vision, pixels, variant.interpolate, projection).items():
             kind, _, number = name.partition(".")
             golden[f"{kind}.{size}{'.' + number if number else ''}"] = value
     if variant.processor:

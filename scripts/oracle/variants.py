@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel,
+    CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection,
     Dinov2Config, Dinov2ForImageClassification, Dinov2Model,
     Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification, Dinov2WithRegistersModel,
     DINOv3ViTConfig, DINOv3ViTModel,
@@ -32,6 +32,8 @@ class Variant:
     """Whether the model interpolates its positions only when asked to."""
     interpolate: bool = False
     vision: Callable[[torch.nn.Module], torch.nn.Module] = lambda model: model
+    """The layer that projects the pooled output, in a model that has one."""
+    projection: Callable[[torch.nn.Module], torch.nn.Module | None] = lambda model: getattr(model, "visual_projection", None)
     processor: Callable[[], object] | None = None
     edits: list[Edit] = field(default_factory=list)
     """Whether transformers has the class of what is saved."""
@@ -128,6 +130,8 @@ def clip() -> Iterator[Variant]:
         "base": {}, "gelu": {"hidden_act": "gelu"}, "gelu-new": {"hidden_act": "gelu_new"}, "eps": {"layer_norm_eps": 1e-3},
         "heads": {"num_attention_heads": 6}, "patch14": {"patch_size": 14, "image_size": 60}, "patch32": {"patch_size": 32, "image_size": 70},
     }, **options)
+    projected = CLIPVisionConfig(**base, projection_dim=24)
+    yield Variant("clip-projection", lambda: CLIPVisionModelWithProjection(projected), P16, **options, vision=lambda model: model.vision_model)
     whole = CLIPConfig(text_config={**SHAPE, **MLP, "num_hidden_layers": 1, "vocab_size": 99, "max_position_embeddings": 16}, vision_config=base, projection_dim=24)
     tower = {**options, "vision": lambda model: model.vision_model}
     yield Variant("clip-tower", lambda: CLIPModel(whole), P16, **tower)

@@ -3,10 +3,11 @@
  * cols, Z] little-endian. The file's metadata name the element type as `dtype`. The libraries are loaded on demand.
  */
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
-import type { ByteWriter, ColumnSource, ParquetWriter } from 'hyparquet-writer';
+import type { ColumnSource, ParquetWriter } from 'hyparquet-writer';
 import { UniFlowError } from '../../errors.js';
 import { optional } from '../../optional.js';
 import type { Output } from '../output.js';
+import { loadParquetWriter, taken } from '../parquet-writer.js';
 import type { PictureRecord } from '../pipeline.js';
 import { checkStore, STORE } from '../store.js';
 import { storedRow, type FilePicture, type Format, type ShardContent } from './format.js';
@@ -15,10 +16,8 @@ import { storedRow, type FilePicture, type Format, type ShardContent } from './f
 const GROUP_BYTES = 2 ** 24;
 const PAGE_BYTES = 2 ** 17;
 
-const loadWriter = (): Promise<typeof import('hyparquet-writer')> => optional('parquet', () => import('hyparquet-writer'));
-
 export const parquet: Format = {
-  checkInstalled: loadWriter,
+  checkInstalled: loadParquetWriter,
   files: (content) => [{ name: content.fileOf('latents'), chunks: chunksOf(content) }],
   open: async ({ input, stem }) => {
     const { cell } = await openTable(input, `${stem}.parquet`);
@@ -73,7 +72,7 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { bytes } = STORE[store];
   const perRow = ((offsets.at(-1) as number) / pictures.length) * bytes * arrays.reduce((sum, { width }) => sum + width, 0);
   const rows = Math.max(1, Math.floor(GROUP_BYTES / perRow));
-  const library = await loadWriter();
+  const library = await loadParquetWriter();
   const sink = new library.ByteWriter();
   let writer: ParquetWriter | undefined;
   for (let begin = 0; begin < pictures.length; begin += rows) {
@@ -94,13 +93,6 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   }
   await writer?.finish();
   yield taken(sink);
-}
-
-/** Takes the bytes written so far and resets the writer. */
-function taken(sink: ByteWriter): Uint8Array {
-  const bytes = sink.getBytes().slice();
-  sink.index = 0;
-  return bytes;
 }
 
 async function columnsOf(content: ShardContent, begin: number, end: number): Promise<ColumnSource[]> {
