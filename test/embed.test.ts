@@ -2,15 +2,18 @@
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { Field, FixedSizeList, Float32, Schema, Table, tableFromIPC, tableToIPC, Utf8 } from 'apache-arrow';
 import ndarray, { type NdArray } from 'ndarray';
+import { execFile } from 'node:child_process';
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { promisify } from 'node:util';
 import { readParquet } from 'parquet-wasm';
 import sharp from 'sharp';
 import { decodeImage, embedToFile, UniFlow, VisionEncoder } from '../lib/index.js';
 import { readNpy } from '../lib/io/npy.js';
 import { arrowSchema } from '../lib/shards/embeddings-parquet.js';
-import { failure, fixtures, golden, photos, readTensors, relativeL2, startCommand, tolerances } from './support.js';
+import { failure, fixtures, golden, photos, readTensors, relativeL2, root, startCommand, tolerances } from './support.js';
 
 const checkpoint = (name: string): string => join(fixtures, 'checkpoints', name);
 const photo = (name: string): string => join(photos, `${name}.jpg`);
@@ -218,3 +221,26 @@ test('the nearest photograph to a crop of one is the one it is cut from', async 
     expect(scores.indexOf(Math.max(...scores))).toBe(i);
   }
 });
+
+// Slow: npm installs LanceDB (112 MB), which is not among the dependencies.
+test('the recipe for LanceDB in docs/embeddings.md finds the photograph that it searches for', async () => {
+  const docs = await readFile(join(root, 'docs', 'embeddings.md'), 'utf8');
+  const [, install] = /npm install (@lancedb.+)/.exec(docs)!;
+  const [, recipe] = /```js\n(import \* as lancedb.+?)```/s.exec(docs)!;
+  const folder = join(dir, 'lance');
+  await cp(photos, join(folder, 'photos'), { recursive: true });
+  await writeFile(
+    join(folder, 'recipe.mjs'),
+    recipe!.replace("'uniflow-tokenizer'", JSON.stringify(pathToFileURL(join(root, 'lib', 'index.ts')).href)),
+  );
+  const run = promisify(execFile);
+  await run('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', ...install!.split(' ')], { cwd: folder });
+  const tsx = import.meta.resolve('tsx');
+  const { stdout } = await run(process.execPath, ['--import', tsx, 'recipe.mjs', 'photos/fig.jpg'], { cwd: folder });
+  const [first, second] = stdout
+    .trim()
+    .split('\n')
+    .map((line) => line.split(' '));
+  expect(first).toEqual(['0.0000', 'photos/fig.jpg']);
+  expect(Number(second![0])).toBeGreaterThan(0.05);
+}, 300_000);
