@@ -236,7 +236,7 @@ const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a 
 
 /** Values of one parameter in C order, and the tensors that they are stored as; absent parts are skipped. */
 interface Values {
-  read(): Promise<Uint8Array>;
+  read: () => Promise<Uint8Array>;
   parts: readonly { name: string; dtype: keyof typeof STORED; shape: readonly number[]; absent: boolean }[];
 }
 
