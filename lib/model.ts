@@ -18,7 +18,14 @@ import { native, type FloatType, type NativeNormalisation } from './native.js';
 import type { ModelType } from './device.js';
 import { assignParameter, GAIN, type Parameter, type ParameterSource } from './parameters.js';
 import { cast, checkFinite, imageQuality, linear, reshape, sliceTokens, toUint8, unfold, type Linear } from './ops.js';
-import { isInt8, quantizationMetadata, quantizeModel, storedQuantization, type Quantization, type QuantizeOptions } from './quantize.js';
+import {
+  isInt8,
+  quantizationMetadata,
+  quantizeModel,
+  storedQuantization,
+  type Quantization,
+  type TokenizerQuantizeOptions,
+} from './quantize.js';
 import { gridOf, onDevice, Tensor, tensorOf, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
@@ -247,13 +254,14 @@ export class UniFlowModel {
 
   /**
    * Replaces the weights of large layers by int8 ones, for inference on the CPU. Layers whose products come out too far from their float ones on these
-   * images keep their weights. The model's activations stay in its dtype.
-   * @param images a few typical ones; without them, two made-up ones that resemble photographs.
+   * images keep their weights, as do others until the images' reconstructions lose at most `maxLoss`. The model's activations stay in its dtype.
+   * @param images a few typical ones; without them, two made-up ones that resemble photographs, and the reconstructions are not measured.
    */
-  async quantize(images?: ImageInput, options: QuantizeOptions = {}): Promise<Quantization> {
+  async quantize(images?: ImageInput, options: TokenizerQuantizeOptions = {}): Promise<Quantization> {
     const { parameters, device, preprocessing, config } = this;
-    const model = { parameters, device, preprocessing, patch: config.patch };
-    this.gate = await quantizeModel({ ...model, run: (pixels) => void this.reconstructionLoss(pixels) }, images, options);
+    const run = (pixels: Tensor): void => void this.reconstructionLoss(pixels);
+    const psnr = async (images: ImageInput): Promise<number> => (await this.reconstruct(images)).psnr;
+    this.gate = await quantizeModel({ parameters, device, preprocessing, patch: config.patch, run, psnr }, images, options);
     return this.gate;
   }
 

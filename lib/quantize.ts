@@ -1,7 +1,8 @@
 /**
- * int8 weights, with a gate: a linear layer gets them only if its int8 products come out close to its float ones on a few images.
+ * int8 weights, with a gate: a linear layer gets them only if its int8 products come out close to its float ones on a few images, and if a
+ * tokenizer as a whole loses little by them.
  *
- * Each layer is judged alone, on the inputs that it has in the float model. Scales are per output of a weight and per row of activations
+ * Each layer is judged on the inputs that it has in the float model. Scales are per output of a weight and per row of activations
  * (native/cpu/int8.h).
  */
 import { z } from 'zod';
@@ -16,8 +17,11 @@ import { linear, observeLinear, resizeTable, type Linear } from './ops.js';
 import type { Parameter } from './parameters.js';
 import { keep, onDevice, tensorOf, tidy, uncancellable, type Tensor } from './tensor.js';
 
-/** Layers below this cosine keep their float weights. */
-export const DEFAULT_COSINE = 0.999;
+/** Layers below this cosine keep their float weights. Rows of normally distributed values come to 0.9999. */
+export const DEFAULT_COSINE = 0.9998;
+
+/** What int8 may cost a tokenizer, in dB of PSNR. */
+export const DEFAULT_LOSS = 0.1;
 
 const layerSchema = z.object({
   /** Checkpoint names of its weights, without `.weight`; several are stacked. */
@@ -35,6 +39,8 @@ const schema = z.object({
   images: z.int(),
   /** Whether the images were made up, because none were given. */
   synthetic: z.boolean(),
+  /** PSNR that the images' reconstructions lost to int8, in dB; absent if it was not measured. */
+  loss: z.number().optional(),
   layers: z.array(layerSchema),
 });
 
@@ -44,9 +50,15 @@ export type QuantizedLayer = z.infer<typeof layerSchema>;
 export type Quantization = z.infer<typeof schema>;
 
 export interface QuantizeOptions {
-  /** Layers whose {@link QuantizedLayer.cosine} is lower keep their float weights. Default 0.999. */
+  /** Layers whose {@link QuantizedLayer.cosine} is lower keep their float weights. Default 0.9998. */
   threshold?: number;
   signal?: AbortSignal;
+}
+
+/** With images given, a tokenizer is also judged as a whole. */
+export interface TokenizerQuantizeOptions extends QuantizeOptions {
+  /** The PSNR of the images' reconstructions, in dB, that int8 may cost; further layers keep their float weights, the least close first. Default 0.1. */
+  maxLoss?: number;
 }
 
 /** A model to quantise. */
@@ -57,6 +69,8 @@ export interface Quantizable {
   patch: number;
   /** Queues all that the model does with pixels [1,H,W,3] or [1,3,H,W]. */
   run(pixels: Tensor): void;
+  /** Mean PSNR of the images' reconstructions, in dB. */
+  psnr?(images: ImageInput): Promise<number>;
 }
 
 /**
@@ -66,9 +80,12 @@ export interface Quantizable {
 export async function quantizeModel(
   model: Quantizable,
   images: ImageInput | undefined,
-  { threshold = DEFAULT_COSINE, signal }: QuantizeOptions,
+  { threshold = DEFAULT_COSINE, maxLoss, signal }: TokenizerQuantizeOptions,
 ): Promise<Quantization> {
   checkNumber('threshold', threshold, -1, 1);
+  if (maxLoss !== undefined) checkNumber('maxLoss', maxLoss, 0, Infinity);
+  if (maxLoss !== undefined && !(images && model.psnr))
+    throw UniFlowError.expected('BAD_INPUT', 'maxLoss', 'a UniFlow model, and images to measure it on', 'neither or one');
   const { device, parameters, preprocessing, patch } = model;
   if (device !== 'cpu') throw UniFlowError.expected('UNSUPPORTED', 'quantize', 'a model on the CPU', `one on ${device}`);
   if (isInt8(parameters))
@@ -84,14 +101,20 @@ export async function quantizeModel(
       pixels.dispose();
       await onDevice(device, () => native.synchronize());
     }
-    const layers: QuantizedLayer[] = [];
-    for (const candidate of candidates.values()) layers.push(await judge(candidate, threshold));
+    for (const candidate of candidates.values()) candidate.cosine = await worstCosine(candidate);
+    const passed = [...candidates.values()].filter(({ cosine }) => cosine >= threshold).sort((a, b) => b.cosine - a.cosine);
     throwIfAborted(signal);
-    for (const [i, { parameter, int8 }] of [...candidates.values()].entries())
-      if (layers[i]?.int8) parameter.tensor.assign(int8.handle.share());
-    return { threshold, images: batches.count, synthetic: images === undefined, layers };
+    let loss: number | undefined;
+    if (images && model.psnr) loss = await applyWithin(passed, maxLoss ?? DEFAULT_LOSS, () => model.psnr!(images), signal);
+    else apply(passed, passed.length);
+    const layers = [...candidates.values()].map(({ parameter, cosine }) => ({
+      names: layerNames(parameter),
+      cosine,
+      int8: isInt8([parameter]),
+    }));
+    return { threshold, images: batches.count, synthetic: images === undefined, loss, layers };
   } finally {
-    for (const { int8, distances } of candidates.values()) for (const tensor of [int8, ...distances]) tensor.dispose();
+    for (const { int8, float, distances } of candidates.values()) for (const tensor of [int8, float, ...distances]) tensor.dispose();
     batches.dispose();
   }
 }
@@ -103,16 +126,49 @@ export function isInt8(parameters: readonly Parameter[]): boolean {
 
 interface Candidate {
   parameter: Parameter;
+  /** Its weights of both kinds. */
   int8: Tensor;
+  float: Tensor;
   /** 1 − cosine, one of each image and call: [1]. */
   distances: Tensor[];
+  cosine: number;
+}
+
+/** The best `count` of the candidates become int8, the others float. */
+function apply(candidates: readonly Candidate[], count: number): void {
+  for (const [i, { parameter, int8, float }] of candidates.entries()) parameter.tensor.assign((i < count ? int8 : float).handle.share());
+}
+
+/** Makes as many candidates int8, the best first, as cost at most `maxLoss` dB. @returns the loss. */
+async function applyWithin(
+  candidates: readonly Candidate[],
+  maxLoss: number,
+  psnr: () => Promise<number>,
+  signal?: AbortSignal,
+): Promise<number> {
+  const before = await psnr();
+  let [low, high, loss] = [0, candidates.length, 0];
+  while (low < high) {
+    const count = Math.ceil((low + high) / 2);
+    apply(candidates, count);
+    const lost = before - (await psnr());
+    if (lost <= maxLoss) [low, loss] = [count, lost];
+    else high = count - 1;
+    if (signal?.aborted) low = high = 0;
+  }
+  apply(candidates, low);
+  throwIfAborted(signal);
+  return loss;
 }
 
 function candidatesOf(parameters: readonly Parameter[]): Map<Tensor, Candidate> {
   return new Map(
     parameters
       .filter(({ quantizable }) => quantizable)
-      .map((parameter) => [parameter.tensor, { parameter, int8: packed(parameter.tensor), distances: [] }]),
+      .map((parameter) => {
+        const float = tensorOf(parameter.tensor.handle.share());
+        return [parameter.tensor, { parameter, int8: packed(parameter.tensor), float, distances: [], cosine: -1 }];
+      }),
   );
 }
 
@@ -139,12 +195,14 @@ function compare(candidate: Candidate | undefined, x: Tensor, { weight }: Linear
 /** [..., N] → [1, M, N] */
 const rowsOf = (y: Tensor): Tensor => y.reshape([1, y.shape.slice(0, -1).reduce((a, b) => a * b, 1), y.dim(-1)]);
 
-async function judge({ parameter, distances }: Candidate, threshold: number): Promise<QuantizedLayer> {
+/** Of all images and calls; -1 if no image reached the layer, or if its values are not finite. */
+async function worstCosine({ distances }: Candidate): Promise<number> {
   const values = await Promise.all(distances.map(async (distance) => (await distance.read()).get(0)));
-  const worst = Math.max(...values); // -Infinity if no image reached the layer, NaN if its values are not finite
-  const cosine = Number.isFinite(worst) ? 1 - worst : -1;
-  return { names: parameter.parts.map(({ name }) => name.replace(/\.weight$/, '')), cosine, int8: cosine >= threshold };
+  const worst = Math.max(...values);
+  return Number.isFinite(worst) ? 1 - worst : -1;
 }
+
+const layerNames = ({ parts }: Parameter): string[] => parts.map(({ name }) => name.replace(/\.weight$/, ''));
 
 // ----- stored with the weights ----------------------------------------------------------------------------------
 

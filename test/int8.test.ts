@@ -44,7 +44,7 @@ function cosine(a: NdArray, b: NdArray): number {
 describe('the bundled model', () => {
   test('has int8 weights in the layers that the gate let through, and only there', () => {
     const { threshold, synthetic, layers } = int8.quantization!;
-    expect({ threshold, synthetic }).toEqual({ threshold: 0.999, synthetic: true });
+    expect({ threshold, synthetic }).toEqual({ threshold: 0.9998, synthetic: true });
     const { encoder, decoder } = int8.config;
     expect(layers).toHaveLength(4 * (encoder.layers + decoder.globalBlocks) + 3 * decoder.flowBlocks);
     for (const layer of layers) expect(layer.int8).toBe(layer.cosine >= threshold);
@@ -94,9 +94,9 @@ describe('an int8 checkpoint', () => {
     const size = async (folder: string): Promise<number> => (await stat(join(folder, 'model.safetensors'))).size;
     await using half = await UniFlow.load(undefined, { device: 'cpu' });
     await half.save(join(dir, 'float'));
-    expect(await size(saved())).toBeLessThan(0.6 * (await size(join(dir, 'float'))));
+    expect(await size(saved())).toBeLessThan(0.8 * (await size(join(dir, 'float'))));
     const { stdout } = await startCommand(['info', saved()]).ended;
-    expect(stdout).toMatch(/int8: \d+ of \d+ layers \(cosine from 0\.999 on 2 images\)/);
+    expect(stdout).toMatch(/int8: \d+ of \d+ layers \(cosine from 0\.9998 on 2 images, -?0\.\d\d dB lost\)/);
     expect(stdout).toMatch(/ 0\.99\d+ {2}int8 /);
   });
 
@@ -133,6 +133,20 @@ test('a layer whose inputs have an outlier channel keeps its float weights', asy
   expect(failed.some((name) => name.includes('layer.0.mlp.fc1'))).toBe(false);
 });
 
+test('with images given, as many layers become int8 as cost at most maxLoss', async () => {
+  const few: number[] = [];
+  for (const maxLoss of [0, 0.1, 1]) {
+    await using model = await UniFlow.load(undefined, { device: 'cpu' });
+    const { layers, loss } = await model.quantize(images.slice(0, 3), { maxLoss });
+    const [before, after] = await Promise.all([float, model].map(async (m) => (await m.reconstruct(images.slice(0, 3))).psnr));
+    expect(before! - after!).toBeCloseTo(loss!, 5);
+    expect(loss).toBeLessThanOrEqual(maxLoss);
+    few.push(layers.filter((layer) => layer.int8).length);
+  }
+  expect(few[0]).toBeLessThan(few[1]!);
+  expect(few[1]).toBeLessThan(few[2]!);
+});
+
 describe('refuses', () => {
   test('to train an int8 model, or with one as the teacher', () => {
     const expected = { code: 'UNSUPPORTED', message: expect.stringContaining('int8 weights') as unknown };
@@ -147,6 +161,13 @@ describe('refuses', () => {
       message: "dtype: expected 'bfloat16' on a GPU, with float8: true for 8 bits, but got 'int8', which is for the CPU",
     });
     expect(await failure(int8.quantize())).toMatchObject({ code: 'BAD_INPUT' });
+  });
+
+  test('a limit of the loss without images to measure it on, or for an encoder, which has no PSNR', async () => {
+    const expected = { code: 'BAD_INPUT', message: expect.stringContaining('maxLoss') as unknown };
+    expect(await failure(float.quantize(undefined, { maxLoss: 0.1 }))).toMatchObject(expected);
+    const run = await startCommand(['quantize', golden('dinov2'), join(dir, 'none'), '--images', photos, '--max-loss', '0.1']).ended;
+    expect(run).toMatchObject({ code: 1, stderr: expect.stringContaining('maxLoss') as unknown });
   });
 
   test('a threshold that is no cosine', async () => {

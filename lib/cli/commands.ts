@@ -359,7 +359,8 @@ function addQuantize(program: Command, signal: AbortSignal): void {
   withJson(withRevision(command))
     .option('--images <inputs...>', 'images to compare the layers on: files, folders, lists (default: two made-up ones)')
     .option('--count <n>', 'how many of them to compare on', integerFrom(1), 4)
-    .option('--threshold <c>', 'lowest cosine between the int8 and the float products of a layer (default: 0.999)', number)
+    .option('--threshold <c>', 'lowest cosine between the int8 and the float products of a layer (default: 0.9998)', number)
+    .option('--max-loss <dB>', "PSNR that the images' reconstructions may lose (default: 0.1; requires --images)", number)
     .addOption(dtypeOption('data type of the other matrices (default: float32)'))
     .addHelpText(
       'after',

@@ -18,14 +18,15 @@ export interface QuantizeCommandOptions extends HubModelOptions {
   images?: string[];
   count: number;
   threshold?: number;
+  maxLoss?: number;
   dtype?: FloatType;
 }
 
 export async function quantize(model: string, options: QuantizeCommandOptions, signal: AbortSignal): Promise<void> {
-  const { out, threshold, dtype } = options;
+  const { out, threshold, maxLoss, dtype } = options;
   const { model: loaded } = await loadAny(model, { ...options, device: 'cpu', dtype: 'float32' }, signal);
   const images = options.images && (await calibrationImages(loaded, options.images, options.count, signal));
-  const table = await loaded.quantize(images, { threshold, signal });
+  const table = await loaded.quantize(images, { threshold, maxLoss, signal });
   await loaded.save(out, { dtype, signal });
   if (options.json) printJson({ folder: out, ...table });
   else process.stdout.write(`${quantizationTable(table)}\n${out} is the int8 model; use it with --dtype int8\n`);
@@ -48,9 +49,10 @@ async function calibrationImages(
 }
 
 /** The gate's table as text, one line for each layer. */
-export function quantizationTable({ threshold, images, synthetic, layers }: Quantization): string {
+export function quantizationTable({ threshold, images, synthetic, loss, layers }: Quantization): string {
   const passed = layers.filter(({ int8 }) => int8).length;
   const rows = layers.map(({ names, cosine, int8 }) => `  ${cosine.toFixed(6)}  ${int8 ? 'int8 ' : 'float'}  ${names.join(', ')}\n`);
   const on = plural(images, synthetic ? 'made-up image' : 'image');
-  return `int8: ${passed} of ${plural(layers.length, 'layer')} (cosine from ${threshold} on ${on})\n${rows.join('')}`;
+  const lost = loss === undefined ? '' : `, ${loss.toFixed(2)} dB lost`;
+  return `int8: ${passed} of ${plural(layers.length, 'layer')} (cosine from ${threshold} on ${on}${lost})\n${rows.join('')}`;
 }
