@@ -174,6 +174,7 @@ struct Input {
 // --- the functions of kernels.h ----------------------------------------------------------------------------------------------
 
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+  if (dtype == DType::Int8) throw Error(ErrorCode::Unsupported, "dtype", "float32, bfloat16 or float8 on a GPU", "int8");
   if (dtype == DType::Float8 && (out % 16 != 0 || in % 16 != 0))
     throw Error(ErrorCode::Unsupported, "weight", "a width and a height that are multiples of 16 for float8",
                 "[" + std::to_string(out) + ", " + std::to_string(in) + "]");
