@@ -75,7 +75,6 @@ export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype:
 export function nativeFlowHead(head: FlowHead): NativeFlowHead {
   const layer = ({ weight, bias }: Linear): NativeLayer => ({ weight: weight.handle, bias: bias?.handle });
   return {
-    // sines and cosines have a mean square of a half
     time1: layer(head.time1),
     time2: layer(head.time2),
     condition: layer(head.condition),

@@ -6,6 +6,8 @@
 ///
 /// In bfloat16 the product is rounded once before the epilogue (except if the library does everything). The bias added by the library is
 /// rounded to bfloat16 as well, because it accepts no other type then. What the library refuses is done by multiply_tiled().
+#include <sizes.h>
+
 #include <algorithm>
 #include <bit>
 #include <vector>
@@ -267,14 +269,6 @@ Tensor random_matrix(int64_t n, DType dtype, uint64_t seed) {
   pack(*packing, values.data(), DType::Float32, matrix.data());
   return matrix;
 }
-
-#ifdef UNIFLOW_EMULATED
-constexpr float kPeakMs = 0.001f;
-int64_t peak_size(DType) { return 64; }
-#else
-constexpr float kPeakMs = 400;  // of which the first quarter of the products warms up
-int64_t peak_size(DType dtype) { return dtype == DType::Float32 ? 4096 : 8192; }
-#endif
 
 }  // namespace
 
