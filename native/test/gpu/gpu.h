@@ -102,6 +102,8 @@ void check_residual();
 void bench_residual();
 void check_distillation();
 void bench_distillation();
+void check_codes();
+void bench_codes();
 void check_cross_entropy();
 void bench_cross_entropy();
 void check_optimizer();

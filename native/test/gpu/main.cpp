@@ -60,6 +60,7 @@ constexpr Family kFamilies[] = {
     {"residual", check_residual, bench_residual},
     {"flow", check_flow, bench_flow},
     {"distillation", check_distillation, bench_distillation},
+    {"codes", check_codes, bench_codes},
     {"cross_entropy", check_cross_entropy, bench_cross_entropy},
     {"optimizer", check_optimizer, bench_optimizer},
     {"statistics", check_statistics, bench_statistics},
