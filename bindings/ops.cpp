@@ -6,6 +6,7 @@
 #include "bindings/define.h"
 #include "native/core/device.h"
 #include "native/ops/attention.h"
+#include "native/ops/codes.h"
 #include "native/ops/elementwise.h"
 #include "native/ops/flow.h"
 #include "native/ops/norm.h"
@@ -133,6 +134,19 @@ void define_pixel_ops(Napi::Object exports) {
   });
 }
 
+void define_codes(Napi::Object exports) {
+  define(exports, "fsq", [](const auto& s, const Info& i) { return ops::fsq(s, tensor(i[0], "x"), uint32s(i[1], "levels")); });
+  define(exports, "fsqBackward", [](const auto& s, const Info& i) {
+    return ops::fsq_backward(s, tensor(i[0], "x"), tensor(i[1], "dOut"), uint32s(i[2], "levels"));
+  });
+  define(exports, "latentsToCodes", [](const auto& s, const Info& i) {
+    return ops::latents_to_codes(s, tensor(i[0], "latents"), uint32s(i[1], "levels"));
+  });
+  define(exports, "codesToLatents", [](const auto& s, const Info& i) {
+    return ops::codes_to_latents(s, tensor(i[0], "codes"), uint32s(i[1], "levels"));
+  });
+}
+
 SsimConvention ssim_convention(Napi::Value v) {
   const std::string s = string(v, "convention");
   if (s == "standard") return SsimConvention::Standard;
@@ -146,6 +160,7 @@ void define_ops(Napi::Object exports) {
   define(exports, "fromHost", from_host);
   define_matrix_ops(exports);
   define_pixel_ops(exports);
+  define_codes(exports);
   define(exports, "cast", [](const auto& s, const Info& i) { return ops::cast(s, tensor(i[0], "x"), dtype(i[1], "dtype")); });
   define(exports, "swiglu", [](const auto& s, const Info& i) { return ops::swiglu(s, tensor(i[0], "x")); });
   define(exports, "sliceTokens", [](const auto& s, const Info& i) {

@@ -1,4 +1,5 @@
 /// Conversions and statistics for shards, on the host pool, and the lock of their folder.
+#include <algorithm>
 #include <span>
 
 #include "bindings/define.h"
@@ -24,6 +25,7 @@ std::span<T> elements(Napi::Value v, const char* name, DType dtype, const char* 
 }
 
 std::span<float> wide(Napi::Value v) { return elements<float>(v, "values", DType::Float32, "a Float32Array"); }
+std::span<int32_t> whole(Napi::Value v, const char* name) { return elements<int32_t>(v, name, DType::Int32, "an Int32Array"); }
 std::span<uint16_t> narrow(Napi::Value v) { return elements<uint16_t>(v, "bits", DType::BFloat16, "a Uint16Array"); }
 
 void check_length(size_t values, size_t bits) {
@@ -68,6 +70,20 @@ Napi::Value moments(const Info& info) {
   return submit_beside(info, "moments", run, {info[0], info[2], info[3]});
 }
 
+/// countCodes(codes, groups, counts)
+Napi::Value count_codes(const Info& info) {
+  const auto codes = whole(info[0], "codes");
+  const int64_t groups = integer(info[1], "groups");
+  const auto counts = whole(info[2], "counts");
+  if (groups < 1 || static_cast<int64_t>(codes.size()) % groups != 0 || static_cast<int64_t>(counts.size()) % groups != 0)
+    throw Error(ErrorCode::BadInput, "groups", "a divisor of " + std::to_string(codes.size()) + " and " + std::to_string(counts.size()), std::to_string(groups));
+  const auto most = static_cast<int64_t>(counts.size()) / groups;
+  if (!std::ranges::all_of(codes, [=](int32_t code) { return code >= 0 && code < most; }))
+    throw Error(ErrorCode::BadInput, "codes", "ids from 0 to " + std::to_string(most - 1), "others");
+  auto run = [=](const Run&) { uniflow::count_codes(codes, groups, counts); };
+  return submit_beside(info, "countCodes", run, {info[0], info[2]});
+}
+
 /// lockFile(fd): whether this open file now holds the lock
 Napi::Value lock_file(const Info& info) {
   return Napi::Boolean::New(info.Env(), uniflow::lock_file(static_cast<int>(integer(info[0], "fd"))));
@@ -79,6 +95,7 @@ void define_shard(Napi::Object exports) {
   define(exports, "store", store);
   define(exports, "restore", restore);
   define(exports, "moments", moments);
+  define(exports, "countCodes", count_codes);
   define(exports, "lockFile", lock_file);
 }
 

@@ -10,7 +10,7 @@ export function describe(value: unknown): string {
 }
 
 /** Option names of encode and of decode; reconstruct accepts both. */
-export const ENCODE_OPTIONS = ['size', 'tokens', 'hiddenStates', 'batchSize', 'signal'] as const;
+export const ENCODE_OPTIONS = ['size', 'tokens', 'codes', 'hiddenStates', 'batchSize', 'signal'] as const;
 export const DECODE_OPTIONS = [
   'grid',
   'steps',

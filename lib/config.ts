@@ -1,5 +1,6 @@
 /** UniFlow's own config.json: the published fields, and this library's additions for encoders other than InternViT. */
 import { z } from 'zod';
+import { checkLevels, type Levels } from './codes.js';
 import type { DecoderConfig } from './decoder/decoder.js';
 import { MAX_LAYERS, internVitConfig, internVitFields, parseEncoderConfig, size, square, type EncoderConfig } from './encoder/config.js';
 import { parseConfig } from './encoder/config-fields.js';
@@ -26,13 +27,14 @@ const decoderFields = {
   llm_hidden_size: positive.optional(),
 };
 
-/** This library's additions: an encoder of another family or with another default size, its pixel statistics, and the source of the latents. */
+/** This library's additions: an encoder of another family or with another default size, its pixel statistics, the source of the latents, and their codes. */
 const extraFields = {
   vision_config: z.record(z.string(), z.unknown()).optional(),
   image_mean: triple.optional(),
   image_std: triple.optional(),
   latent_layers: positive.max(MAX_LAYERS).default(1),
   latent_embedding: z.boolean().default(false),
+  codes: z.array(z.number()).optional(),
 };
 
 /** Typed configuration of a UniFlow model. */
@@ -45,6 +47,8 @@ export interface UniFlowConfig {
   latentLayers: number;
   /** Computes latents in a separate pass through the encoder's blocks, with a second patch embedding, `latent_embedding`. */
   latentEmbedding: boolean;
+  /** Latents are discrete: the number of values of each channel of a group. Undefined if they are continuous. */
+  codes: Levels | undefined;
   /** Default number of Euler steps of decode(). */
   steps: number;
   /** Default image size; the encoder's position table may be for another size. */
@@ -79,6 +83,7 @@ export function parseUniFlowConfig(json: Record<string, unknown>): UniFlowConfig
     latentChannels: c.latent_ch,
     latentLayers: c.latent_layers,
     latentEmbedding: c.latent_embedding,
+    codes: c.codes && checkLevels(c.codes, c.latent_ch, 'BAD_CHECKPOINT'),
     globalBlocks: c.use_global_blocks ? c.global_blocks_depth : 0,
     flowBlocks: c.num_decoder_layers,
     steps: Number(c.num_sampling_steps),
@@ -97,6 +102,7 @@ export interface DecoderShape {
   latentChannels: number;
   latentLayers?: number;
   latentEmbedding?: boolean;
+  codes?: Levels | undefined;
   globalBlocks: number;
   flowBlocks: number;
   steps?: number | undefined;
@@ -125,6 +131,7 @@ export function uniFlowConfig(encoder: EncoderConfig, shape: DecoderShape): UniF
     latentChannels: shape.latentChannels,
     latentLayers: shape.latentLayers ?? 1,
     latentEmbedding: shape.latentEmbedding ?? false,
+    codes: shape.codes,
     steps: shape.steps ?? 1,
     imageSize,
     patch,
@@ -148,6 +155,7 @@ export function uniFlowJson(config: UniFlowConfig, encoderJson: Record<string, u
     vit_hidden_size: config.encoder.width,
     ...(config.latentLayers > 1 ? { latent_layers: config.latentLayers } : {}),
     ...(config.latentEmbedding ? { latent_embedding: true } : {}),
+    ...(config.codes ? { codes: config.codes } : {}),
   };
   const own = { model_type: 'uniflow', architectures: ['UniFlowVisionModel'] };
   const statistics = { image_mean: config.mean, image_std: config.std };

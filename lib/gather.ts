@@ -20,9 +20,11 @@ export function checkBatchSize(batchSize: number | undefined, tokensPerImage: nu
   return batchSize;
 }
 
+type Gathering = Float32Array | Uint8Array | Int32Array;
+
 /** One output of all batches, concatenated along the first dimension; each batch is read directly into its place. */
 class Gathered {
-  private data: Float32Array | Uint8Array | undefined;
+  private data: Gathering | undefined;
   private shape: number[] = [];
 
   constructor(private readonly count: number) {}
@@ -31,13 +33,14 @@ class Gathered {
     const [rows, ...rest] = tensor.shape as [number, ...number[]];
     const row = rest.reduce((a, b) => a * b, 1);
     const size = this.count * row;
-    this.data ??= tensor.dtype === 'uint8' ? new Uint8Array(size) : new Float32Array(size);
+    this.data ??=
+      tensor.dtype === 'uint8' ? new Uint8Array(size) : tensor.dtype === 'int32' ? new Int32Array(size) : new Float32Array(size);
     this.shape = [this.count, ...rest];
     return tensor.handle.read(this.data.subarray(begin * row, (begin + rows) * row));
   }
 
-  get array(): NdArray<Float32Array | Uint8Array> {
-    return ndarray(this.data as Float32Array | Uint8Array, this.shape);
+  get array(): NdArray<Gathering> {
+    return ndarray(this.data as Gathering, this.shape);
   }
 }
 
@@ -54,7 +57,7 @@ export interface BatchRun {
 }
 
 /** Collects the outputs of all batches. While one batch is computed, the next one is loaded and queued behind it. */
-export function runBatches(run: BatchRun): Promise<NdArray<Float32Array | Uint8Array>[]> {
+export function runBatches(run: BatchRun): Promise<NdArray<Gathering>[]> {
   return cancellable(run.signal, async (queue) => {
     const gathered: Gathered[] = [];
     let reading: Promise<unknown> = Promise.resolve();

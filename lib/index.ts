@@ -6,6 +6,7 @@ export type { Quantization, QuantizedLayer, QuantizeOptions, TokenizerQuantizeOp
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
 export type { EmbedOptions } from './encoder/embed.js';
 export type { Pool } from './encoder/pooling.js';
+export type { Codes, Levels } from './codes.js';
 export { presets, type Preset, type UniFlowConfig } from './config.js';
 export type { EncoderConfig, Family } from './encoder/config.js';
 export type { DecoderConfig } from './decoder/decoder.js';

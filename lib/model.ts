@@ -1,5 +1,6 @@
 /** The model: encoder, latent projection, pixel flow decoder. Constructors and streaming are in uniflow.ts. */
-import type { NdArray } from 'ndarray';
+import ndarray, { type NdArray } from 'ndarray';
+import { isCodes, requireLevels, type Codes } from './codes.js';
 import { uniFlowPreprocessing, type UniFlowConfig } from './config.js';
 import { Decoder } from './decoder/decoder.js';
 import { checkDecoding, type DecodeOptions } from './decoder/options.js';
@@ -11,13 +12,26 @@ import type { EncodeOptions as EncoderOptions } from './encoder/vision-encoder.j
 import { checkBatchSize, runBatches } from './gather.js';
 import { saveCheckpoint, saveOptions, withDtype, type Checkpoint, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
-import { batchesOf, floats, type Batches, type ImageInput } from './images/input.js';
+import { batchesOf, floats, integers, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation, type Preprocessing } from './io/preprocess.js';
 import { flowLoss } from './losses/flow.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
 import type { ModelType } from './device.js';
 import { assignParameter, GAIN, type Parameter, type ParameterSource } from './parameters.js';
-import { cast, checkFinite, imageQuality, linear, reshape, sliceTokens, toUint8, unfold, type Linear } from './ops.js';
+import {
+  cast,
+  checkFinite,
+  codesToLatents,
+  fsq,
+  imageQuality,
+  latentsToCodes,
+  linear,
+  reshape,
+  sliceTokens,
+  toUint8,
+  unfold,
+  type Linear,
+} from './ops.js';
 import {
   isInt8,
   quantizationMetadata,
@@ -26,16 +40,20 @@ import {
   type Quantization,
   type TokenizerQuantizeOptions,
 } from './quantize.js';
-import { gridOf, onDevice, Tensor, tensorOf, type Grid } from './tensor.js';
+import { gridOf, onDevice, Tensor, tensorOf, tidy, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
   /** Also returns the semantic tokens: the encoder's patch tokens. */
   tokens?: boolean;
+  /** Also returns the codes, if the model's latents are discrete. */
+  codes?: boolean;
 }
 
 export interface Encoded {
-  /** float32 [B,N,Z] */
+  /** float32 [B,N,Z]; quantised if the model has codes. */
   latents: NdArray;
+  /** [B,N,G], if requested: one code per group of channels. */
+  codes?: NdArray<Uint16Array>;
   /** float32 [B,N,D], if requested. */
   tokens?: NdArray;
   /** float32 [B,S,D] x (L+1), if requested; [0] is the embedding, S counts class and register tokens. */
@@ -132,6 +150,7 @@ export class UniFlowModel {
   }
 
   private async encodeBatches(batches: Batches, options: EncodeOptions): Promise<Encoded> {
+    if (options.codes) requireLevels(this.config);
     const grid = gridOf(batches.size, this.config.patch);
     const [latents, ...rest] = await this.encoder.running({
       device: this.device,
@@ -141,20 +160,24 @@ export class UniFlowModel {
       load: async (begin, end) => [await batches.load(begin, end)],
       forward: ([pixels]) => this.encodePixels(pixels!, options),
     });
+    const codes = options.codes ? rest.shift() : undefined;
     const tokens = options.tokens ? rest.shift() : undefined;
     return {
       latents: latents as NdArray,
+      ...(codes ? { codes: ndarray(new Uint16Array(codes.data), codes.shape) } : {}),
       ...(tokens ? { tokens: tokens } : {}),
       ...(options.hiddenStates ? { hiddenStates: rest } : {}),
       grid,
     };
   }
 
-  /** Latents, followed by tokens and hidden states if requested. */
+  /** Latents, followed by codes, tokens and hidden states if requested. */
   private encodePixels(pixels: Tensor, options: EncodeOptions): Tensor[] {
-    if (!options.tokens && !options.hiddenStates) return [this.latents(pixels)];
+    const withCodes = (latents: Tensor): Tensor[] =>
+      options.codes ? [latents, latentsToCodes(latents, requireLevels(this.config))] : [latents];
+    if (!options.tokens && !options.hiddenStates) return withCodes(this.latents(pixels));
     const { last, states, latents } = this.forward(pixels, { states: options.hiddenStates ?? false });
-    return [latents, ...(options.tokens ? [this.patchTokens(last)] : []), ...states];
+    return [...withCodes(latents), ...(options.tokens ? [this.patchTokens(last)] : []), ...states];
   }
 
   /** @internal The encoder's output and the latents [B,N,Z] of the same pixels. */
@@ -179,7 +202,8 @@ export class UniFlowModel {
 
   /** @internal {@link latentTokens} [B,S,D] → latents [B,N,Z]. */
   toLatents(tokens: Tensor): Tensor {
-    return linear(linear(this.patchTokens(tokens), this.down[0], { activation: 'gelu' }), this.down[1]);
+    const z = linear(linear(this.patchTokens(tokens), this.down[0], { activation: 'gelu' }), this.down[1]);
+    return this.config.codes ? fsq(z, this.config.codes) : z;
   }
 
   // ----- embed --------------------------------------------------------------------------------------------------
@@ -198,13 +222,13 @@ export class UniFlowModel {
 
   // ----- decode -------------------------------------------------------------------------------------------------
 
-  /** Decodes latents [B,N,Z] to images: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
-  async decode(latents: NdArray, options: DecodeOptions = {}): Promise<NdArray> {
+  /** Decodes latents [B,N,Z], or `{ codes }` [B,N,G], to images: uint8 [B,H,W,3], or float32 [B,3,H,W] normalised. */
+  async decode(latents: NdArray | Codes, options: DecodeOptions = {}): Promise<NdArray> {
     const { count, patches, grid, ids, sampling } = checkDecoding(latents, options, this.config);
     const all: Tensor[] = [];
     try {
       const upload = (array: NdArray, name: string): Tensor => onDevice(this.device, () => checkFinite(floats(array, name), name));
-      all.push(upload(latents, 'latents'));
+      all.push(isCodes(latents) ? this.latentsOf(latents) : upload(latents, 'latents'));
       if (options.noise !== undefined) all.push(upload(options.noise, 'noise'));
       const [images] = await runBatches({
         device: this.device,
@@ -221,6 +245,11 @@ export class UniFlowModel {
     } finally {
       for (const tensor of all) tensor.dispose();
     }
+  }
+
+  /** Latents [B,N,Z] on the device. */
+  private latentsOf({ codes }: Codes): Tensor {
+    return onDevice(this.device, () => tidy(() => codesToLatents(integers(codes, 'codes'), requireLevels(this.config))));
   }
 
   // ----- both ---------------------------------------------------------------------------------------------------

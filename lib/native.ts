@@ -173,6 +173,8 @@ export interface Native {
   restore(bits: Uint16Array, type: 'float16' | 'bfloat16', values: Float32Array): Promise<void>;
   /** Per channel of values [..., channels]: the mean, and the sum of squared deviations from it, in float64. */
   moments(values: Float32Array, channels: number, mean: Float64Array, squares: Float64Array): Promise<void>;
+  /** Adds one to counts[group, code] for each of codes [..., groups]. Neither array may change until it resolves. */
+  countCodes(codes: Int32Array, groups: number, counts: Int32Array): Promise<void>;
   /** Locks an open file until it is closed or the process ends; false if another open file description holds the lock. */
   lockFile(fd: number): boolean;
   patchEmbed(
@@ -192,6 +194,13 @@ export interface Native {
   resizeTable(table: TensorHandle, rows: number, cols: number, outRows: number, outCols: number, antialias: boolean): TensorHandle;
   cast(x: TensorHandle, dtype: FloatType): TensorHandle;
   swiglu(x: TensorHandle): TensorHandle;
+  /** Finite scalar quantisation, codes and back: see native/ops/codes.h. `levels`: one number per channel of a group. */
+  fsq(x: TensorHandle, levels: Uint32Array): TensorHandle;
+  fsqBackward(x: TensorHandle, dOut: TensorHandle, levels: Uint32Array): TensorHandle;
+  /** [..., Z] → int32 [..., G] */
+  latentsToCodes(latents: TensorHandle, levels: Uint32Array): TensorHandle;
+  /** int32 [..., G] → float32 [..., Z]; BAD_INPUT for a code that does not exist. */
+  codesToLatents(codes: TensorHandle, levels: Uint32Array): TensorHandle;
   sliceTokens(x: TensorHandle, begin: number, end: number): TensorHandle;
   noise(seed: number, ids: Uint32Array, patches: number, width: number): TensorHandle;
   /** Uniform on (0, 1], [ids.length, patches], a function of (seed, id, patch). */

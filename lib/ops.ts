@@ -4,6 +4,7 @@
  * In inference, linear() is one fused kernel. While a tape records, it is composed of separate operations, because the backward pass needs the intermediate
  * values.
  */
+import type { Levels } from './codes.js';
 import { native, type Activation, type FloatType, type NativeNormalisation, type QualityConvention, type RopeUnit } from './native.js';
 import { differentiable, recording } from './tape.js';
 import { tensorOf, tidy, type Grid, type Tensor } from './tensor.js';
@@ -187,6 +188,22 @@ export function cast(x: Tensor, dtype: FloatType): Tensor {
   const from = x.dtype as FloatType;
   if (from === dtype) return x;
   return differentiable(tensorOf(native.cast(x.handle, dtype)), [x], (d) => [tensorOf(native.cast(d.handle, from))]);
+}
+
+/** Finite scalar quantisation of latents [..., Z]. The gradient passes straight through the rounding. */
+export function fsq(x: Tensor, levels: Levels): Tensor {
+  const of = Uint32Array.from(levels);
+  return differentiable(tensorOf(native.fsq(x.handle, of)), [x], (d) => [tensorOf(native.fsqBackward(x.handle, d.handle, of))]);
+}
+
+/** Codes of quantised latents, [..., Z] → int32 [..., G]; other latents have the code of the nearest ones. */
+export function latentsToCodes(latents: Tensor, levels: Levels): Tensor {
+  return tensorOf(native.latentsToCodes(latents.handle, Uint32Array.from(levels)));
+}
+
+/** Latents of codes, int32 [..., G] → float32 [..., Z]. Fails for codes that do not exist. */
+export function codesToLatents(codes: Tensor, levels: Levels): Tensor {
+  return tensorOf(native.codesToLatents(codes.handle, Uint32Array.from(levels)));
 }
 
 /** silu(x[..., :n]) * x[..., n:]. */

@@ -1,5 +1,6 @@
 /** The UniFlow tokenizer: its constructors, and encoding of image streams. The network is in model.ts. */
 import { checkInteger, checkOptions, describe } from './check.js';
+import { checkLevels, type Levels } from './codes.js';
 import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, type Preset } from './config.js';
 import { checkDevice, refuseInt8, type DeviceOptions } from './device.js';
 import { isObject } from './encoder/config-fields.js';
@@ -27,6 +28,11 @@ export interface FreshOptions {
    * With the encoder frozen, that embedding can learn while the tokens stay unchanged. Default false.
    */
   latentEmbedding?: boolean;
+  /**
+   * Makes the latents discrete: the number of values of each channel of a group, such as [8, 8, 8, 5, 5, 5] for 64,000 codes. latentChannels must be a multiple
+   * of how many there are.
+   */
+  codes?: Levels | undefined;
   /** Default 6. */
   globalBlocks?: number;
   /** Default 12. */
@@ -87,8 +93,9 @@ export class UniFlow extends UniFlowModel {
     checkInteger('globalBlocks', globalBlocks, 0, MAX_LAYERS);
     checkInteger('flowBlocks', flowBlocks, 0, MAX_LAYERS);
     checkInteger('seed', seed, 0, Number.MAX_SAFE_INTEGER);
+    const codes = options.codes && checkLevels(options.codes, latentChannels, 'BAD_INPUT');
     const { mean, std, size } = encoder.preprocessing;
-    const latents = { latentChannels, latentLayers, latentEmbedding };
+    const latents = { latentChannels, latentLayers, latentEmbedding, codes };
     const config = uniFlowConfig(encoder.config, { ...latents, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
     const placement = { device, dtype, float8: false, int8: false };

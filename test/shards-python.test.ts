@@ -130,7 +130,7 @@ async function writeShard(format: Run[0], ids: string[], bytes: Buffer): Promise
   const rows = await Spool.open(inDir('scratch'));
   await rows.write(bytes, 0);
   const pictures = ids.map((id) => ({ id, width: 1, height: 1, grid: { rows: 1, cols: 1 } }));
-  const arrays = [{ name: 'latents' as const, width: bytes.length / 4 / ids.length, rows }];
+  const arrays = [{ name: 'latents' as const, type: 'float32' as const, width: bytes.length / 4 / ids.length, rows }];
   const offsets = [...ids.keys(), ids.length];
   const [file] = FORMATS[format].files({
     stem: 'shard',

@@ -19,6 +19,7 @@ import {
   dtypeOption,
   gridOption,
   integerFrom,
+  levels,
   number,
   path,
   sizeOption,
@@ -93,6 +94,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
       path,
     )
     .option('--tokens', "also write the encoder's semantic tokens")
+    .option('--codes', 'write the codes of a model that has them, uint16, instead of latents (.npy: named .codes.npy)')
     .addOption(sizeOption())
     .option('--shard-size <n>', 'images per shard (default: 1024)', integerFrom(1))
     .addOption(new Option('--format <format>', 'file format of the shards (default: safetensors)').choices(Object.keys(FORMATS)))
@@ -112,6 +114,7 @@ function addEncode(program: Command, signal: AbortSignal): void {
         'uniflow encode photos/ -m owner/name -o latents.safetensors --dtype bfloat16 --json',
         "uniflow encode 'data/shard-{000..099}.tar' -o latents/ --format tar --store float16",
         'curl -s https://example.org/photos.tar | uniflow encode - -o latents/ --fit native',
+        'uniflow encode photos/ -m run/model -o codes/ --codes',
         'uniflow encode photos/ -o s3://bucket/latents',
         'uniflow encode /nfs/photos -o /nfs/latents --queue redis://10.0.0.1:6379',
       ) + '\nShards: to resume a stopped run, even after a power cut, repeat the command.\n',
@@ -172,8 +175,8 @@ function addWorker(program: Command, signal: AbortSignal): void {
 function addDecode(program: Command, signal: AbortSignal): void {
   const command = program
     .command('decode')
-    .description('Decode latents to images.')
-    .argument('<latents>', 'output of encode: a file (.safetensors, .npy, .tar, .parquet), a shard, or a folder of shards');
+    .description('Decode latents or codes to images.')
+    .argument('<latents>', 'output of encode: a file (.safetensors, .npy, .codes.npy, .tar, .parquet), a shard, or a folder of shards');
   withJson(withFolder(withSampling(withModel(command))))
     .addOption(gridOption())
     .addHelpText(
@@ -262,6 +265,8 @@ function addTrain(program: Command, signal: AbortSignal): void {
     .option('--init <preset>', 'new model of this size; requires --regime finetune')
     .option('-d, --data <path>', 'images: a folder, a list (.txt, .csv), an IDX file, a WebDataset .tar, .parquet')
     .option('--validation <path>', 'images to measure PSNR and SSIM on')
+    .option('--latent-channels <n>', 'latent channels of a tokenizer on --encoder (default: 64)', integerFrom(1))
+    .option('--codes <levels>', 'discrete latents: levels of the channels of a group, such as 8,8,8,5,5,5', levels)
     .addOption(new Option('--regime <name>', 'how the encoder is trained (default: adaptive)').choices(Object.keys(REGIMES)))
     .option('--steps <n>', 'optimizer steps', integerFrom(1))
     .option('--batch <n>', 'images per step (default: 16)', integerFrom(1))
@@ -287,6 +292,7 @@ function addTrain(program: Command, signal: AbortSignal): void {
         'uniflow train --resume run',
         'uniflow train --config run/train.json --regime uniform --out run-uniform',
         'uniflow train --init tiny --regime finetune --data train.tar --steps 5000 --lr 1e-3 --out run-new',
+        'uniflow train --init small --regime finetune --data photos/ --codes 8,8,8,5,5,5 --steps 5000 --out run-codes',
         "uniflow train --init tiny --regime finetune --data 'cifar10/train-*.parquet' --steps 5000 --out run-cifar",
       ) + '\nCtrl-C stops after the current step and writes a checkpoint. Less common settings are only in --config.\n',
     )

@@ -1,6 +1,7 @@
-/** `uniflow decode`: decodes latents to images. */
+/** `uniflow decode`: decodes latents or codes to images. */
 import ndarray, { type NdArray } from 'ndarray';
 import { join } from 'node:path';
+import type { Codes } from '../codes.js';
 import { prefetch } from '../prefetch.js';
 import { checkBatchSize } from '../gather.js';
 import { toImages, writeImage } from '../images/write.js';
@@ -81,11 +82,12 @@ function alike({ pictures: images }: Latents, { batch, grid }: DecodeCommandOpti
   return all;
 }
 
-/** [B,N,Z] */
-async function stacked(latents: Latents, begin: number, end: number): Promise<NdArray> {
+/** Latents [B,N,Z], or codes [B,N,G]. */
+async function stacked(latents: Latents, begin: number, end: number): Promise<NdArray | Codes> {
   const rows = await Promise.all(Array.from({ length: end - begin }, (_, i) => latents.at(begin + i)));
   const { data: first, shape } = rows[0] as (typeof rows)[number];
-  const all = new Float32Array(rows.length * first.length);
+  const all = latents.array === 'codes' ? new Uint16Array(rows.length * first.length) : new Float32Array(rows.length * first.length);
   rows.forEach(({ data }, i) => all.set(data, i * first.length));
-  return ndarray(all, [rows.length, ...shape]);
+  const array: NdArray = ndarray(all, [rows.length, ...shape]);
+  return latents.array === 'codes' ? { codes: array } : array;
 }

@@ -33,7 +33,7 @@ export async function encode(inputs: readonly string[], options: EncodeCommandOp
       'a file or a folder',
       "'-': latents are not written to standard output (./- is a folder)",
     );
-  if (!options.latents && !options.tokens)
+  if (!options.latents && !options.tokens && !options.codes)
     throw new UniFlowError('BAD_INPUT', '--no-latents takes --tokens, or there is nothing to write', { subject: 'out' });
   const folder = await isFolder(out);
   if (!folder) refuseFolderOptions(options);
@@ -96,10 +96,10 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const skips = new Skips();
   const broken: Failure[] = [];
   const detailOf = stageDetails();
-  const { fit, size, store, latents, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
+  const { fit, size, store, latents, codes, tokens, batchSize, model, onFailure } = runOptions(options, progress, signal);
   let done = 0;
   const { files, shape, grid, record } = await encodeToFile(uniflow, namedItems(inputs, skips, signal), out, {
-    ...{ fit, size, store, latents, tokens, batchSize, model, signal },
+    ...{ fit, size, store, latents, codes, tokens, batchSize, model, signal },
     onFailure: (failure) => {
       broken.push(failure);
       onFailure?.(failure);
@@ -113,7 +113,7 @@ const toFile: Target = async (uniflow, inputs, options, progress, signal) => {
   const list = broken.map(({ id, reason }) => ({ path: id, reason }));
   if (json) return printJson({ files, shape, grid, images: record.count, failed: list, skipped: skips.count, seconds });
   process.stdout.write(
-    `${plural(record.count, 'image')} as ${latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
+    `${plural(record.count, 'image')} as ${codes ? 'codes' : latents === false ? 'tokens' : 'latents'} [${shape.join(', ')}] in ${files.join(', ')}${failed(list)}\n`,
   );
 };
 
@@ -153,9 +153,10 @@ function reportRun(out: string, { manifest, before, complete, skips }: RunResult
 
 /** Converts the command's options to those of the library. */
 function runOptions(options: EncodeCommandOptions, progress: Progress, signal: AbortSignal): Omit<RunOptions, 'onProgress'> {
-  const { json, batch, shardSize, format, fit, size, store, latents, tokens, maxFailures, verify } = options;
+  const { json, batch, shardSize, format, fit, size, store, codes, tokens, maxFailures, verify } = options;
+  const latents = options.latents && !codes;
   return {
-    ...{ shardSize, format, fit, size, store, latents, tokens, maxFailures, verify, batchSize: batch, signal },
+    ...{ shardSize, format, fit, size, store, latents, codes, tokens, maxFailures, verify, batchSize: batch, signal },
     model: options.model ?? embeddedName,
     onFailure: ({ id, reason }) => {
       process.exitCode = 1;

@@ -3,6 +3,7 @@ import { openDataset, subset, type Dataset } from '../sources/dataset.js';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
 import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { UniFlowError } from '../errors.js';
+import { shareOfCodes, type CodeUse } from '../eval/code-use.js';
 import { evaluate } from '../eval/evaluate.js';
 import type { EvaluateOptions, Evaluation } from '../eval/evaluation.js';
 import { loadFeatureSet, saveFeatureSet } from '../eval/feature-set.js';
@@ -128,7 +129,19 @@ const CONVENTIONS: Record<QualityConvention, string> = {
   paper: ' (as the paper: data range 2, uniform 7x7 windows; not comparable with other papers)',
 };
 
-function table({ images, psnr, ssim, effectiveRank, channelsInUse, baseline, fid, understanding, layers, pins }: Evaluation): string {
+function table({
+  images,
+  psnr,
+  ssim,
+  effectiveRank,
+  channelsInUse,
+  codes,
+  baseline,
+  fid,
+  understanding,
+  layers,
+  pins,
+}: Evaluation): string {
   const { data, train, model, dtype, size, sampling, convention } = pins;
   const rows: [string, string][] = [
     ['model', `${short(model)}, ${dtype}, ${plural(sampling.steps, 'step')}, seed ${sampling.seed}`],
@@ -140,12 +153,19 @@ function table({ images, psnr, ssim, effectiveRank, channelsInUse, baseline, fid
     ['SSIM', `${ssim.toFixed(4)}${CONVENTIONS[convention]}`],
     ['channels', `effective rank ${effectiveRank.toFixed(1)}, ${percent(channelsInUse)} in use`],
   ];
+  if (codes) rows.push(['codes', codesText(codes)]);
   if (baseline) rows.push(['baseline', baselineText(baseline, data)]);
   if (fid) rows.push([fid.name, distance(fid, data.sha256)]);
   for (const [name, { probe, knn, dimensions }] of Object.entries(understanding ?? {}))
     rows.push([name, `linear probe ${percent(probe)}, k-NN ${percent(knn)} (${dimensions} features, ${train?.images} training images)`]);
   if (layers) rows.push(['layer cosine', layers.map((cosine, i) => `${i + 1}: ${cosine.toFixed(4)}`).join('  ')]);
   return rows.map(([name, value]) => `${name.padEnd(14)}${value}\n`).join('');
+}
+
+function codesText({ count, used, bitsPerPixel, entropyPerPixel }: CodeUse): string {
+  const groups = used.length > 1 ? `, ${percent(Math.min(...used))} to ${percent(Math.max(...used))} a group` : '';
+  const bits = `${bitsPerPixel.toFixed(3)} bits per pixel, ${entropyPerPixel.toFixed(3)} by their entropy`;
+  return `${percent(shareOfCodes({ used }))} of ${count.toLocaleString('en')} used${groups}; ${bits}`;
 }
 
 function baselineText({ psnr, ssim, channels, fitted }: NonNullable<Evaluation['baseline']>, data: DataPin): string {

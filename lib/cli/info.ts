@@ -1,5 +1,6 @@
 /** `uniflow info`: the architecture and cost of a model. For a UniFlow model it reads only the header of the weights. */
 import { join } from 'node:path';
+import { codeCount, groupCount, type Levels } from '../codes.js';
 import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
@@ -23,6 +24,8 @@ interface Info {
   tokens: ReturnType<typeof tokensOf>;
   /** Only for UniFlow models, like `decoder`. */
   latents?: { shape: [patches: number, channels: number]; bytes: number };
+  /** Only for models with codes; `count` is the number of codes of a group. */
+  codes?: { levels: Levels; count: number; shape: [patches: number, groups: number]; bytes: number };
   decoder?: { width: number; globalBlocks: number; flowBlocks: number; steps: number };
   parameters: { total: number; parts: Record<string, number> };
   /** Dtypes of a UniFlow model's stored tensors. */
@@ -60,12 +63,17 @@ async function uniFlowInfo(model: string, folder: string): Promise<Info> {
     encoder,
     tokens,
     latents: { shape: [tokens.patches, latentChannels], bytes: 4 * tokens.patches * latentChannels },
+    ...(config.codes ? { codes: codesInfo(config.codes, tokens.patches, groupCount(config)) } : {}),
     decoder: { width, globalBlocks, flowBlocks, steps },
     ...weights(countByPart([...tensors].filter(([name]) => !isScale(name)).map(([name, { shape }]) => [name, shape] as const))),
     stored: [...new Set([...tensors.values()].map(({ dtype }) => dtype))].sort(),
     flops: { encode: encoderFlops(encoder, config.imageSize) + projectionFlops(decoder), decode: decoderFlops(decoder, 1) },
     preprocessing: uniFlowPreprocessing(config),
   };
+}
+
+function codesInfo(levels: Levels, patches: number, groups: number): NonNullable<Info['codes']> {
+  return { levels, count: codeCount(levels), shape: [patches, groups], bytes: 2 * patches * groups };
 }
 
 /** The encoder's tensors and preprocessing are determined only by loading the checkpoint. */
@@ -92,7 +100,7 @@ function weights(parts: Record<string, number>): Pick<Info, 'parameters' | 'weig
 }
 
 function table(info: Info): string {
-  const { encoder: e, tokens: t, latents, decoder: d, parameters, weightBytes, flops, preprocessing: p } = info;
+  const { encoder: e, tokens: t, latents, codes, decoder: d, parameters, weightBytes, flops, preprocessing: p } = info;
   const [height, width] = p.size;
   const registers = e.registers > 0 ? `, ${e.registers} registers` : '';
   const rows: [string, string][] = [
@@ -106,6 +114,13 @@ function table(info: Info): string {
     ],
   ];
   if (latents) rows.push(['latents', `[${latents.shape.join(', ')}] per image, ${withPrefix(latents.bytes, 'B')} in float32`]);
+  if (codes) {
+    const { levels, count, shape, bytes } = codes;
+    rows.push([
+      'codes',
+      `[${shape.join(', ')}] per image, ${withPrefix(bytes, 'B')} in uint16: ${count.toLocaleString('en')} codes, levels ${levels.join(',')}`,
+    ]);
+  }
   if (d)
     rows.push([
       'decoder',

@@ -33,6 +33,7 @@ export interface ImageOptions {
 export interface EncodeCommandOptions extends ModelOptions, ImageOptions {
   out: string;
   tokens?: true;
+  codes?: true;
   /** False with --no-latents. */
   latents: boolean;
   fit?: Fit;
@@ -87,6 +88,13 @@ export function number(text: string): number {
 export function path(text: string): string {
   if (text === '') throw new InvalidArgumentError('It must not be empty.');
   return text;
+}
+
+/** Levels of codes, such as 8,8,8,5,5,5. */
+export function levels(text: string): number[] {
+  const list = text.split(',');
+  if (!list.every((level) => /^[1-9]\d*$/.test(level))) throw new InvalidArgumentError('It must be whole numbers such as 8,8,8,5,5,5.');
+  return list.map(Number);
 }
 
 function pair(text: string): [number, number] | undefined {

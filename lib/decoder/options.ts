@@ -1,6 +1,7 @@
 /** The options of decoding, checked once, before anything is computed. */
 import type { NdArray } from 'ndarray';
 import { checkOptions, DECODE_OPTIONS, describe, ENCODE_OPTIONS } from '../check.js';
+import { groupCount, isCodes, type Codes } from '../codes.js';
 import type { UniFlowConfig } from '../config.js';
 import { UniFlowError } from '../errors.js';
 import type { Grid } from '../tensor.js';
@@ -40,12 +41,18 @@ export interface Decoding {
   sampling: { schedule: ReturnType<typeof timeGrid>; guidance: number; seed: number; output: 'uint8' | 'float32' };
 }
 
-/** @throws {UniFlowError} `BAD_INPUT` for latents that are not [B,N,Z], and for invalid options. */
-export function checkDecoding(latents: NdArray, options: DecodeOptions, config: UniFlowConfig): Decoding {
+/**
+ * @throws {UniFlowError} `BAD_INPUT` for latents that are not [B,N,Z], codes that are not [B,N,G], and invalid options; `UNSUPPORTED` for codes if the model has
+ * none.
+ */
+export function checkDecoding(latents: NdArray | Codes, options: DecodeOptions, config: UniFlowConfig): Decoding {
   checkOptions(options, [...DECODE_OPTIONS, ...ENCODE_OPTIONS]); // reconstruct passes both
-  const [count = 0, patches = 0, channels] = latents?.shape ?? [];
-  if (latents?.shape?.length !== 3 || channels !== config.latentChannels || count === 0)
-    throw UniFlowError.expected('BAD_INPUT', 'latents', `an ndarray [B, N, ${config.latentChannels}]`, shapeText(latents));
+  const [name, array, width] = isCodes(latents)
+    ? ['codes', latents.codes, groupCount(config)]
+    : (['latents', latents, config.latentChannels] as const);
+  const [count = 0, patches = 0, last] = array?.shape ?? [];
+  if (array?.shape?.length !== 3 || last !== width || count === 0)
+    throw UniFlowError.expected('BAD_INPUT', name, `an ndarray [B, N, ${width}]`, shapeText(array));
   const grid = gridOf(options.grid, patches, config.decoder.grid);
   const schedule = timeGrid(options.steps ?? config.steps, options.schedule);
   const { guidance = 1, output = 'uint8', seed = 0, noise } = options;

@@ -6,6 +6,7 @@ import type { ModelType } from '../device.js';
 import type { QualityConvention } from '../native.js';
 import type { UniFlow } from '../uniflow.js';
 import type { Baseline } from './baseline.js';
+import type { CodeUse } from './code-use.js';
 import type { FeatureSet } from './feature-set.js';
 import type { FeatureExtractor } from './features.js';
 import type { DataPin, FeaturePins, SamplingPin, WeightsPin } from './pins.js';
@@ -61,6 +62,8 @@ export interface Evaluation {
   /** Use of the latents: see lib/eval/latent-use.ts. */
   effectiveRank: number;
   channelsInUse: number;
+  /** Use of the codes, if the model has them: see lib/eval/code-use.ts. */
+  codes?: CodeUse;
   /** Quality of a PCA on the same images; missing if latents have as many values as pixels. */
   baseline?: Baseline & { fitted: DataPin };
   /** 'rFID' if the features come from an Inception file. */

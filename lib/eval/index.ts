@@ -5,6 +5,7 @@ export { checkComparable, loadFeatureSet, saveFeatureSet, type FeatureSet } from
 export { encoderFeatures, type EncoderFeatureOptions, type FeatureExtractor } from './features.js';
 export { fid, frechetDistance, gaussianOf, type Gaussian } from './fid.js';
 export { inceptionFeatures } from './inception.js';
+export type { CodeUse } from './code-use.js';
 export type { LatentUse } from './latent-use.js';
 export { knnAccuracy, type KnnOptions } from './knn.js';
 export type { LabelledFeatures } from './labelled.js';

@@ -11,9 +11,11 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { evenlySpaced } from '../sources/evenly-spaced.js';
 import type { DecodeOptions } from '../decoder/options.js';
-import { imageQuality, linear } from '../ops.js';
+import type { CodesConfig } from '../codes.js';
+import { imageQuality, latentsToCodes, linear } from '../ops.js';
 import { onDevice, Tensor, tidy } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
+import { CodeMeter, type CodeUse } from './code-use.js';
 import { imagesOf } from './features.js';
 import { Moments, principalComponents, type PrincipalComponents } from './pca.js';
 import { projection } from './projection.js';
@@ -23,6 +25,8 @@ export interface LatentUse {
   effectiveRank: number;
   /** In [0, 1]. */
   channelsInUse: number;
+  /** If the model has codes. */
+  codes?: CodeUse;
 }
 
 /** PSNR tolerance of the latents in use, in dB. */
@@ -44,12 +48,14 @@ export class LatentMeter {
   private readonly sample: { pixels: Uint8Array; z: Float32Array }[] = [];
   private shapes: { pixels: number[]; z: number[] } | undefined;
   private seen = 0;
+  private readonly codes: CodeMeter | undefined;
 
   /** @param count number of images to come. */
   constructor(
-    private readonly uniflow: Pick<UniFlow, 'device' | 'decode'>,
+    private readonly uniflow: Pick<UniFlow, 'device' | 'decode'> & { config?: CodesConfig & { patch: number } },
     count: number,
   ) {
+    this.codes = uniflow.config?.codes && new CodeMeter(uniflow.config);
     this.sampled = new Set(evenlySpaced(count, SAMPLE));
   }
 
@@ -64,8 +70,15 @@ export class LatentMeter {
       const own = part(z.data as unknown as Float32Array, b);
       using rows = onDevice(this.uniflow.device, () => Tensor.from({ data: own, shape: [patches, channels] }));
       await this.moments.add(rows);
+      await this.codes?.add(await this.codesOf(rows));
       if (this.sampled.has(this.seen)) this.sample.push({ pixels: part(pixels.data, b).slice(), z: own.slice() });
     }
+  }
+
+  /** Of latents [N,Z]: [N,G]. */
+  private async codesOf(latents: Tensor): Promise<Int32Array> {
+    using codes = onDevice(this.uniflow.device, () => tidy(() => latentsToCodes(latents, this.uniflow.config?.codes ?? [])));
+    return (await codes.read()).data as Int32Array;
   }
 
   async measure(options: DecodeOptions): Promise<LatentUse> {
@@ -74,6 +87,7 @@ export class LatentMeter {
     return {
       effectiveRank: effectiveRank(variances),
       channelsInUse: (await this.leastWithin(components, options)) / variances.length,
+      ...(this.codes ? { codes: this.codes.measure() } : {}),
     };
   }
 

@@ -3,7 +3,7 @@ import type { NdArray } from 'ndarray';
 import { checkOptions, DECODE_OPTIONS, ENCODE_OPTIONS } from '../check.js';
 import { UniFlowError } from '../errors.js';
 import { checkFinite } from '../ops.js';
-import { onDevice, Tensor } from '../tensor.js';
+import { contiguous, onDevice, Tensor } from '../tensor.js';
 import { readerOf, type ImageLike } from './like.js';
 import { loadPixels, type Preprocessing } from '../io/preprocess.js';
 
@@ -60,6 +60,14 @@ export function floats(array: NdArray, name: string): Tensor {
   if (dtype === 'float32') return tensor;
   tensor.dispose();
   throw UniFlowError.expected('BAD_INPUT', name, 'float32', dtype);
+}
+
+/** An int32 array on the current device, of integers of any type. */
+export function integers(array: NdArray, name: string): Tensor {
+  if (Object.prototype.toString.call(array?.data) === '[object Float32Array]')
+    throw UniFlowError.expected('BAD_INPUT', name, 'an ndarray over a Uint16Array, Uint8Array or Int32Array', 'Float32Array');
+  const { data, shape } = contiguous(array, name);
+  return Tensor.from({ data: new Int32Array(data), shape });
 }
 
 function pixelBatches(pixels: NdArray, options: InputOptions): Batches {

@@ -235,7 +235,7 @@ class Tasks implements ShardWorker {
       throw new OutOfReach(error.message, { cause: error });
     });
     const { fit, size, store, format, batchSize, arrays, shardSize, model } = header;
-    const array = { latents: arrays.latents !== undefined, tokens: arrays.tokens !== undefined };
+    const array = { latents: arrays.latents !== undefined, codes: arrays.codes !== undefined, tokens: arrays.tokens !== undefined };
     const options = { fit, size, store, format, batchSize, ...array, model: model.name };
     const encoder = new ShardEncoder(await this.load(header), options);
     checkSameRun(output.name, header, await headerOf(encoder, shardSize));

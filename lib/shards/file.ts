@@ -6,6 +6,7 @@ import type { Item } from '../sources/item.js';
 import type { Grid } from '../tensor.js';
 import type { UniFlow } from '../uniflow.js';
 import { shapeOf, type Layout, type ShardContent, type ShardFile } from './formats/format.js';
+import { hasCodes } from './formats/npy.js';
 import { idsInside } from './formats/safetensors.js';
 import { besideOf } from './labels.js';
 import { formatOfFile } from './latents.js';
@@ -21,7 +22,7 @@ export interface FileOptions extends Omit<ShardOptions, 'format'>, Pick<EncodeSh
 export interface FileResult {
   /** Written files, the latents first. */
   files: string[];
-  /** Shape of the latents, or of the tokens if there are no latents. */
+  /** Shape of the latents; without them, of the codes or else of the tokens. */
   shape: number[];
   /** Grid of all images; undefined if they differ. */
   grid: Grid | undefined;
@@ -41,6 +42,7 @@ export async function encodeToFile(
 ): Promise<FileResult> {
   const format = formatOfFile(path, 'out');
   const encoder = new ShardEncoder(uniflow, { ...options, format });
+  if (format === 'npy') checkNpyName(path, encoder);
   const { meter } = encoder.pipeline;
   const output = new FolderOutput(dirname(path));
   await makeFolder(output.name);
@@ -65,6 +67,13 @@ export async function encodeToFile(
   };
 }
 
+/** Codes and the bits of bfloat16 are both uint16 in a .npy: its name tells them apart. */
+function checkNpyName(path: string, { arrays: [first] }: ShardEncoder): void {
+  if (hasCodes(path) === (first === 'codes')) return;
+  const [expected, actual] = first === 'codes' ? ['a name ending in .codes.npy', 'codes'] : ['a name not ending in .codes.npy', `${first}`];
+  throw UniFlowError.expected('BAD_INPUT', 'out', `${expected} for ${actual}`, `'${path}'`);
+}
+
 /** A file under its own name, with the ids in a second file if its format cannot hold them. */
 class FileLayout implements Layout {
   content: ShardContent | undefined;
@@ -72,7 +81,9 @@ class FileLayout implements Layout {
   constructor(private readonly name: string) {}
 
   readonly fileOf: Layout['fileOf'] = (array) =>
-    array === 'tokens' && /\.npy$/i.test(this.name) ? besideOf(this.name, '.tokens.npy') : this.name;
+    array === 'latents' || !/\.npy$/i.test(this.name) || (array === 'codes' && hasCodes(this.name))
+      ? this.name
+      : besideOf(this.name, `.${array}.npy`);
 
   readonly filesOf: Layout['filesOf'] = (files, content) => {
     this.content = content;

@@ -26,7 +26,7 @@ export function besideOf(name: string, ending: string): string {
 
 /** Reads the labels if they exist; a bare array is valid without them. */
 export async function readLabels(input: Output, name: string): Promise<Record<string, unknown> | undefined> {
-  const [ids, list] = [besideOf(name, '.ids.json'), besideOf(name, '.jsonl')];
+  const [ids, list] = [besideOf(name, '.ids.json'), besideOf(name.replace(/\.codes\.npy$/i, '.npy'), '.jsonl')];
   if ((await input.size(ids)) !== undefined)
     return parsed(ids, (await input.read(ids)).toString(), (text) => JSON.parse(text) as Record<string, unknown>);
   if ((await input.size(list)) === undefined) return undefined;

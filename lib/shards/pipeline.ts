@@ -69,10 +69,18 @@ const READ_AHEAD = 32;
 const WAITING = 8;
 
 /** A pipeline to latents. @throws {UniFlowError} `BAD_INPUT` for bad options. */
-export function encodePipeline(uniflow: UniFlowModel, { tokens, hiddenStates, ...options }: EncodePipelineOptions = {}): Pipeline<Encoded> {
+export function encodePipeline(
+  uniflow: UniFlowModel,
+  { tokens, codes, hiddenStates, ...options }: EncodePipelineOptions = {},
+): Pipeline<Encoded> {
   const { device, preprocessing, config } = uniflow;
   const run: BatchModel<Encoded>['run'] = (pixels, of) =>
-    uniflow.encode(pixels, { ...of, ...(tokens ? { tokens } : {}), ...(hiddenStates ? { hiddenStates } : {}) });
+    uniflow.encode(pixels, {
+      ...of,
+      ...(tokens ? { tokens } : {}),
+      ...(codes ? { codes } : {}),
+      ...(hiddenStates ? { hiddenStates } : {}),
+    });
   return new Pipeline({ device, patch: config.patch, preprocessing, run }, options);
 }
 

@@ -3,7 +3,7 @@ import ndarray, { type NdArray } from 'ndarray';
 import { createHash } from 'node:crypto';
 import { checkInteger, checkOptions } from '../check.js';
 import { UniFlowError } from '../errors.js';
-import type { ArrayName, RowReader } from './formats/format.js';
+import { elementType, type ArrayName, type RowReader } from './formats/format.js';
 import type { PictureRecord } from './pipeline.js';
 import { FORMATS } from './formats/index.js';
 import { IdTable } from '../sources/id-table.js';
@@ -16,6 +16,8 @@ import { fromStored } from './store.js';
 export interface ShardSample extends PictureRecord {
   /** float32 [N,Z]; undefined if latents were not stored. */
   latents?: NdArray<Float32Array>;
+  /** [N,G], if they were stored. */
+  codes?: NdArray<Uint16Array>;
   /** float32 [N,D] */
   tokens?: NdArray<Float32Array>;
 }
@@ -159,7 +161,7 @@ export class Shards implements AsyncIterable<ShardSample> {
     const offsets = [0];
     for (const { grid } of pictures) offsets.push((offsets.at(-1) as number) + grid.rows * grid.cols);
     const { store, format, arrays } = this.manifest.header;
-    const widths = { latents: 0, tokens: 0, ...arrays };
+    const widths = { latents: 0, codes: 0, tokens: 0, ...arrays };
     return { pictures, offsets, read: await FORMATS[format].open({ input: this.input, stem, store, widths, offsets }) };
   }
 
@@ -176,7 +178,7 @@ export class Shards implements AsyncIterable<ShardSample> {
     const picture = pictures[row] as PictureRecord;
     const { store, arrays: widths } = this.manifest.header;
     const arrays = this.arrays.map(async (name) => {
-      const values = await fromStored(await read(name, row), store);
+      const values = await fromStored(await read(name, row), elementType(name, store));
       return [name, ndarray(values, [picture.grid.rows * picture.grid.cols, widths[name] as number])] as const;
     });
     return { ...picture, ...Object.fromEntries(await Promise.all(arrays)) };

@@ -3,23 +3,24 @@
  */
 import { createHash } from 'node:crypto';
 import { describe } from '../check.js';
+import { groupCount, requireLevels } from '../codes.js';
 import { reasonOf, UniFlowError } from '../errors.js';
 import type { Encoded } from '../model.js';
 import { ignoreRejection } from '../prefetch.js';
 import type { UniFlow } from '../uniflow.js';
 import { FORMATS, checkFormat, type FormatName } from './formats/index.js';
-import type { ArrayName, Layout, ShardArray, ShardContent, ShardFile } from './formats/format.js';
+import { elementType, type ArrayName, type Layout, type ShardArray, type ShardContent, type ShardFile } from './formats/format.js';
 import { mergeMoments, momentsOf, type Moments } from './moments.js';
 import type { Output } from './output.js';
 import type { Item } from '../sources/item.js';
 import { encodePipeline, type EncodePipelineOptions, type PictureBatch, type PictureRecord, type Pipeline } from './pipeline.js';
 import { Spool } from './spool.js';
 import { Stamps, type StampRecord } from './stamps.js';
-import { checkStore, STORE, toStored, type StoreType } from './store.js';
+import { checkStore, ELEMENTS, toStored, type StoreType } from './store.js';
 
 /** Options for the contents of shards. */
 export interface ShardOptions extends Omit<EncodePipelineOptions, 'hiddenStates' | 'signal'> {
-  /** Default true; false stores tokens only. */
+  /** Default true, unless codes are stored. */
   latents?: boolean | undefined;
   /** Default float32. */
   store?: StoreType | undefined;
@@ -96,19 +97,21 @@ export class ShardEncoder {
     readonly uniflow: UniFlow,
     options: ShardOptions = {},
   ) {
-    const { latents = true, tokens = false, store = 'float32', format = 'safetensors', model = '' } = options;
+    const { codes = false, latents = !codes, tokens = false, store = 'float32', format = 'safetensors', model = '' } = options;
     checkStore(store);
     checkFormat(format);
-    if (!latents && !tokens) throw UniFlowError.expected('BAD_INPUT', 'latents', 'true, or tokens', describe(latents));
-    this.arrays = [...(latents ? (['latents'] as const) : []), ...(tokens ? (['tokens'] as const) : [])];
+    const stored: [ArrayName, boolean][] = [['latents', latents], ['codes', codes], ['tokens', tokens]]; // prettier-ignore
+    this.arrays = stored.flatMap(([name, wanted]) => (wanted ? [name] : []));
+    if (this.arrays.length === 0) throw UniFlowError.expected('BAD_INPUT', 'latents', 'true, or tokens or codes', describe(latents));
+    if (codes) requireLevels(uniflow.config);
     [this.store, this.format, this.model] = [store, format, model];
     this.pipeline = encodePipeline(uniflow, options);
   }
 
   /** Vector length of the array. */
   widthOf(array: ArrayName): number {
-    const { latentChannels, encoder } = this.uniflow.config;
-    return array === 'latents' ? latentChannels : encoder.width;
+    const { config } = this.uniflow;
+    return array === 'latents' ? config.latentChannels : array === 'codes' ? groupCount(config) : config.encoder.width;
   }
 
   /**
@@ -238,21 +241,18 @@ class Rows {
 
   static async open(encoder: ShardEncoder, beside: string): Promise<Rows> {
     const arrays: ShardArray[] = [];
-    for (const name of encoder.arrays) arrays.push({ name, width: encoder.widthOf(name), rows: await Spool.open(beside) });
+    for (const name of encoder.arrays)
+      arrays.push({ name, width: encoder.widthOf(name), type: elementType(name, encoder.store), rows: await Spool.open(beside) });
     return new Rows(encoder, arrays);
   }
 
   async add(batch: PictureBatch): Promise<void> {
-    const { store } = this.encoder;
     const [first] = batch.pictures;
     const latents = batch.latents.data as Float32Array;
     this.parts.push([first?.row ?? 0, ignoreRejection(momentsOf(latents, this.encoder.widthOf('latents')))]);
     for (const { row, record } of batch.pictures) this.pictures[row] = record;
-    for (const { name, width, rows } of this.arrays) {
-      const values = (name === 'latents' ? latents : batch.tokens?.data) as Float32Array;
-      const stored = await toStored(values, store);
-      await writeRuns(rows, stored, batch, width * STORE[store].bytes);
-    }
+    for (const { name, width, type, rows } of this.arrays)
+      await writeRuns(rows, await toStored(batch[name]?.data as Float32Array | Uint16Array, type), batch, width * ELEMENTS[type].bytes);
   }
 
   /** Merged in the order of the images, so that the sums are the same in every run. */

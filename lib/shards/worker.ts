@@ -13,7 +13,19 @@ import { ShardEncoder, type EncodeShardOptions, type ShardRecord } from './shard
 /** Shards computed or written concurrently: the next can start while one waits for the disk. */
 const SHARDS_AT_ONCE = 3;
 const OPTIONS: readonly (keyof RunOptions)[] = [
-  ...(['shardSize', 'maxFailures', 'verify', 'signal', 'onFailure', 'onProgress', 'latents', 'tokens', 'store', 'format'] as const),
+  ...([
+    'shardSize',
+    'maxFailures',
+    'verify',
+    'signal',
+    'onFailure',
+    'onProgress',
+    'latents',
+    'codes',
+    'tokens',
+    'store',
+    'format',
+  ] as const),
   ...(['model', 'fit', 'size', 'batchSize', 'download'] as const),
 ];
 

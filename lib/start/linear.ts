@@ -13,18 +13,29 @@ import { Matrix } from 'ml-matrix';
 import type { PrincipalComponents } from '../eval/pca.js';
 import { HEADS } from '../decoder/decoder.js';
 import type { Rope } from '../ops.js';
+import type { UniFlowConfig } from '../config.js';
 import type { UniFlowModel } from '../model.js';
 import { capacity } from './capacity.js';
 import { startFlow } from './flow.js';
 import { lookAtNeighbours } from './neighbours.js';
+import { fitQuantiser, type QuantiserFit } from './quantiser.js';
 import { Units, type LinearMap } from './units.js';
 import { Weights } from './weights.js';
+
+/** The codec's coefficients as a map of the encoder's tokens. */
+export interface Coefficients extends LinearMap {
+  /** Their standard deviations. Default: 1. */
+  deviations?: Float64Array;
+}
 
 /** Power of √λ_k by which the residual stream is divided: 0 keeps the patches' own scale, 1 makes all channels equally large. */
 const WHITENING = 0.5;
 
 /** A direction with a smaller share of the first one's variance carries nothing. */
 const NEGLIGIBLE = 1e-9;
+
+/** A latent with a smaller deviation carries nothing, and would be amplified noise. */
+const DEAD = 1e-3;
 
 /** Makes a random InternViT encoder carry the patches' principal components. @returns latents as a function of its tokens. */
 export async function startEncoder(uniflow: UniFlowModel, components: PrincipalComponents): Promise<LinearMap> {
@@ -48,16 +59,19 @@ export async function startEncoder(uniflow: UniFlowModel, components: PrincipalC
 }
 
 /** Turns the projection and decoder into the linear codec whose latents are `latents` of the encoder's tokens, of variance at most 1. */
-export async function startDecoder(uniflow: UniFlowModel, components: PrincipalComponents, latents: LinearMap): Promise<void> {
+export async function startDecoder(uniflow: UniFlowModel, components: PrincipalComponents, latents: Coefficients): Promise<void> {
   const weights = new Weights(uniflow);
   const { width } = uniflow.config.encoder;
   const { channels } = capacity(uniflow.config);
   const units = new Units(width, channels);
-  const same = (inputs: number): LinearMap => ({ weight: Matrix.eye(channels, inputs), bias: new Float64Array(channels) });
+  const { down, up } = latentMaps(uniflow.config, channels, latents.deviations);
 
   await weights.edit('chal_proj.c_fc', (layer) => units.enter(layer, latents));
-  await weights.edit('chal_proj.c_proj', (layer) => units.leave(layer, Matrix.eye(uniflow.config.latentChannels, channels)));
-  await weights.edit('chal_unproj.c_fc', (layer) => units.enter(layer, same(uniflow.config.latentChannels)));
+  await weights.edit('chal_proj.c_proj', (layer) => {
+    units.leave(layer, down.weight);
+    down.bias.forEach((b, k) => layer.bias.set(0, k, layer.bias.get(0, k) + b));
+  });
+  await weights.edit('chal_unproj.c_fc', (layer) => units.enter(layer, up));
   await weights.edit('chal_unproj.c_proj', (layer) => units.leave(layer, Matrix.eye(channels)));
   const { globalBlocks, rope } = uniflow.config.decoder;
   for (let i = 0; i < globalBlocks; i++) await startBlock(weights, `global_blocks.${i}`, { heads: HEADS, rope });
@@ -65,6 +79,28 @@ export async function startDecoder(uniflow: UniFlowModel, components: PrincipalC
     for (const table of ['global_block_pos_embed', 'decoder_pos_embed']) await weights.editTable(table, (t) => clearColumns(t, channels));
 
   await startFlow(weights, uniflow.config, components, capacity(uniflow.config));
+}
+
+/** The codec's K coefficients to the Z latents, and back: unchanged, or fitted to the range of the codes' quantiser. */
+function latentMaps(
+  { latentChannels, codes }: UniFlowConfig,
+  channels: number,
+  deviations: Float64Array = new Float64Array(channels).fill(1),
+): { down: LinearMap; up: LinearMap } {
+  const down = { weight: Matrix.eye(latentChannels, channels), bias: new Float64Array(latentChannels) };
+  const up = { weight: Matrix.eye(channels, latentChannels), bias: new Float64Array(channels) };
+  if (!codes) return { down, up };
+  const fits = codes.map(fitQuantiser);
+  for (let k = 0; k < channels; k++) {
+    const { gain, offset, slope, intercept } = fits[k % fits.length] as QuantiserFit;
+    const deviation = deviations[k] as number;
+    if (deviation < DEAD) continue;
+    down.weight.set(k, k, gain / deviation);
+    down.bias[k] = offset;
+    up.weight.set(k, k, slope * deviation);
+    up.bias[k] = intercept * deviation;
+  }
+  return { down, up };
 }
 
 /** Attention and MLP initially add nothing: h + 0. Their last layers learn at once, the others as soon as those have changed. */

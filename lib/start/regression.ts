@@ -13,8 +13,7 @@ import { add, cast, linear, sliceTokens, unfold, type Linear } from '../ops.js';
 import { onDevice, Tensor, tidy } from '../tensor.js';
 import type { UniFlowModel } from '../model.js';
 import { capacity } from './capacity.js';
-import { inverseDeviation } from './linear.js';
-import type { LinearMap } from './units.js';
+import { inverseDeviation, type Coefficients } from './linear.js';
 
 const RIDGE = 1e-4;
 
@@ -23,7 +22,7 @@ export async function regressLatents(
   uniflow: UniFlowModel,
   components: PrincipalComponents,
   pixels: AsyncIterable<NdArray>,
-): Promise<LinearMap> {
+): Promise<Coefficients> {
   const { channels } = capacity(uniflow.config);
   const { width } = uniflow.config.encoder;
   const coefficients = coefficientsOf(components, channels);
@@ -44,11 +43,15 @@ export async function regressLatents(
   const correlations = scaled(all.subMatrix(0, width - 1, 0, width - 1)).mulRowVector(inverse);
   const tokens = Matrix.add(correlations, correlations.transpose()).mul(0.5); // rounding makes them slightly asymmetric
   for (let i = 0; i < width; i++) tokens.set(i, i, 1 + RIDGE);
-  const cross = scaled(all.subMatrix(0, width - 1, width, width + channels - 1));
-  const weight = scaled(new CholeskyDecomposition(tokens).solve(cross)).transpose(); // [K,D]
+  const covariances = all.subMatrix(0, width - 1, width, width + channels - 1); // C_ty [D,K]
+  const weight = scaled(new CholeskyDecomposition(tokens).solve(scaled(covariances.clone()))).transpose(); // [K,D]
   const centre = Matrix.columnVector(mean.subarray(0, width));
-  return { weight, bias: Float64Array.from(weight.mmul(centre).mul(-1).to1DArray()) };
+  const varianceOf = (k: number): number => Math.max(0, dot(weight.getRow(k), covariances.getColumn(k))); // of a latent, but for the ridge
+  const deviations = Float64Array.from({ length: channels }, (_, k) => Math.sqrt(varianceOf(k)));
+  return { weight, bias: Float64Array.from(weight.mmul(centre).mul(-1).to1DArray()), deviations };
 }
+
+const dot = (a: readonly number[], b: readonly number[]): number => a.reduce((sum, v, i) => sum + v * (b[i] as number), 0);
 
 /** Maps patch vectors to principal coefficients divided by their deviations, as a float32 layer: weight [K,P], bias [K]. */
 function coefficientsOf(

@@ -1,6 +1,7 @@
 /** The settings of a training run: the options of `uniflow train` and the contents of a run's train.json. */
 import { access } from 'node:fs/promises';
 import { z } from 'zod';
+import { checkLevels } from '../codes.js';
 import { presets } from '../config.js';
 import { UniFlowError } from '../errors.js';
 import { readJson } from '../io/json.js';
@@ -44,6 +45,8 @@ export const trainSchema = z.strictObject({
 
   /** Latent channels of a tokenizer on `encoder`. */
   latentChannels: positive.default(64),
+  /** Discrete latents of a new tokenizer: the number of values of each channel of a group (docs/codes.md). Default: continuous latents. */
+  codes: z.array(positive).optional(),
   /** Number of the encoder's last layers whose sum the latents are projected from. Default: 4 in the regime `layers`, else 1. */
   latentLayers: positive.optional(),
   globalBlocks: natural.default(6),
@@ -125,7 +128,17 @@ export function parseTrainConfig(config: unknown): FullTrainConfig {
     throw UniFlowError.expected('BAD_INPUT', 'regime', "'frozen', as a model says where its latents come from", `'${regime}'`);
   if (model !== undefined && parsed.data.start !== undefined)
     throw UniFlowError.expected('BAD_INPUT', 'start', 'none, as a model begins as it is', `'${parsed.data.start}'`);
+  checkCodes(parsed.data);
   if (batch % accumulate !== 0)
     throw UniFlowError.expected('BAD_INPUT', 'batch', `a multiple of ${accumulate} (accumulate)`, String(batch));
   return parsed.data;
+}
+
+/** @throws UniFlowError `BAD_INPUT` if the codes do not fit the new model's latents, or the model is not new. */
+function checkCodes({ codes, model, init, latentChannels }: FullTrainConfig): void {
+  if (!codes) return;
+  if (model !== undefined)
+    throw UniFlowError.expected('BAD_INPUT', 'codes', 'none, as a model keeps the latents that it has', `[${codes.join(', ')}]`);
+  const config: Record<string, unknown> | undefined = typeof init === 'string' ? presets[init] : init;
+  checkLevels(codes, config ? Number(config['latent_ch']) : latentChannels, 'BAD_INPUT');
 }

@@ -1,5 +1,5 @@
 /** The charts of a run's report: the numbers of its log over the steps, thinned out to fit on a page. */
-import type { LatentUse } from '../eval/latent-use.js';
+import { shareOfCodes } from '../eval/code-use.js';
 import type { LogEntry, LogEntryOf } from './log.js';
 
 /** One line of a chart. */
@@ -51,8 +51,9 @@ export function chartsOf(log: readonly LogEntry[]): Chart[] {
     }),
     qualityChart('psnr', 'Validation PSNR', 'dB', log),
     qualityChart('ssim', 'Validation SSIM', 'SSIM', log),
-    measuredChart('effectiveRank', 'Effective rank of the latents', 'rank', validations),
-    measuredChart('channelsInUse', 'Share of the channels in use', 'share', validations),
+    measuredChart('effectiveRank', 'Effective rank of the latents', 'rank', validations, (v) => v.effectiveRank),
+    measuredChart('channelsInUse', 'Share of the channels in use', 'share', validations, (v) => v.channelsInUse),
+    measuredChart('codesUsed', 'Share of the codes used', 'share', validations, (v) => v.codes && shareOfCodes(v.codes)),
     layerChart('alpha', 'Misalignment α of each layer', steps, layers, (s) => s.alpha),
     layerChart('weight', 'Distillation weight w of each layer', steps, layers, (s) => s.weight),
     chart('lr', 'Learning rate', steps, [{ label: 'rate', colour: 'blue', of: (s) => s.lr }]),
@@ -70,10 +71,16 @@ function qualityChart(id: 'psnr' | 'ssim', title: string, label: string, log: re
   return chart(id, title, validations, [own, { label: 'PCA', colour: 'orange', of: () => baseline[id] }], { note });
 }
 
-/** A measure that older runs' validations lack. */
-function measuredChart(id: keyof LatentUse, title: string, label: string, validations: readonly LogEntryOf<'validation'>[]): Chart {
-  const measured = validations.filter((v) => v[id] !== undefined);
-  return chart(id, title, measured, [{ label, colour: 'blue', of: (v) => v[id] }]);
+/** A measure that some runs' validations lack. */
+function measuredChart(
+  id: string,
+  title: string,
+  label: string,
+  validations: readonly LogEntryOf<'validation'>[],
+  of: (validation: LogEntryOf<'validation'>) => number | undefined,
+): Chart {
+  const measured = validations.filter((v) => of(v) !== undefined);
+  return chart(id, title, measured, [{ label, colour: 'blue', of }]);
 }
 
 /** All values, and their moving average. */

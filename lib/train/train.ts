@@ -13,6 +13,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { batches, type Batch } from './loader.js';
 import { openDataset, type Dataset } from '../sources/dataset.js';
+import { presets } from '../config.js';
 import { cpuInfo, type DeviceOptions } from '../device.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { makeFolder, removeTemporaries, replaceFile } from '../io/files.js';
@@ -247,12 +248,12 @@ async function startOf(
   settings: FullTrainConfig,
   device: DeviceOptions['device'],
 ): Promise<{ uniflow: UniFlow; teacher: VisionEncoder | UniFlow | undefined }> {
-  const { encoder, model, init, dtype, seed, latentChannels, latentLayers, globalBlocks, flowBlocks } = settings;
+  const { encoder, model, init, dtype, seed, latentChannels, latentLayers, codes, globalBlocks, flowBlocks } = settings;
   const distilled = !('lambdaDistillation' in regimes[settings.regime]);
   if (encoder !== undefined) {
     const own = await VisionEncoder.load(encoder, { device, dtype });
     const source = { ...latentSourceOf(settings.regime, own.config.layers), ...(latentLayers === undefined ? {} : { latentLayers }) };
-    const uniflow = UniFlow.fromEncoder(own, { latentChannels, ...source, globalBlocks, flowBlocks, seed });
+    const uniflow = UniFlow.fromEncoder(own, { latentChannels, ...source, codes, globalBlocks, flowBlocks, seed });
     await own.dispose(); // the tokenizer now holds the weights
     return { uniflow, teacher: distilled ? await VisionEncoder.load(encoder, { device, dtype }) : undefined };
   }
@@ -261,7 +262,8 @@ async function startOf(
       uniflow: await UniFlow.load(model, { device, dtype }),
       teacher: distilled ? await UniFlow.load(model, { device, dtype }) : undefined,
     };
-  return { uniflow: UniFlow.random(init as NonNullable<typeof init>, { device, dtype, seed }), teacher: undefined };
+  const config = typeof init === 'string' ? presets[init] : (init as Record<string, unknown>);
+  return { uniflow: UniFlow.random({ ...config, ...(codes ? { codes } : {}) }, { device, dtype, seed }), teacher: undefined };
 }
 
 function trainerOf(settings: FullTrainConfig, uniflow: UniFlow, teacher: VisionEncoder | UniFlow | undefined): Trainer {

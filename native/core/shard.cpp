@@ -40,4 +40,9 @@ void moments(std::span<const float> values, int64_t channels, double* mean, doub
   each_row([=](int64_t c, double v) { squares[c] += (v - mean[c]) * (v - mean[c]); });
 }
 
+void count_codes(std::span<const int32_t> codes, int64_t groups, std::span<int32_t> counts) {
+  const size_t all = static_cast<size_t>(groups), each = counts.size() / all;
+  for (size_t i = 0; i < codes.size(); ++i) ++counts[i % all * each + static_cast<size_t>(codes[i])];
+}
+
 }  // namespace uniflow

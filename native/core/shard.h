@@ -19,4 +19,8 @@ void restore(std::span<const uint16_t> bits, Half type, float* values);
 /// Per channel of values [count, channels]: the mean, and the sum of squared deviations from it. Two passes in float64.
 void moments(std::span<const float> values, int64_t channels, double* mean, double* squares);
 
+/// Adds one to counts[group, code] for each of codes [tokens, groups]; `counts` has the same number of codes for each group, and all that
+/// occur.
+void count_codes(std::span<const int32_t> codes, int64_t groups, std::span<int32_t> counts);
+
 }  // namespace uniflow

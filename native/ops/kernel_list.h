@@ -50,6 +50,13 @@
   X(void, distillation, (const DistillationArgs&)) \
   /* Returns how many labels are no class (a GPU is waited for); where there is one, the results mean nothing. */ \
   X(int64_t, cross_entropy, (const CrossEntropyArgs&)) \
+  /* n latents, channel i % levels.count each: x -> quantised latents; the straight-through gradient. */ \
+  X(void, fsq, (const Levels& levels, const void* x, void* out, DType dtype, int64_t n)) \
+  X(void, fsq_backward, (const Levels& levels, const void* x, const void* d_out, void* d_x, DType dtype, int64_t n)) \
+  /* latents [groups, levels.count] -> codes [groups]. */ \
+  X(void, latents_to_codes, (const Levels& levels, const void* latents, int32_t* codes, DType dtype, int64_t groups)) \
+  /* The inverse, in float32. Returns how many codes do not exist (a GPU is waited for); their latents mean nothing. */ \
+  X(int64_t, codes_to_latents, (const Levels& levels, const int32_t* codes, float* latents, int64_t groups)) \
   /* out[0] = root of the sum of squares over all tensors (lists on the host), summed in float64 in an order that is always the same. */ \
   X(void, global_norm, (const float* const* x, const int64_t* n, int64_t count, float* out)) \
   X(void, adamw, (const AdamWArgs&)) \

@@ -11,6 +11,7 @@
 
 #include "native/core/activation.h"
 #include "native/core/dtype.h"
+#include "native/core/levels.h"
 #include "native/core/rope.h"
 #include "native/core/ssim.h"
 #include "native/ops/kernel_list.h"

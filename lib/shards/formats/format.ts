@@ -4,14 +4,22 @@ import type { Grid } from '../../tensor.js';
 import type { PictureRecord } from '../pipeline.js';
 import type { Output } from '../output.js';
 import type { Spool } from '../spool.js';
-import { STORE, type StoreType } from '../store.js';
+import { ELEMENTS, STORE, type ElementType, type StoreType } from '../store.js';
 
-export type ArrayName = 'latents' | 'tokens';
+export type ArrayName = 'latents' | 'codes' | 'tokens';
+/** The arrays that can be decoded. */
+export type LatentsName = Exclude<ArrayName, 'tokens'>;
+
+/** Type of the array's elements in a run that stores latents and tokens as `store`. */
+export function elementType(array: ArrayName, store: StoreType): ElementType {
+  return array === 'codes' ? 'uint16' : store;
+}
 
 /** One array of a shard: the vectors [T, width] of all images in order. */
 export interface ShardArray {
   name: ArrayName;
   width: number;
+  type: ElementType;
   rows: Spool;
 }
 
@@ -30,6 +38,7 @@ export interface ShardContent {
   fileOf: Layout['fileOf'];
   /** Stored in the text fields of formats that have them. */
   model: string;
+  /** Type of latents and tokens. */
   store: StoreType;
   pictures: readonly PictureRecord[];
   /** Index of each image's first vector in the arrays, followed by the total number of vectors. */
@@ -63,10 +72,11 @@ export interface FilePicture {
   patches: number;
 }
 
-/** The latents of one file, as described by the file itself. */
+/** The latents or codes of one file, as described by the file itself. */
 export interface LatentsFile {
+  array: LatentsName;
   pictures: readonly FilePicture[];
-  store: StoreType;
+  type: ElementType;
   width: number;
   /** Reads the vectors of an image in their storage type. */
   read: (row: number) => Promise<Uint8Array>;
@@ -82,11 +92,12 @@ export interface Format {
   openFile(input: Output, name: string): Promise<LatentsFile>;
 }
 
-/** Storage type by a format's dtype name. @throws {UniFlowError} `BAD_INPUT` for other dtypes. */
-export function storeOf(format: 'safetensors' | 'npy', dtype: unknown, subject: string): StoreType {
-  const found = (Object.keys(STORE) as StoreType[]).find((store) => STORE[store][format] === dtype);
+/** Type of an array's elements by a format's dtype name. @throws {UniFlowError} `BAD_INPUT` for other dtypes. */
+export function typeOf(format: 'safetensors' | 'npy', dtype: unknown, array: LatentsName, subject: string): ElementType {
+  const types: readonly ElementType[] = array === 'codes' ? ['uint16'] : (Object.keys(STORE) as StoreType[]);
+  const found = types.find((type) => ELEMENTS[type][format] === dtype);
   if (found) return found;
-  const expected = Object.values(STORE).map((store) => store[format]);
+  const expected = types.map((type) => ELEMENTS[type][format]);
   throw UniFlowError.expected('BAD_INPUT', subject, expected.join(', '), String(dtype));
 }
 
@@ -120,8 +131,9 @@ export function offsetsOf(pictures: readonly Pick<FilePicture, 'patches'>[]): nu
 }
 
 /** The vectors of row `i` of an array, in their storage type. */
-export function storedRow({ rows, width }: ShardArray, { offsets }: ShardContent, bytes: number, i: number): Promise<Buffer> {
-  return rows.read((offsets[i] as number) * width * bytes, (offsets[i + 1] as number) * width * bytes);
+export function storedRow({ rows, width, type }: ShardArray, { offsets }: ShardContent, i: number): Promise<Buffer> {
+  const vector = width * ELEMENTS[type].bytes;
+  return rows.read((offsets[i] as number) * vector, (offsets[i + 1] as number) * vector);
 }
 
 /** [n,N,width] if all images have the same grid, else [T,width]. */

@@ -1,6 +1,6 @@
 /**
- * A shard as Parquet, one row per image: id, width, height, rows, cols, crop and padding as JSON, and latents and tokens as bytes, [rows *
- * cols, Z] little-endian. The file's metadata name the element type as `dtype`. The libraries are loaded on demand.
+ * A shard as Parquet, one row per image: id, width, height, rows, cols, crop and padding as JSON, and latents, codes and tokens as bytes, [rows *
+ * cols, Z] little-endian. The file's metadata name the element type of latents and tokens as `dtype`. The libraries are loaded on demand.
  */
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import type { ColumnSource, ParquetWriter } from 'hyparquet-writer';
@@ -9,8 +9,8 @@ import { optional } from '../../optional.js';
 import type { Output } from '../output.js';
 import { loadParquetWriter, taken } from '../parquet-writer.js';
 import type { PictureRecord } from '../pipeline.js';
-import { checkStore, STORE } from '../store.js';
-import { storedRow, type FilePicture, type Format, type ShardContent } from './format.js';
+import { checkStore, ELEMENTS } from '../store.js';
+import { elementType, storedRow, type FilePicture, type Format, type ShardContent } from './format.js';
 
 /** Size of the row groups, which are buffered in memory and then written. */
 const GROUP_BYTES = 2 ** 24;
@@ -26,15 +26,16 @@ export const parquet: Format = {
   openFile: async (input, name) => {
     const { metadata, cell, columns } = await openTable(input, name);
     const text = Object.fromEntries((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value]));
-    const width = Number(text['latents.width']);
+    const array = text['latents.width'] === undefined && text['codes.width'] !== undefined ? 'codes' : 'latents';
+    const width = Number(text[`${array}.width`]);
     const store = text['dtype'];
-    if (!(width > 0)) throw UniFlowError.expected('BAD_INPUT', name, 'a column of latents', 'none');
+    if (!(width > 0)) throw UniFlowError.expected('BAD_INPUT', name, 'a column of latents or codes', 'none');
     checkStore(store);
     const pictures = (await columns(['id', 'rows', 'cols'])).map(({ id, rows, cols }): FilePicture => {
       const grid = { rows: Number(rows), cols: Number(cols) };
       return { id: String(id), grid, patches: grid.rows * grid.cols };
     });
-    return { pictures, store, width, read: (row) => cell('latents', row) };
+    return { array, pictures, type: elementType(array, store), width, read: (row) => cell(array, row) };
   },
 };
 
@@ -69,8 +70,8 @@ async function openTable(input: Output, name: string): Promise<Table> {
 
 async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const { arrays, pictures, store, offsets } = content;
-  const { bytes } = STORE[store];
-  const perRow = ((offsets.at(-1) as number) / pictures.length) * bytes * arrays.reduce((sum, { width }) => sum + width, 0);
+  const vectors = arrays.reduce((sum, { width, type }) => sum + width * ELEMENTS[type].bytes, 0);
+  const perRow = ((offsets.at(-1) as number) / pictures.length) * vectors;
   const rows = Math.max(1, Math.floor(GROUP_BYTES / perRow));
   const library = await loadParquetWriter();
   const sink = new library.ByteWriter();
@@ -102,7 +103,7 @@ async function columnsOf(content: ShardContent, begin: number, end: number): Pro
   });
   const json = (value: object | undefined): string | null => (value ? JSON.stringify(value) : null);
   const arrays = content.arrays.map(async (array): Promise<ColumnSource> => {
-    const rows = pictures.map((_, i) => storedRow(array, content, STORE[content.store].bytes, begin + i));
+    const rows = pictures.map((_, i) => storedRow(array, content, begin + i));
     return { name: array.name, type: 'BYTE_ARRAY', nullable: false, encoding: 'PLAIN', data: await Promise.all(rows) };
   });
   return [

@@ -1,5 +1,5 @@
 /**
- * A shard as one .safetensors: `latents` and `tokens`, [n,N,Z], or [T,Z] if grids differ, and `grids` int32 [n,2], the rows and columns of
+ * A shard as one .safetensors: `latents`, `codes` and `tokens`, [n,N,Z], or [T,Z] if grids differ, and `grids` int32 [n,2], the rows and columns of
  * each image. The metadata are those of `uniflow encode`, so `uniflow decode` accepts a shard.
  */
 import { UniFlowError } from '../../errors.js';
@@ -7,8 +7,8 @@ import { safetensorsHeader, type SafetensorsEntry } from '../../io/files.js';
 import type { Grid } from '../../tensor.js';
 import { labelsOf, parseIds, readLabels } from '../labels.js';
 import type { Output } from '../output.js';
-import { STORE } from '../store.js';
-import { offsetsOf, picturesOf, shapeOf, storeOf, type Format, type ShardContent } from './format.js';
+import { ELEMENTS } from '../store.js';
+import { elementType, offsetsOf, picturesOf, shapeOf, typeOf, type Format, type ShardContent } from './format.js';
 
 /** Maximum size of the ids in a header, because readers refuse headers above 100 MB. The list beside the shard always has the ids. */
 const MAX_IDS = 90e6;
@@ -26,22 +26,24 @@ export const safetensors: Format = {
     const { header, data } = await headerOf(input, file);
     return (name, row) => {
       const begin = data + (header[name] as Entry).data_offsets[0];
-      const vector = widths[name] * STORE[store].bytes;
+      const vector = widths[name] * ELEMENTS[elementType(name, store)].bytes;
       return input.read(file, { begin: begin + (offsets[row] as number) * vector, end: begin + (offsets[row + 1] as number) * vector });
     };
   },
   openFile: async (input, name) => {
     const { header, data } = await headerOf(input, name);
-    const { latents, grids, __metadata__: text = {} } = header as Record<string, Entry> & { __metadata__?: Record<string, string> };
-    if (!latents) throw UniFlowError.expected('BAD_INPUT', name, "a tensor 'latents'", Object.keys(header).join(', ') || 'none');
+    const { latents, codes, grids, __metadata__: text = {} } = header as Record<string, Entry> & { __metadata__?: Record<string, string> };
+    const array = latents || !codes ? 'latents' : 'codes';
+    const entry = latents ?? codes;
+    if (!entry) throw UniFlowError.expected('BAD_INPUT', name, "a tensor 'latents' or 'codes'", Object.keys(header).join(', ') || 'none');
     const { ids } = text; // missing if they would make the header too long; they are then beside the file
     const labels = labelsOf(name, { ...text, ...(ids === undefined ? await readLabels(input, name) : { ids: parseIds(name, ids) }) });
-    const pictures = picturesOf(name, latents.shape, grids ? { ...labels, grids: await readGrids(input, name, data, grids) } : labels);
-    const store = storeOf('safetensors', latents.dtype, `${name}: latents`);
-    const width = latents.shape.at(-1) as number;
-    const [begin, vector, offsets] = [data + latents.data_offsets[0], width * STORE[store].bytes, offsetsOf(pictures)];
+    const pictures = picturesOf(name, entry.shape, grids ? { ...labels, grids: await readGrids(input, name, data, grids) } : labels);
+    const type = typeOf('safetensors', entry.dtype, array, `${name}: ${array}`);
+    const width = entry.shape.at(-1) as number;
+    const [begin, vector, offsets] = [data + entry.data_offsets[0], width * ELEMENTS[type].bytes, offsetsOf(pictures)];
     const at = (row: number): number => begin + (offsets[row] as number) * vector;
-    return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row + 1) }) };
+    return { array, pictures, type, width, read: (row) => input.read(name, { begin: at(row), end: at(row + 1) }) };
   },
 };
 
@@ -69,13 +71,12 @@ async function readGrids(input: Output, file: string, data: number, { data_offse
 }
 
 async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
-  const { arrays, pictures, store, offsets, uniform, model } = content;
+  const { arrays, pictures, offsets, uniform, model } = content;
   const grids = Int32Array.from(pictures.flatMap(({ grid }) => [grid.rows, grid.cols]));
-  const { bytes, safetensors: dtype } = STORE[store];
-  const sizes = arrays.map(({ width }) => (offsets.at(-1) as number) * width * bytes);
+  const sizes = arrays.map(({ width, type }) => (offsets.at(-1) as number) * width * ELEMENTS[type].bytes);
   const entries: [string, SafetensorsEntry][] = [
     ['grids', { dtype: 'I32', shape: [pictures.length, 2] }], // first, so that the following arrays are aligned
-    ...arrays.map((array): [string, SafetensorsEntry] => [array.name, { dtype, shape: shapeOf(array, content) }]),
+    ...arrays.map((array): [string, SafetensorsEntry] => [array.name, { dtype: ELEMENTS[array.type].safetensors, shape: shapeOf(array, content) }]),
   ];
   yield safetensorsHeader(entries, metadataOf());
   yield new Uint8Array(grids.buffer);

@@ -1,5 +1,5 @@
 /**
- * A shard as WebDataset: per image KEY.json (id, size, grid), KEY.latents.npy and KEY.tokens.npy [N,Z]. KEY is the shard's number and the
+ * A shard as WebDataset: per image KEY.json (id, size, grid), KEY.latents.npy, KEY.codes.npy and KEY.tokens.npy [N,Z]. KEY is the shard's number and the
  * row, because ids may contain dots and slashes, which have a meaning in tar names.
  */
 import { Header } from 'tar';
@@ -8,8 +8,8 @@ import { NPY_PREFIX, npyBegin, npyHeader, parseNpy } from '../../io/npy.js';
 import { entriesIn, type TarBytes } from '../../sources/tar.js';
 import type { Output } from '../output.js';
 import type { PictureRecord } from '../pipeline.js';
-import { STORE, type StoreType } from '../store.js';
-import { storedRow, storeOf, type FilePicture, type Format, type ShardContent } from './format.js';
+import { ELEMENTS, type ElementType } from '../store.js';
+import { elementType, storedRow, typeOf, type FilePicture, type Format, type LatentsName, type ShardContent } from './format.js';
 
 const BLOCK = 512;
 
@@ -23,30 +23,33 @@ export const tar: Format = {
       const path = `${keyOf(stem, row)}.${name}.npy`;
       const last = ends.get(path);
       if (last === undefined) throw new Error(`no ${path}`);
-      const size = ((offsets[row + 1] as number) - (offsets[row] as number)) * widths[name] * STORE[store].bytes;
+      const size = ((offsets[row + 1] as number) - (offsets[row] as number)) * widths[name] * ELEMENTS[elementType(name, store)].bytes;
       return input.read(file, { begin: last - size, end: last });
     };
   },
   openFile: async (input, name) => {
     const pictures: FilePicture[] = [];
     const begins: number[] = [];
-    let [store, width]: [StoreType, number] = ['float32', 0];
+    let [type, width]: [ElementType, number] = ['float32', 0];
+    let array: LatentsName | undefined;
     let record: Partial<PictureRecord> = {};
     for await (const { name: path, offset, size } of entriesIn(await bytesOf(input, name), undefined)) {
       const bytes = (end: number): Promise<Buffer> => input.read(name, { begin: offset, end: offset + end });
       if (path.endsWith('.json')) record = JSON.parse((await bytes(size)).toString()) as Partial<PictureRecord>;
-      if (!path.endsWith('.latents.npy')) continue;
+      const member = /\.(latents|codes)\.npy$/.exec(path)?.[1] as LatentsName | undefined;
+      if (member === undefined || member !== (array ??= member)) continue;
       const begin = npyBegin(path, await bytes(Math.min(size, NPY_PREFIX)));
-      const { type, shape } = parseNpy(path, await bytes(begin));
-      [store, width] = [storeOf('npy', type, `${name}: ${path}`), shape[1] ?? 0];
+      const { type: dtype, shape } = parseNpy(path, await bytes(begin));
+      [type, width] = [typeOf('npy', dtype, member, `${name}: ${path}`), shape[1] ?? 0];
       pictures.push({ id: record.id, grid: record.grid, patches: shape[0] ?? 0 });
       begins.push(offset + begin);
       record = {};
     }
-    if (pictures.length === 0) throw UniFlowError.expected('BAD_INPUT', name, 'latents (KEY.json and KEY.latents.npy)', 'none');
-    const sizeOf = (row: number): number => (pictures[row] as FilePicture).patches * width * STORE[store].bytes;
+    if (array === undefined)
+      throw UniFlowError.expected('BAD_INPUT', name, 'latents (KEY.json and KEY.latents.npy) or codes (KEY.codes.npy)', 'none');
+    const sizeOf = (row: number): number => (pictures[row] as FilePicture).patches * width * ELEMENTS[type].bytes;
     const at = (row: number): number => begins[row] as number;
-    return { pictures, store, width, read: (row) => input.read(name, { begin: at(row), end: at(row) + sizeOf(row) }) };
+    return { array, pictures, type, width, read: (row) => input.read(name, { begin: at(row), end: at(row) + sizeOf(row) }) };
   },
 };
 
@@ -60,13 +63,12 @@ const keyOf = (stem: string, row: number): string => `${stem.replace(/^.*-/, '')
 const padded = (size: number): number => Math.ceil(size / BLOCK) * BLOCK;
 
 async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
-  const { bytes, npy } = STORE[content.store];
   for (const [i, picture] of content.pictures.entries()) {
     const key = keyOf(content.stem, i);
     yield entry(`${key}.json`, Buffer.from(JSON.stringify(picture)));
     for (const array of content.arrays) {
       const shape = [picture.grid.rows * picture.grid.cols, array.width];
-      yield entry(`${key}.${array.name}.npy`, Buffer.concat([npyHeader(npy, shape), await storedRow(array, content, bytes, i)]));
+      yield entry(`${key}.${array.name}.npy`, Buffer.concat([npyHeader(ELEMENTS[array.type].npy, shape), await storedRow(array, content, i)]));
     }
   }
   yield Buffer.alloc(2 * BLOCK);

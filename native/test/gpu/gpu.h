@@ -104,6 +104,8 @@ void check_flow_loss();
 void bench_flow_loss();
 void check_distillation();
 void bench_distillation();
+void check_codes();
+void bench_codes();
 void check_cross_entropy();
 void bench_cross_entropy();
 void check_optimizer();

@@ -61,6 +61,7 @@ constexpr Family kFamilies[] = {
     {"flow", check_flow, bench_flow},
     {"flow_loss", check_flow_loss, bench_flow_loss},
     {"distillation", check_distillation, bench_distillation},
+    {"codes", check_codes, bench_codes},
     {"cross_entropy", check_cross_entropy, bench_cross_entropy},
     {"optimizer", check_optimizer, bench_optimizer},
     {"statistics", check_statistics, bench_statistics},
