@@ -14,20 +14,23 @@ export interface Cost {
   bytes?: number;
 }
 
-export const sizeOf = (dtype: FloatType): number => (dtype === 'bfloat16' ? 2 : 4);
+export const sizeOf = (dtype: FloatType | 'int8'): number => ({ int8: 1, bfloat16: 2, float32: 4 })[dtype];
 
 export interface LinearShape {
   rows: number;
   inputs: number;
   outputs: number;
+  /** Of the activations. */
   dtype: FloatType;
+  /** Of the weight, if not the same. */
+  weight?: FloatType | 'int8';
   residual?: boolean;
 }
 
 /** Reads x, the residual, weight and bias, and writes the output. The vectors (bias, scale) are float32; one is counted for both. */
-export function linearCost({ rows, inputs, outputs, dtype, residual = false }: LinearShape): Required<Cost> {
-  const elements = rows * inputs + outputs * inputs + rows * outputs * (residual ? 2 : 1);
-  return { flops: 2 * rows * inputs * outputs, bytes: elements * sizeOf(dtype) + 4 * outputs };
+export function linearCost({ rows, inputs, outputs, dtype, weight = dtype, residual = false }: LinearShape): Required<Cost> {
+  const elements = rows * inputs + rows * outputs * (residual ? 2 : 1);
+  return { flops: 2 * rows * inputs * outputs, bytes: elements * sizeOf(dtype) + outputs * inputs * sizeOf(weight) + 4 * outputs };
 }
 
 export interface AttentionShape {

@@ -18,7 +18,7 @@ export interface Row {
   name: string;
   shape: string;
   /** Dtype of the arithmetic; uint8 rows compute in float32 if they count FLOPs. */
-  dtype: FloatType | 'uint8';
+  dtype: FloatType | 'uint8' | 'int8';
   cost: Cost;
   /** Images per call, for rows with a meaningful image rate. */
   images?: number;

@@ -1,6 +1,6 @@
 /** Operands of a row, created at random on the device and released afterwards. */
 import type { DeviceOptions } from '../lib/device.js';
-import { native, type FloatType, type TensorHandle } from '../lib/native.js';
+import { native, type FloatType, type TensorHandle, type WeightType } from '../lib/native.js';
 import { deviceInUse } from '../lib/tensor.js';
 
 const SEED = 1;
@@ -18,7 +18,7 @@ export class Inputs {
   }
 
   /** A linear layer's weight, with standard deviation 0.02. */
-  weight(outputs: number, inputs: number, dtype: FloatType): TensorHandle {
+  weight(outputs: number, inputs: number, dtype: WeightType): TensorHandle {
     return this.keep(native.randomParameter([outputs, inputs], dtype, true, SEED, this.stream++, 0.02));
   }
 

@@ -20,13 +20,15 @@ const proj: Layer = { name: 'proj bias+scale+residual', inputs: D, outputs: D, s
 const fc1: Layer = { name: 'fc1 bias+gelu', inputs: D, outputs: 4 * D, activation: 'gelu' };
 const fc2: Layer = { name: 'fc2 bias+scale+residual', inputs: 4 * D, outputs: D, scaled: true };
 
-function row({ name, inputs, outputs, activation, scaled = false }: Layer, rows: number, dtype: FloatType): Row {
+/** With int8 weights, activations are bfloat16, and quantising them is part of the call. */
+function row({ name, inputs, outputs, activation, scaled = false }: Layer, rows: number, type: FloatType | 'int8'): Row {
+  const dtype = type === 'int8' ? 'bfloat16' : type;
   return {
-    ...{ family: 'linear', name, shape: `${rows}x${inputs}->${outputs}`, dtype },
-    cost: linearCost({ rows, inputs, outputs, dtype, residual: scaled }),
+    ...{ family: 'linear', name, shape: `${rows}x${inputs}->${outputs}`, dtype: type },
+    cost: linearCost({ rows, inputs, outputs, dtype, weight: type, residual: scaled }),
     setup: (make) => {
       const x = make.tensor([rows, inputs], dtype);
-      const weight = make.weight(outputs, inputs, dtype);
+      const weight = make.weight(outputs, inputs, type);
       const options = {
         bias: make.vector(outputs),
         activation,
@@ -52,9 +54,15 @@ function backwardRow(of: 'x' | 'weight', rows: number, dtype: FloatType): Row {
   };
 }
 
-export const rows: Row[] = (['bfloat16', 'float32'] as const).flatMap((dtype) => [
+const floatRows = (['bfloat16', 'float32'] as const).flatMap((dtype) => [
   ...[qkv, proj, fc1, fc2].map((layer) => row(layer, 1025, dtype)),
   ...[4100, 197, 1].map((count) => row(fc1, count, dtype)),
   row({ ...fc1, inputs: 768, outputs: 3072 }, 257, dtype),
   ...(['x', 'weight'] as const).map((of) => backwardRow(of, 1025, dtype)),
 ]);
+
+export const rows: Row[] = [
+  ...floatRows,
+  ...[qkv, proj, fc1, fc2].map((layer) => row(layer, 1025, 'int8')),
+  ...[4100, 1].map((count) => row(fc1, count, 'int8')),
+];

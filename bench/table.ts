@@ -47,5 +47,5 @@ ${m.date}, commit ${m.commit ?? 'unknown'}`;
 }
 
 export function peakLine(when: string, p: Peaks): string {
-  return `Peaks ${when}: bfloat16 ${giga(p.bfloat16)} GFLOP/s, float32 ${giga(p.float32)} GFLOP/s, copy ${giga(p.copy)} GB/s`;
+  return `Peaks ${when}: bfloat16 ${giga(p.bfloat16)} GFLOP/s, float32 ${giga(p.float32)} GFLOP/s, int8 ${giga(p.int8)} GOP/s, copy ${giga(p.copy)} GB/s`;
 }

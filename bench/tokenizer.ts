@@ -2,6 +2,7 @@
 import ndarray from 'ndarray';
 import sharp from 'sharp';
 import { parseUniFlowConfig, presets, type Preset } from '../lib/config.js';
+import type { ModelType } from '../lib/device.js';
 import { native, type FloatType } from '../lib/native.js';
 import { UniFlow } from '../lib/uniflow.js';
 import { decodeCost, encodeCost } from './costs.js';
@@ -14,15 +15,17 @@ const official = parseUniFlowConfig(presets.official);
 const tiny = parseUniFlowConfig(presets.tiny);
 const PHOTOS = 6;
 
-function model(make: Inputs, preset: Preset, dtype: FloatType): UniFlow {
+/** int8: quantised from a model in bfloat16. */
+async function model(make: Inputs, preset: Preset, dtype: ModelType): Promise<UniFlow> {
   native.trimMemory(); // so that resident memory measures this model
-  const uniflow = UniFlow.random(preset, { ...onBench(), dtype });
+  const uniflow = UniFlow.random(preset, { ...onBench(), dtype: dtype === 'int8' ? 'bfloat16' : dtype });
   make.onRelease(() => uniflow.dispose());
+  if (dtype === 'int8') await uniflow.quantize();
   return uniflow;
 }
 
 /** Images of the model's own size, stored uncompressed, so that nearly all of the time is the tokenizer's. */
-function encodeOfficial(batch: number, dtype: FloatType): Row {
+function encodeOfficial(batch: number, dtype: ModelType): Row {
   const [height, width] = official.imageSize;
   return {
     ...{ family: 'tokenizer', name: 'encode official', shape: `${batch}x${height}x${width}x3`, dtype, images: batch },
@@ -34,7 +37,7 @@ function encodeOfficial(batch: number, dtype: FloatType): Row {
         .png({ compressionLevel: 0 })
         .toBuffer();
       const images = Array<Buffer>(batch).fill(image);
-      const uniflow = model(make, 'official', dtype);
+      const uniflow = await model(make, 'official', dtype);
       return () => uniflow.encode(images, { batchSize: batch });
     },
   };
@@ -50,7 +53,7 @@ function decodeOfficial(batch: number, dtype: FloatType): Row {
     setup: async (make) => {
       const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
       await make.tensor(shape, 'float32').read(values);
-      const uniflow = model(make, 'official', dtype);
+      const uniflow = await model(make, 'official', dtype);
       return () => uniflow.decode(ndarray(values, shape), { batchSize: batch, steps: 1 });
     },
   };
@@ -64,7 +67,7 @@ function encodePhotos(dtype: FloatType): Row {
     watch: watchProcess,
     setup: async (make) => {
       const paths = await readPhotos(PHOTOS);
-      const uniflow = model(make, 'tiny', dtype);
+      const uniflow = await model(make, 'tiny', dtype);
       return () => uniflow.encode(paths);
     },
   };
@@ -74,6 +77,7 @@ export const rows: Row[] = [
   encodeOfficial(1, 'bfloat16'),
   encodeOfficial(4, 'bfloat16'),
   encodeOfficial(4, 'float32'),
+  encodeOfficial(4, 'int8'),
   decodeOfficial(4, 'bfloat16'),
   decodeOfficial(4, 'float32'),
   encodePhotos('float32'),

@@ -65,6 +65,7 @@ void define_checkpoint(Napi::Object exports) {
   });
   define(exports, "parameterBytes",
          [](const auto& s, const Info& i) { return ops::parameter_bytes(s, tensor(i[0], "parameter"), dtype(i[1], "dtype")); });
+  define(exports, "parameterScales", [](const auto& s, const Info& i) { return ops::parameter_scales(s, tensor(i[0], "weight")); });
   define(exports, "copyParameter",
          [](const auto& s, const Info& i) { return ops::copy_parameter(s, tensor(i[0], "parameter"), dtype(i[1], "dtype")); });
   define(exports, "randomParameter", [](const auto& s, const Info& i) {

@@ -67,9 +67,9 @@ Shape shape(Napi::Value v, const char* name) {
 
 DType dtype(Napi::Value v, const char* name) {
   const std::string s = string(v, name);
-  for (DType d : {DType::Float32, DType::BFloat16, DType::UInt8, DType::Int32, DType::Float8})
+  for (DType d : {DType::Float32, DType::BFloat16, DType::UInt8, DType::Int32, DType::Float8, DType::Int8})
     if (s == name_of(d)) return d;
-  reject(name, "'float32', 'bfloat16', 'uint8', 'int32' or 'float8'", v);
+  reject(name, "'float32', 'bfloat16', 'uint8', 'int32', 'float8' or 'int8'", v);
 }
 
 Napi::Object object(Napi::Value v, const char* name) {

@@ -8,6 +8,7 @@
 
 #include "bindings/convert.h"
 #include "bindings/env.h"
+#include "native/core/host_pool.h"
 
 namespace uniflow::bindings {
 
@@ -28,7 +29,7 @@ inline Napi::Value submit_beside(const Info& info, const char* op, std::function
                                  Environment::Result result = nullptr) {
   const Napi::Env env = info.Env();
   Command command{.op = op, .inputs = {}, .outputs = {}, .run = std::move(run), .computes = true};
-  return Environment::of(env).submit(Stream::side(), std::move(command), keep(env, kept), std::move(result));
+  return Environment::of(env).submit(HostPool::instance(), std::move(command), keep(env, kept), std::move(result));
 }
 
 /// exports[name] calls `body(info)`, or `body(session, info)` for an op. The body returns a JavaScript value, a tensor, or nothing; its

@@ -77,12 +77,12 @@ Napi::Value cpu_info(const Info& info) {
   return out;
 }
 
-/// measurePeak(into): fills a Float64Array with [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s] of the current device, measured on its
+/// measurePeak(into): fills a Float64Array with [bfloat16 FLOP/s, float32 FLOP/s, copied bytes/s, int8 operations/s (0 on a GPU)] of the current device, measured on its
 /// stream.
 Napi::Value measure_peak(const Info& info) {
   if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
-      info[0].As<Napi::TypedArray>().ElementLength() != 3)
-    throw Error(ErrorCode::BadInput, "into", "a Float64Array of 3", "something else");
+      info[0].As<Napi::TypedArray>().ElementLength() != 4)
+    throw Error(ErrorCode::BadInput, "into", "a Float64Array of 4", "something else");
   double* into = info[0].As<Napi::Float64Array>().Data();
   Environment& environment = Environment::of(info.Env());
   Device& device = environment.session()->device();
@@ -93,6 +93,7 @@ Napi::Value measure_peak(const Info& info) {
     into[1] = run.kernels.peak(DType::Float32);
     for (const Tensor& t : {from, to}) run.kernels.copy_rows(t.data(), bytes / 1024, nullptr, 0, bytes / 1024, 1024);  // touch the pages once
     into[2] = run.kernels.copy_rate(to.data(), from.data(), bytes);
+    into[3] = from.device().is_cpu() ? run.kernels.peak(DType::Int8) : 0;
   };
   return environment.submit(device.stream(), {"measurePeak", {}, {from, to}, run}, info[0].As<Napi::Object>());
 }

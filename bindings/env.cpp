@@ -22,7 +22,7 @@ void Environment::close() {
   napi_release_threadsafe_function(wake_, napi_tsfn_abort);
 }
 
-Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object keep, Result result) {
+Napi::Promise Environment::submit(WorkQueue& queue, Command command, Napi::Object keep, Result result) {
   auto* pending = new Pending{Napi::Promise::Deferred::New(env_), Napi::Persistent(keep), std::move(result), nullptr};
   const Napi::Promise promise = pending->deferred.Promise();
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, wake_);
@@ -34,7 +34,7 @@ Napi::Promise Environment::submit(Stream& stream, Command command, Napi::Object 
     napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   };
   try {
-    stream.enqueue(session_, std::move(command));
+    queue.enqueue(session_, std::move(command));
   } catch (...) {  // the command was not queued
     if (--pending_ == 0) napi_unref_threadsafe_function(env_, wake_);
     delete pending;

@@ -9,7 +9,7 @@
 #include <new>
 #include <vector>
 
-#include "native/core/stream.h"
+#include "native/core/work_queue.h"
 
 namespace uniflow::bindings {
 
@@ -28,7 +28,7 @@ class Environment {
 
   /// Queues `command` and returns a promise. It resolves when the command has ended, with `result(env, keep)` or, without a result
   /// function, with undefined; it rejects with the command's failure. `keep` stays alive until then.
-  Napi::Promise submit(Stream& stream, Command command, Napi::Object keep, Result result = nullptr);
+  Napi::Promise submit(WorkQueue& queue, Command command, Napi::Object keep, Result result = nullptr);
 
   /// Cancels this environment's work and waits for it. Called when the environment is torn down.
   void close();

@@ -1,4 +1,4 @@
-/// JPEG decoding and image resizing, on the host's side stream, so they never wait behind the model's work.
+/// JPEG decoding and image resizing, on the host pool, so they never wait behind the model's work.
 #include <memory>
 #include <optional>
 #include <span>
@@ -6,6 +6,7 @@
 
 #include "bindings/define.h"
 #include "bindings/ops.h"
+#include "native/core/host_pool.h"
 #include "native/image/jpeg.h"
 #include "native/image/resample.h"
 
@@ -105,7 +106,7 @@ Napi::Value open_jpeg(const Info& info) {
     if (open->jpeg && read) open->read = std::make_shared<Bytes>(*std::move(read));
   };
   auto result = [=](Napi::Env env, Napi::Object kept) { return open->jpeg ? wrap(env, std::move(*open), kept) : env.Undefined(); };
-  return Environment::of(info.Env()).submit(Stream::side(), {"openJpeg", {}, {}, run}, keep(info.Env(), {info[0]}), result);
+  return Environment::of(info.Env()).submit(HostPool::instance(), {"openJpeg", {}, {}, run}, keep(info.Env(), {info[0]}), result);
 }
 
 /// decodeJpeg(file, into, resampling or undefined): whether the file is complete

@@ -1,4 +1,4 @@
-/// Conversions and statistics for shards, on the host's side stream, and the lock of their folder.
+/// Conversions and statistics for shards, on the host pool, and the lock of their folder.
 #include <algorithm>
 #include <span>
 

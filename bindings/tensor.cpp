@@ -111,7 +111,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
     return guarded(info.Env(), [&]() -> Napi::Value {
       const Tensor t = live();
       const HostArray into = host_array(info[0], "into");
-      const DType want = t.dtype() == DType::BFloat16 || t.dtype() == DType::Float8 ? DType::Float32 : t.dtype();
+      const DType want = t.packing() || t.dtype() == DType::BFloat16 ? DType::Float32 : t.dtype();
       if (into.dtype != want || into.bytes != static_cast<size_t>(t.size() * size_of(want)))
         throw Error(ErrorCode::BadInput, "into", std::to_string(t.size()) + " elements of " + name_of(want),
                     std::to_string(into.bytes) + " bytes of " + name_of(into.dtype));

@@ -7,21 +7,29 @@ import { onDevice } from './tensor.js';
 export interface DeviceOptions {
   /** `'auto'` (the default) uses the first GPU that works, else the CPU; {@link devices} gives the reason. */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
-  /** Type of storage and products; accumulation is always float32. Default: float32. */
-  dtype?: FloatType;
+  /**
+   * Type of storage and products; accumulation is always float32. Default: float32. `'int8'`, for inference on the CPU: the large layers multiply int8
+   * weights with activations quantised row by row; all else is bfloat16 if the CPU multiplies it, otherwise float32.
+   */
+  dtype?: ModelType;
   /** Stores and multiplies the weights of the encoder's blocks in e4m3: faster, less exact. Inference in bfloat16 on GPUs from sm_89. */
   float8?: boolean;
 }
 
+/** Types that a model is loaded in. */
+export type ModelType = FloatType | 'int8';
+
 /** Device and number types of a model. */
 export interface Placement {
   device: string;
+  /** Of the activations, and of weights that are not in 8 bits. */
   dtype: FloatType;
   float8: boolean;
+  int8: boolean;
 }
 
 /** @internal */
-export const onCpu = (dtype: FloatType): Placement => ({ device: 'cpu', dtype, float8: false });
+export const onCpu = (dtype: FloatType): Placement => ({ device: 'cpu', dtype, float8: false, int8: false });
 
 /** @throws UniFlowError `UNSUPPORTED` with the reasons if the device is not available. */
 export function checkDevice(options: DeviceOptions): Placement {
@@ -29,12 +37,24 @@ export function checkDevice(options: DeviceOptions): Placement {
   const { device = 'auto', dtype = 'float32', float8 = false } = options;
   if (typeof device !== 'string' || !/^(auto|cpu|cuda(:\d+)?)$/.test(device))
     throw UniFlowError.expected('BAD_INPUT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", `'${device}'`);
-  checkFloatType(dtype);
+  if (dtype !== 'int8') checkFloatType(dtype, "'float32', 'bfloat16' or 'int8'");
   if (typeof float8 !== 'boolean') throw UniFlowError.expected('BAD_INPUT', 'float8', 'true or false', describe(float8));
   if (float8 && dtype !== 'bfloat16') throw UniFlowError.expected('BAD_INPUT', 'dtype', "'bfloat16', with float8 weights", `'${dtype}'`);
+  if (dtype === 'int8') return placeInt8(device);
   const chosen = device === 'auto' ? firstDevice() : native.openDevice(device);
   if (float8 && chosen === 'cpu') throw UniFlowError.expected('UNSUPPORTED', 'float8', 'a GPU', `device '${chosen}'`);
-  return { device: chosen, dtype, float8 };
+  return { device: chosen, dtype, float8, int8: false };
+}
+
+function placeInt8(device: string): Placement {
+  if (device === 'auto' || device === 'cpu') return { ...onCpu(native.cpuInfo().nativeBfloat16 ? 'bfloat16' : 'float32'), int8: true };
+  throw UniFlowError.expected('UNSUPPORTED', 'dtype', `'bfloat16' on a GPU, with float8: true for 8 bits`, "'int8', which is for the CPU");
+}
+
+/** Refuses int8 for random weights: they are for training, and an int8 weight has no gradient. */
+export function refuseInt8({ int8 }: Placement): void {
+  if (int8)
+    throw UniFlowError.expected('UNSUPPORTED', 'dtype', "'float32' or 'bfloat16' for random weights; quantize() makes them int8", "'int8'");
 }
 
 function firstDevice(): string {
@@ -48,9 +68,8 @@ function firstDevice(): string {
   return 'cpu';
 }
 
-export function checkFloatType(dtype: unknown): void {
-  if (dtype !== 'float32' && dtype !== 'bfloat16')
-    throw UniFlowError.expected('BAD_INPUT', 'dtype', "'float32' or 'bfloat16'", describe(dtype));
+export function checkFloatType(dtype: unknown, expected = "'float32' or 'bfloat16'"): asserts dtype is FloatType {
+  if (dtype !== 'float32' && dtype !== 'bfloat16') throw UniFlowError.expected('BAD_INPUT', 'dtype', expected, describe(dtype));
 }
 
 export interface DeviceInfo {
@@ -100,9 +119,12 @@ export function trimMemory(): void {
   native.trimMemory();
 }
 
-/** The benchmarks' upper bounds, on the CPU with the current threads: FLOP/s of the fastest product, and bytes copied (read + written) per second. */
-export async function measurePeak(device = 'cpu'): Promise<{ bfloat16: number; float32: number; copy: number }> {
-  const into = new Float64Array(3);
+/**
+ * The benchmarks' upper bounds, on the CPU with the current threads: FLOP/s of the fastest product, operations per second of int8 (0 on a GPU), and bytes
+ * copied (read + written) per second.
+ */
+export async function measurePeak(device = 'cpu'): Promise<{ bfloat16: number; float32: number; int8: number; copy: number }> {
+  const into = new Float64Array(4);
   await onDevice(device, () => native.measurePeak(into));
-  return { bfloat16: into[0] as number, float32: into[1] as number, copy: into[2] as number };
+  return { bfloat16: into[0] as number, float32: into[1] as number, int8: into[3] as number, copy: into[2] as number };
 }

@@ -2,6 +2,7 @@
 export { UniFlow, type EncodedBatch, type StreamItem } from './uniflow.js';
 export type { Encoded, EncodeOptions, Reconstruction } from './model.js';
 export type { DecodeOptions } from './decoder/options.js';
+export type { Quantization, QuantizedLayer, QuantizeOptions, TokenizerQuantizeOptions } from './quantize.js';
 export { VisionEncoder, type EncoderResult, type LoadOptions } from './encoder/vision-encoder.js';
 export type { EmbedOptions } from './encoder/embed.js';
 export type { Pool } from './encoder/pooling.js';
@@ -27,6 +28,7 @@ export {
   type DeviceInfo,
   type DeviceOptions,
   type MemoryStats,
+  type ModelType,
 } from './device.js';
 export * as losses from './losses/index.js';
 export * from './train/index.js';

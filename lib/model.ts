@@ -10,14 +10,37 @@ import type { Pool } from './encoder/pooling.js';
 import { Encoder, type EncoderOutput, type ForwardOptions } from './encoder/encoder.js';
 import type { EncodeOptions as EncoderOptions } from './encoder/vision-encoder.js';
 import { checkBatchSize, runBatches } from './gather.js';
-import { saveCheckpoint, saveOptions, withDtype, type SaveOptions } from './io/checkpoint.js';
+import { saveCheckpoint, saveOptions, withDtype, type Checkpoint, type SaveOptions } from './io/checkpoint.js';
 import { jsonText } from './io/json.js';
 import { batchesOf, floats, integers, type Batches, type ImageInput } from './images/input.js';
 import { nativeNormalisation, type Preprocessing } from './io/preprocess.js';
+import { flowLoss } from './losses/flow.js';
 import { native, type FloatType, type NativeNormalisation } from './native.js';
+import type { ModelType } from './device.js';
 import { assignParameter, GAIN, type Parameter, type ParameterSource } from './parameters.js';
-import { cast, checkFinite, codesToLatents, fsq, imageQuality, latentsToCodes, linear, sliceTokens, toUint8, type Linear } from './ops.js';
-import { gridOf, onDevice, Tensor, tidy, type Grid } from './tensor.js';
+import {
+  cast,
+  checkFinite,
+  codesToLatents,
+  fsq,
+  imageQuality,
+  latentsToCodes,
+  linear,
+  reshape,
+  sliceTokens,
+  toUint8,
+  unfold,
+  type Linear,
+} from './ops.js';
+import {
+  isInt8,
+  quantizationMetadata,
+  quantizeModel,
+  storedQuantization,
+  type Quantization,
+  type TokenizerQuantizeOptions,
+} from './quantize.js';
+import { gridOf, onDevice, Tensor, tensorOf, tidy, type Grid } from './tensor.js';
 
 export interface EncodeOptions extends EncoderOptions {
   /** Also returns the semantic tokens: the encoder's patch tokens. */
@@ -84,6 +107,18 @@ export class UniFlowModel {
 
   /** All parameters under their checkpoint names. */
   readonly parameters: readonly Parameter[];
+
+  private gate: Quantization | undefined;
+
+  /** How the layers came through {@link quantize}, now or when the checkpoint was made; undefined if none is int8. */
+  get quantization(): Quantization | undefined {
+    return this.gate;
+  }
+
+  /** Type of the products: that of the activations, or int8. */
+  get precision(): ModelType {
+    return isInt8(this.parameters) ? 'int8' : this.dtype;
+  }
 
   /** Initialises the latents' patch embedding with a copy of the encoder's. */
   protected copyEmbedding(): void {
@@ -244,11 +279,56 @@ export class UniFlowModel {
     }
   }
 
-  /** Writes config.json and model.safetensors in the published layout. */
+  // ----- int8 -------------------------------------------------------------------------------------------------
+
+  /**
+   * Replaces the weights of large layers by int8 ones, for inference on the CPU. Layers whose products come out too far from their float ones on these
+   * images keep their weights, as do others until the images' reconstructions lose at most `maxLoss`. The model's activations stay in its dtype.
+   * @param images a few typical ones; without them, two made-up ones that resemble photographs, and the reconstructions are not measured.
+   */
+  async quantize(images?: ImageInput, options: TokenizerQuantizeOptions = {}): Promise<Quantization> {
+    const { parameters, device, preprocessing, config } = this;
+    const run = (pixels: Tensor): void => void this.reconstructionLoss(pixels);
+    const psnr = async (images: ImageInput): Promise<number> => (await this.reconstruct(images)).psnr;
+    this.gate = await quantizeModel({ parameters, device, preprocessing, patch: config.patch, run, psnr }, images, options);
+    return this.gate;
+  }
+
+  /** Makes a model loaded for int8 one: as its checkpoint says, or else by {@link quantize}. */
+  protected async becomeInt8(checkpoint: Checkpoint, signal?: AbortSignal): Promise<void> {
+    if (checkpoint.quantized) this.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
+    else await this.quantize(undefined, { signal });
+  }
+
+  /** Runs all of the model on one batch: the flow's loss at random times. */
+  private reconstructionLoss(pixels: Tensor): Tensor {
+    const grid = this.encoder.gridOf(pixels);
+    const patches = grid.rows * grid.cols;
+    const ids = new Uint32Array(pixels.dim(0));
+    const noise = tensorOf(native.noise(0, ids, patches, 3 * this.config.patch ** 2));
+    const { latents } = this.forward(pixels);
+    return this.flowLoss(pixels, latents, noise, tensorOf(native.uniform(0, ids, patches)));
+  }
+
+  /** @internal The flow's loss [1] for latents [B,N,Z] of pixels; noise [B,N,P], time [B,N]. */
+  flowLoss(pixels: Tensor, latents: Tensor, noise: Tensor, time: Tensor, options: { recompute?: boolean } = {}): Tensor {
+    const condition = this.decoder.condition(latents, this.encoder.gridOf(pixels), options);
+    const [rows, width] = [condition.dim(0) * condition.dim(1), condition.dim(2)];
+    const { patch } = this.config;
+    const inRows = (x: Tensor): Tensor => x.reshape([rows, 3 * patch ** 2]);
+    const data = inRows(unfold(pixels, patch, this.normalisation, 'float32'));
+    return flowLoss(this.decoder.head, data, inRows(noise), time.reshape([rows]), reshape(condition, [rows, width]), this.dtype, options);
+  }
+
+  /** Writes config.json and model.safetensors in the published layout; int8 weights as int8, with their scales and the gate's table. */
   async save(dir: string, options: SaveOptions = {}): Promise<void> {
     const checked = saveOptions(options, this.dtype);
     const config = jsonText(withDtype(this.configJson, checked.dtype, 'torch_dtype'));
-    await saveCheckpoint(dir, { files: { 'config.json': config }, parameters: this.parameters }, checked);
+    await saveCheckpoint(
+      dir,
+      { files: { 'config.json': config }, parameters: this.parameters, metadata: quantizationMetadata(this.gate) },
+      checked,
+    );
   }
 
   /** Frees the weights; resolves once they are freed. */

@@ -2,11 +2,11 @@
 import { loadAddon } from './addon.js';
 import { UniFlowError } from './errors.js';
 
-/** float8 (e4m3) is for packed weights only. */
-export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32' | 'float8';
+/** float8 (e4m3) and int8 are for packed weights only. */
+export type DType = 'float32' | 'bfloat16' | 'uint8' | 'int32' | 'float8' | 'int8';
 export type FloatType = 'float32' | 'bfloat16';
-/** Storage of a linear weight for products: float8 (e4m3) only on GPUs that support it. */
-export type WeightType = FloatType | 'float8';
+/** Storage of a linear weight for products: float8 (e4m3) only on GPUs that support it, int8 only on the CPU. */
+export type WeightType = FloatType | 'float8' | 'int8';
 export type Activation = 'gelu' | 'gelu_tanh' | 'quick_gelu' | 'silu';
 /** Unit of rotary positions: patches, or the width of the image, from −2π at one edge to 2π at the other (DINOv3). */
 export type RopeUnit = 'patch' | 'image';
@@ -283,7 +283,10 @@ export interface Native {
   randomParameter(shape: readonly number[], dtype: WeightType, packed: boolean, seed: number, stream: number, std: number): TensorHandle;
   constantParameter(shape: readonly number[], value: number): TensorHandle;
   /** uint8 [bytes]: the values in C order, as a checkpoint stores them. */
-  parameterBytes(parameter: TensorHandle, dtype: FloatType): TensorHandle;
+  /** 'int8' only of an int8 weight. */
+  parameterBytes(parameter: TensorHandle, dtype: FloatType | 'int8'): TensorHandle;
+  /** The scales [out] of an int8 weight's rows. */
+  parameterScales(weight: TensorHandle): TensorHandle;
   createToken(): CancelToken;
   cancel(token: CancelToken): void;
   /** Operations queued from now on carry this token; without one they cannot be cancelled. */

@@ -22,8 +22,32 @@ export interface LinearOptions {
   residual?: Tensor | undefined;
 }
 
+let observer: ((x: Tensor, layer: Linear) => void) | undefined;
+
+/** @internal Calls `observe` with the input of every linear layer that `fn` runs; `fn` must be synchronous. */
+export function observeLinear(observe: (x: Tensor, layer: Linear) => void, fn: () => void): void {
+  observer = observe;
+  try {
+    fn();
+  } finally {
+    observer = undefined;
+  }
+}
+
+/** Calls the observer, which may run layers itself. */
+function notify(x: Tensor, layer: Linear): void {
+  const current = observer;
+  observer = undefined;
+  try {
+    current?.(x, layer);
+  } finally {
+    observer = current;
+  }
+}
+
 /** residual + scale * activation(x Wᵀ + b): [..., in] → [..., out]. */
 export function linear(x: Tensor, layer: Linear, { activation, scale, residual }: LinearOptions = {}): Tensor {
+  if (observer) notify(x, layer);
   if (recording(x, layer.weight, layer.bias, scale, residual)) {
     const y = affine(x, layer);
     const a = activation ? activate(y, activation) : y;

@@ -20,6 +20,8 @@ export interface LinearParameters {
   weightShape?: readonly number[];
   /** float8, if the model uses it. */
   compact?: boolean;
+  /** Whether it may become int8: see {@link Parameter.quantizable}. */
+  quantizable?: boolean;
   /**
    * Random weights are scaled by fan-in, with variance gain / in: an input of mean square 1 / gain gives outputs of variance 1 (He et al. 2015, "Delving Deep
    * into Rectifiers"). 0: they start at zero. Default 1.
@@ -40,6 +42,8 @@ export interface Parameter {
   parts: readonly Part[];
   /** Weight of a linear layer: stored and computed in the model's dtype, and subject to weight decay. */
   matrix: boolean;
+  /** Whether lib/quantize.ts may replace it by int8: the large layers that meet activations of a block. */
+  quantizable: boolean;
 }
 
 /** Replaces a parameter's value outside of a trainer; a matrix is packed for products in `dtype`. */
@@ -87,16 +91,22 @@ export abstract class ParameterSource {
     }
   }
 
-  private add(parts: readonly Part[], shape: readonly number[], dtype: WeightType, matrix: boolean, init: Init): Tensor {
+  private add(
+    parts: readonly Part[],
+    shape: readonly number[],
+    dtype: WeightType,
+    init: Init,
+    { matrix, quantizable }: Pick<Parameter, 'matrix' | 'quantizable'> = { matrix: false, quantizable: false },
+  ): Tensor {
     const named = parts.map((part) => ({ ...part, name: this.prefix + part.name }));
     const tensor = onDevice(this.placement.device, () => this.make(named, shape, dtype, matrix, init));
-    this.parameters.push({ tensor, parts: named, matrix });
+    this.parameters.push({ tensor, parts: named, matrix, quantizable });
     return tensor;
   }
 
   /** float32, in its own shape or reshaped to `as`. */
   plain(name: string, shape: readonly number[], init: Init, as: readonly number[] = shape): Tensor {
-    return this.add([{ name, shape }], as, 'float32', false, init);
+    return this.add([{ name, shape }], as, 'float32', init);
   }
 
   norm(name: string, width: number, bias: boolean): Norm {
@@ -111,18 +121,17 @@ export abstract class ParameterSource {
     name: string | readonly string[],
     out: number,
     inputs: number,
-    { bias = true, weightShape, compact = false, gain = 1 }: LinearParameters = {},
+    { bias = true, weightShape, compact = false, quantizable = false, gain = 1 }: LinearParameters = {},
   ): Linear {
     const names = typeof name === 'string' ? [name] : name;
     const rows = out / names.length;
     const has = names.map((_, i) => (typeof bias === 'boolean' ? bias : (bias[i] as boolean)));
     const weights = names.map((n) => ({ name: `${n}.weight`, shape: weightShape ?? [rows, inputs] }));
     const biases = names.map((n, i) => ({ name: `${n}.bias`, shape: [rows], absent: !has[i] }));
+    const dtype = compact && this.placement.float8 ? 'float8' : this.dtype;
     return {
-      weight: this.add(weights, [out, inputs], compact && this.placement.float8 ? 'float8' : this.dtype, true, {
-        std: Math.sqrt(gain / inputs),
-      }),
-      bias: has.includes(true) ? this.add(biases, [out], 'float32', false, { value: 0 }) : undefined,
+      weight: this.add(weights, [out, inputs], dtype, { std: Math.sqrt(gain / inputs) }, { matrix: true, quantizable }),
+      bias: has.includes(true) ? this.add(biases, [out], 'float32', { value: 0 }) : undefined,
     };
   }
 }

@@ -2,7 +2,7 @@
 import { checkInteger, checkOptions, describe } from './check.js';
 import { checkLevels, type Levels } from './codes.js';
 import { parseUniFlowConfig, presets, uniFlowConfig, uniFlowJson, type Preset } from './config.js';
-import { checkDevice, type DeviceOptions } from './device.js';
+import { checkDevice, refuseInt8, type DeviceOptions } from './device.js';
 import { isObject } from './encoder/config-fields.js';
 import { MAX_LAYERS } from './encoder/config.js';
 import { VisionEncoder, type LoadOptions } from './encoder/vision-encoder.js';
@@ -73,6 +73,7 @@ export class UniFlow extends UniFlowModel {
     return source.guard(async () => {
       const uniflow = new UniFlow(config, checkpoint.config, placement.device, placement.dtype, source, source);
       await source.finish();
+      if (placement.int8) await uniflow.becomeInt8(checkpoint, options.signal);
       return uniflow;
     });
   }
@@ -97,7 +98,7 @@ export class UniFlow extends UniFlowModel {
     const latents = { latentChannels, latentLayers, latentEmbedding, codes };
     const config = uniFlowConfig(encoder.config, { ...latents, globalBlocks, flowBlocks, imageSize: size, mean, std });
     const { device, dtype } = encoder;
-    const placement = { device, dtype, float8: false };
+    const placement = { device, dtype, float8: false, int8: false };
     const shared = new SharedSource(placement, encoder.parameters, encoderPrefix(encoder.config.family));
     const fresh = new RandomSource(placement, seed);
     const json = uniFlowJson(config, encoder.configJson);
@@ -123,6 +124,7 @@ export class UniFlow extends UniFlowModel {
     const json = typeof config !== 'string' ? config : Object.hasOwn(presets, config) ? presets[config] : undefined;
     if (!isObject(json)) throw UniFlowError.expected('BAD_INPUT', 'preset', Object.keys(presets).join(', '), describe(config));
     const placement = checkDevice(device);
+    refuseInt8(placement);
     const source = new RandomSource(placement, seed);
     const parsed = parseUniFlowConfig(json);
     const uniflow = source.guard(() => new UniFlow(parsed, json, placement.device, placement.dtype, source, source));

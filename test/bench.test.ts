@@ -43,7 +43,7 @@ describe('bench', () => {
   });
 
   test('reports why a row cannot run, and continues with the others', async () => {
-    const peaks = { bfloat16: 1, float32: 1, copy: 1 };
+    const peaks = { bfloat16: 1, float32: 1, int8: 1, copy: 1 };
     const broken = {
       ...({ family: 'linear', name: 'broken', shape: '1x1', dtype: 'float32', cost: { flops: 1 } } as const),
       setup: () => {

@@ -2,10 +2,9 @@
 import ndarray, { type NdArray } from 'ndarray';
 import { randomFillSync } from 'node:crypto';
 import { Bench } from 'tinybench';
-import { cpuInfo, measurePeak } from '../device.js';
+import { cpuInfo, measurePeak, type ModelType } from '../device.js';
 import { checkBatchSize } from '../gather.js';
 import { embeddedName } from '../package.js';
-import type { FloatType } from '../native.js';
 import type { UniFlow } from '../uniflow.js';
 import { decoderFlops, encoderFlops, projectionFlops, withPrefix } from './cost.js';
 import { collectItems } from './inputs.js';
@@ -22,7 +21,7 @@ export interface BenchCommandOptions extends ModelOptions {
 interface Setting {
   model: string;
   device: string;
-  dtype: FloatType;
+  dtype: ModelType;
   /** Threads of the CPU, and the kernels' instruction set. */
   threads: number;
   kernels: string;
@@ -49,9 +48,9 @@ export async function bench(images: readonly string[], options: BenchCommandOpti
   const { items } = images.length > 0 ? await collectItems(images, signal) : { items: [] };
   const files = items.flatMap(({ image }) => (typeof image === 'string' ? [image] : []));
   const uniflow = await loadModel(options, signal);
-  const peak = (await measurePeak(uniflow.device))[uniflow.dtype];
+  const peak = (await measurePeak(uniflow.device))[uniflow.precision];
   const { kernels, threads } = cpuInfo();
-  const { device, dtype } = uniflow;
+  const { device, precision: dtype } = uniflow;
   const setting: Setting = { model: options.model ?? embeddedName, device, dtype, threads, kernels, peak };
   if (!options.json) process.stdout.write(heading(setting));
   const rows: Row[] = [];

@@ -34,6 +34,7 @@ import {
   type HubModelOptions,
   type ReportOptions,
 } from './options.js';
+import type { QuantizeCommandOptions } from './quantize.js';
 import type { ReconstructCommandOptions } from './reconstruct.js';
 import type { ServeCommandOptions } from './serve.js';
 import type { TrainCommandOptions } from './train.js';
@@ -66,6 +67,7 @@ export function addCommands(program: Command, signal: AbortSignal): void {
   addTrain(program, signal);
   addEval(program, signal);
   addInit(program, signal);
+  addQuantize(program, signal);
   addInfo(program, signal);
   addBench(program, signal);
   addDoctor(program);
@@ -352,6 +354,30 @@ function addInit(program: Command, signal: AbortSignal): void {
       ),
     )
     .action(async (folder: string, options: InitCommandOptions) => (await import('./init.js')).init(folder, options, signal));
+}
+
+function addQuantize(program: Command, signal: AbortSignal): void {
+  const command = program
+    .command('quantize')
+    .description('Write a model with int8 weights, for faster inference on the CPU. Layers that int8 changes too much keep their weights.')
+    .argument('<model>', 'folder of a UniFlow model or of a vision encoder, or its name on the hub')
+    .argument('<folder>', 'where the int8 model goes', path);
+  withJson(withRevision(command))
+    .option('--images <inputs...>', 'images to compare the layers on: files, folders, lists (default: two made-up ones)')
+    .option('--count <n>', 'how many of them to compare on', integerFrom(1), 4)
+    .option('--threshold <c>', 'lowest cosine between the int8 and the float products of a layer (default: 0.9998)', number)
+    .option('--max-loss <dB>', "PSNR that the images' reconstructions may lose (default: 0.1; requires --images)", number)
+    .addOption(dtypeOption('data type of the other matrices (default: float32)'))
+    .addHelpText(
+      'after',
+      examples(
+        'uniflow quantize my-model my-model-int8 --images photos/',
+        'uniflow encode photos/ -m my-model-int8 --dtype int8 -o latents.npy',
+      ),
+    )
+    .action(async (model: string, out: string, options: Omit<QuantizeCommandOptions, 'out'>) =>
+      (await import('./quantize.js')).quantize(model, { ...options, out }, signal),
+    );
 }
 
 function addInfo(program: Command, signal: AbortSignal): void {

@@ -4,14 +4,16 @@ import { codeCount, groupCount, type Levels } from '../codes.js';
 import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
-import { Checkpoint } from '../io/checkpoint.js';
+import { Checkpoint, isScale } from '../io/checkpoint.js';
 import { readJson } from '../io/json.js';
 import { resolveModel } from '../io/hub.js';
 import { embeddedModel } from '../package.js';
+import { storedQuantization, type Quantization } from '../quantize.js';
 import type { Preprocessing } from '../io/preprocess.js';
 import { countByPart, decoderFlops, encoderFlops, projectionFlops, tokensOf, withPrefix } from './cost.js';
 import type { HubModelOptions } from './options.js';
 import { plural, printJson } from './output.js';
+import { quantizationTable } from './quantize.js';
 import { downloading } from './shared.js';
 
 interface Info {
@@ -29,6 +31,8 @@ interface Info {
   /** Dtypes of a UniFlow model's stored tensors. */
   stored?: string[];
   weightBytes: { float32: number; bfloat16: number };
+  /** How the layers of an int8 model came through the gate. */
+  quantization?: Quantization;
   /** FLOPs per image at the model's own size; decoding in one step. */
   flops: { encode: number; decode?: number };
   preprocessing: Preprocessing;
@@ -39,6 +43,9 @@ export async function info(model: string = embeddedModel, options: HubModelOptio
   const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
   const config = await readJson(join(folder, 'config.json'));
   const found = config['model_type'] === 'uniflow' ? await uniFlowInfo(model, folder) : await encoderInfo(model, folder);
+  const { metadata, path } = await Checkpoint.open(folder);
+  const quantization = storedQuantization(metadata, path);
+  if (quantization) found.quantization = quantization;
   if (options.json) printJson(found);
   else process.stdout.write(table(found));
 }
@@ -58,7 +65,7 @@ async function uniFlowInfo(model: string, folder: string): Promise<Info> {
     latents: { shape: [tokens.patches, latentChannels], bytes: 4 * tokens.patches * latentChannels },
     ...(config.codes ? { codes: codesInfo(config.codes, tokens.patches, groupCount(config)) } : {}),
     decoder: { width, globalBlocks, flowBlocks, steps },
-    ...weights(countByPart([...tensors].map(([name, { shape }]) => [name, shape] as const))),
+    ...weights(countByPart([...tensors].filter(([name]) => !isScale(name)).map(([name, { shape }]) => [name, shape] as const))),
     stored: [...new Set([...tensors.values()].map(({ dtype }) => dtype))].sort(),
     flops: { encode: encoderFlops(encoder, config.imageSize) + projectionFlops(decoder), decode: decoderFlops(decoder, 1) },
     preprocessing: uniFlowPreprocessing(config),
@@ -129,7 +136,8 @@ function table(info: Info): string {
   if (flops.decode !== undefined) rows.push(['decoding', `${withPrefix(flops.decode, 'FLOP')} per image in one step`]);
   rows.push(['preprocessing', `${MODES[p.mode]}, ${p.filter}; mean ${p.mean.join(' ')}, std ${p.std.join(' ')}`]);
   const title = `${info.model}: ${info.kind === 'uniflow' ? 'UniFlow tokenizer' : 'vision encoder'}`;
-  return `${title}\n${rows.map(([name, value]) => `  ${name.padEnd(20)}${value}\n`).join('')}`;
+  const gate = info.quantization ? quantizationTable(info.quantization) : '';
+  return `${title}\n${rows.map(([name, value]) => `  ${name.padEnd(20)}${value}\n`).join('')}${gate}`;
 }
 
 const MODES: Record<Preprocessing['mode'], string> = {

@@ -34,6 +34,7 @@ const OPTIONS = new Set([
   'batch',
   'queue',
   'shardSize',
+  'threshold',
   'cors',
 ]);
 

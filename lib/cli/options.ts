@@ -1,10 +1,9 @@
 /** The options of the command line: parsers of their values, and groups shared by several commands. */
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Schedule } from '../decoder/schedule.js';
-import type { DeviceOptions } from '../device.js';
+import type { DeviceOptions, ModelType } from '../device.js';
 import type { Pool } from '../encoder/pooling.js';
 import type { Fit } from '../images/fit.js';
-import type { FloatType } from '../native.js';
 import type { FormatName } from '../shards/formats/index.js';
 import type { StoreType } from '../shards/store.js';
 import { parseGrid } from '../shards/labels.js';
@@ -21,7 +20,7 @@ export interface HubModelOptions extends ReportOptions {
 export interface ModelOptions extends HubModelOptions {
   model?: string;
   device?: DeviceOptions['device'];
-  dtype?: FloatType;
+  dtype?: ModelType;
   float8?: true;
   threads?: number;
   batch?: number;
@@ -117,7 +116,9 @@ function grid(text: string): Grid {
 
 // ----- groups ---------------------------------------------------------------------------------------------------
 
-export const dtypeOption = (description: string): Option => new Option('--dtype <type>', description).choices(['float32', 'bfloat16']);
+const FLOATS = ['float32', 'bfloat16'];
+export const dtypeOption = (description: string, choices: readonly string[] = FLOATS): Option =>
+  new Option('--dtype <type>', description).choices(choices);
 export const deviceOption = (): Option =>
   new Option('--device <name>', 'auto, cpu, cuda or cuda:N (default: auto, the first working GPU, else the CPU)');
 export const gridOption = (): Option =>
@@ -140,7 +141,7 @@ export function withLoadedModel(command: Command, model: string = MODEL): Comman
   command.option('-m, --model <model>', model);
   return withRevision(command)
     .addOption(deviceOption())
-    .addOption(dtypeOption('data type of the computation (default: float32)'))
+    .addOption(dtypeOption('data type of the computation; int8 for inference on the CPU (default: float32)', [...FLOATS, 'int8']))
     .option('--float8', "store the encoder's weights as e4m3: faster, less accurate; requires --dtype bfloat16 and a GPU that supports it")
     .option('--threads <n>', 'compute threads (default: UNIFLOW_THREADS, or the number of cores)', integerFrom(1));
 }

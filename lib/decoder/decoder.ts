@@ -59,15 +59,16 @@ export class Decoder {
     this.globalPositions = table('global_block_pos_embed');
     this.flowPositions = table('decoder_pos_embed');
     const share = 1 / (2 * config.globalBlocks); // as in the encoder
+    const quantizable = true;
     this.blocks = Array.from({ length: config.globalBlocks }, (_, i) => {
       const n = `global_blocks.${i}`;
       return {
         norm1: source.norm(`${n}.norm1`, d, true),
-        qkv: source.linear(`${n}.attn.qkv`, 3 * d, d),
-        proj: source.linear(`${n}.attn.proj`, d, d, { gain: share }),
+        qkv: source.linear(`${n}.attn.qkv`, 3 * d, d, { quantizable }),
+        proj: source.linear(`${n}.attn.proj`, d, d, { quantizable, gain: share }),
         norm2: source.norm(`${n}.norm2`, d, true),
-        fc1: source.linear(`${n}.mlp.fc1`, config.hidden, d),
-        fc2: source.linear(`${n}.mlp.fc2`, d, config.hidden, { gain: share * GAIN.gelu }),
+        fc1: source.linear(`${n}.mlp.fc1`, config.hidden, d, { quantizable }),
+        fc2: source.linear(`${n}.mlp.fc2`, d, config.hidden, { quantizable, gain: share * GAIN.gelu }),
       };
     });
     this.head = makeFlowHead(source, d, 3 * config.patch ** 2, config.flowBlocks);

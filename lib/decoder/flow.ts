@@ -38,9 +38,9 @@ export function makeFlowHead(source: ParameterSource, d: number, p: number, bloc
     input: source.linear('input_proj', d, p),
     blocks: Array.from({ length: blocks }, (_, i) => ({
       norm: source.norm(`res_blocks.${i}.in_ln`, d, true),
-      fc1: source.linear(`res_blocks.${i}.mlp.0`, d, d),
-      fc2: source.linear(`res_blocks.${i}.mlp.2`, d, d, { gain: GAIN.silu }),
-      modulation: source.linear(`res_blocks.${i}.adaLN_modulation.1`, 3 * d, d, { gain: 0 }),
+      fc1: source.linear(`res_blocks.${i}.mlp.0`, d, d, { quantizable: true }),
+      fc2: source.linear(`res_blocks.${i}.mlp.2`, d, d, { quantizable: true, gain: GAIN.silu }),
+      modulation: source.linear(`res_blocks.${i}.adaLN_modulation.1`, 3 * d, d, { quantizable: true, gain: 0 }),
     })),
     finalModulation: source.linear('final_layer.adaLN_modulation.1', 2 * d, d, { gain: 0 }),
     output: source.linear('final_layer.linear', p, d, { gain: 0 }),
@@ -75,7 +75,6 @@ export function velocity(head: FlowHead, x: Tensor, t: Tensor, c: Tensor, dtype:
 export function nativeFlowHead(head: FlowHead): NativeFlowHead {
   const layer = ({ weight, bias }: Linear): NativeLayer => ({ weight: weight.handle, bias: bias?.handle });
   return {
-    // sines and cosines have a mean square of a half
     time1: layer(head.time1),
     time2: layer(head.time2),
     condition: layer(head.condition),

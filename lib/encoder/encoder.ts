@@ -85,17 +85,18 @@ export class Encoder {
       c.layerScale && name ? source.plain(name, [d], { value: 1 }) : undefined;
     const qkNorm = (name: string | undefined): Tensor | undefined =>
       c.qkNorm && name ? source.plain(`${name}.weight`, [d], { value: 1 }) : undefined;
+    const eightBit = { compact: true, quantizable: true };
     const share = 1 / (2 * c.layers); // per branch, of which there are 2L: the residual stream's variance at most doubles
     return {
       norm1: source.norm(n.norm1, d, withBias),
-      qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v], compact: true }),
+      qkv: source.linear(n.qkv, 3 * d, d, { bias: typeof n.qkv === 'string' ? c.bias.q : [c.bias.q, c.bias.k, c.bias.v], ...eightBit }),
       qNorm: qkNorm(n.qNorm),
       kNorm: qkNorm(n.kNorm),
-      proj: source.linear(n.proj, d, d, { bias: c.bias.proj, compact: true, gain: share }),
+      proj: source.linear(n.proj, d, d, { bias: c.bias.proj, ...eightBit, gain: share }),
       scale1: scale(n.scale1),
       norm2: source.norm(n.norm2, d, withBias),
-      fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp, compact: true }),
-      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp, compact: true, gain: share * GAIN[c.gated ? 'swiglu' : c.activation] }),
+      fc1: source.linear(n.fc1, c.gated ? 2 * c.hidden : c.hidden, d, { bias: c.bias.mlp, ...eightBit }),
+      fc2: source.linear(n.fc2, d, c.hidden, { bias: c.bias.mlp, ...eightBit, gain: share * GAIN[c.gated ? 'swiglu' : c.activation] }),
       scale2: scale(n.scale2),
     };
   }

@@ -10,7 +10,8 @@ import { defaultPreprocessing, nativeNormalisation, type Preprocessing } from '.
 import { readProcessor } from '../io/processor.js';
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';
-import { checkDevice, type DeviceOptions } from '../device.js';
+import { isInt8, quantizationMetadata, quantizeModel, storedQuantization, type Quantization, type QuantizeOptions } from '../quantize.js';
+import { checkDevice, refuseInt8, type DeviceOptions, type ModelType } from '../device.js';
 import { gridOf, onDevice, type Grid } from '../tensor.js';
 import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
 import { embedImages, type EmbedOptions } from './embed.js';
@@ -73,13 +74,18 @@ export class VisionEncoder {
       const { parameters } = source;
       const { device, dtype } = placement;
       const head = PoolingHead.of(checkpoint, config, placement, prefix);
-      return new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, { carried, files }, head);
+      const about = { carried, files };
+      const loaded = new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, about, head);
+      if (placement.int8 && checkpoint.quantized) loaded.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
+      else if (placement.int8) await loaded.quantize(undefined, { signal: options.signal });
+      return loaded;
     });
   }
 
   /** A randomly initialised encoder with the architecture of a Hugging Face config.json, for training. */
   static random(config: Record<string, unknown>, { seed = 0, ...device }: DeviceOptions & { seed?: number } = {}): VisionEncoder {
     const placement = checkDevice(device);
+    refuseInt8(placement);
     const parsed = parseEncoderConfig(config);
     const preprocessing = defaultPreprocessing(parsed.family, parsed.imageSize);
     const source = new RandomSource(placement, seed);
@@ -93,6 +99,18 @@ export class VisionEncoder {
 
   get config(): EncoderConfig {
     return this.encoder.config;
+  }
+
+  private gate: Quantization | undefined;
+
+  /** How the layers came through {@link quantize}, now or when the checkpoint was made; undefined if none is int8. */
+  get quantization(): Quantization | undefined {
+    return this.gate;
+  }
+
+  /** Type of the products: that of the activations, or int8. */
+  get precision(): ModelType {
+    return isInt8(this.parameters) ? 'int8' : this.dtype;
   }
 
   /** Number of tokens before the patch tokens: class token and registers. */
@@ -122,6 +140,14 @@ export class VisionEncoder {
     }
   }
 
+  /** As {@link UniFlow.quantize}: replaces the weights of layers by int8 ones if they come out close enough on these images. */
+  async quantize(images?: ImageInput, options: QuantizeOptions = {}): Promise<Quantization> {
+    const { parameters, device, preprocessing, config } = this;
+    const model = { parameters, device, preprocessing, patch: config.patch };
+    this.gate = await quantizeModel({ ...model, run: (pixels) => void this.encoder.forward(pixels) }, images, options);
+    return this.gate;
+  }
+
   /**
    * The {@link Pool} of `embed` if none is given: the checkpoint's pooling head; without one, the class token of the families whose class token is trained to
    * represent the image (DINOv2, DINOv3, CLIP), else the mean of the patch tokens.
@@ -144,7 +170,8 @@ export class VisionEncoder {
     const checked = saveOptions(options, this.dtype);
     const { carried, files } = this.untouched;
     const config = jsonText(withDtype(this.configJson, checked.dtype, 'dtype'));
-    await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried }, checked);
+    const metadata = quantizationMetadata(this.gate);
+    await saveCheckpoint(dir, { files: { 'config.json': config, ...files }, parameters: this.parameters, carried, metadata }, checked);
   }
 
   /** Frees the weights; resolves when they are freed. */

@@ -102,7 +102,7 @@ class Run {
     const { data, train, teacher, latentPool = 'mean', origin = {} } = this.options;
     const { seed } = this.sampling;
     return {
-      ...{ version: packageVersion, model: origin.model ?? (await parametersPin(this.uniflow.parameters)), dtype: this.uniflow.dtype },
+      ...{ version: packageVersion, model: origin.model ?? (await parametersPin(this.uniflow.parameters)), dtype: this.uniflow.precision },
       ...(teacher ? { teacher: origin.teacher ?? (await parametersPin(teacher.parameters)) } : {}),
       data: await this.dataPin('data', data, origin.data),
       ...(train ? { train: await this.dataPin('train', train, origin.train) } : {}),

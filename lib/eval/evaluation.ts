@@ -2,7 +2,8 @@
 import type { Dataset } from '../sources/dataset.js';
 import type { Schedule } from '../decoder/schedule.js';
 import type { VisionEncoder } from '../encoder/vision-encoder.js';
-import type { FloatType, QualityConvention } from '../native.js';
+import type { ModelType } from '../device.js';
+import type { QualityConvention } from '../native.js';
 import type { UniFlow } from '../uniflow.js';
 import type { Baseline } from './baseline.js';
 import type { CodeUse } from './code-use.js';
@@ -79,7 +80,7 @@ export interface Evaluation {
 export interface EvaluationPins {
   version: string;
   model: WeightsPin;
-  dtype: FloatType;
+  dtype: ModelType;
   teacher?: WeightsPin;
   data: DataPin;
   train?: DataPin;

@@ -40,7 +40,7 @@ export async function encoderFeatures(
   const { rows, cols } = gridOf(size, encoder.config.patch);
   const { name, sha256 } = weights ?? (await parametersPin(model.parameters));
   return {
-    pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.dtype },
+    pin: { kind: 'encoder', name, sha256, pool, size: [...size], dtype: model.precision },
     extract: async (pixels, signal) => {
       const resized = await stretched(pixels, size, filter);
       const [features] = await encoder.running({

@@ -24,7 +24,7 @@ const extractor = weights.extend({
   kind: z.enum(['encoder', 'inception']),
   pool: z.enum(['mean', 'class', 'output']),
   size,
-  dtype: z.enum(['float32', 'bfloat16']),
+  dtype: z.enum(['float32', 'bfloat16', 'int8']),
 });
 export type ExtractorPin = z.infer<typeof extractor>;
 
@@ -38,7 +38,7 @@ export const featurePins = z.object({
   data,
   crop: z.string(),
   size,
-  reconstruction: z.object({ model: weights, dtype: z.enum(['float32', 'bfloat16']), sampling }).optional(),
+  reconstruction: z.object({ model: weights, dtype: z.enum(['float32', 'bfloat16', 'int8']), sampling }).optional(),
   version: z.string(),
 });
 export type FeaturePins = z.infer<typeof featurePins>;

@@ -31,19 +31,27 @@ export class Checkpoint {
     readonly path: string,
     readonly config: Record<string, unknown>,
     readonly tensors: ReadonlyMap<string, Stored>,
+    readonly metadata: Readonly<Record<string, string>>,
   ) {}
 
   static async open(dir: string): Promise<Checkpoint> {
     const config = await readJson(join(dir, 'config.json'));
     const tensors = new Map<string, Stored>();
+    const metadata: Record<string, string> = {};
     for (const name of await weightFiles(dir)) {
       const file = await openWeights(join(dir, name));
+      Object.assign(metadata, file.metadata);
       for (const [key, { dtype, shape }] of Object.entries(file.tensors)) {
         if (tensors.has(key)) throw new UniFlowError('BAD_CHECKPOINT', `${dir}: the tensor ${key} is in several files`, { subject: key });
         tensors.set(key, { file: file.handle, dtype, shape });
       }
     }
-    return new Checkpoint(dir, config, tensors);
+    return new Checkpoint(dir, config, tensors, metadata);
+  }
+
+  /** Whether weights are stored as int8. */
+  get quantized(): boolean {
+    return [...this.tensors.values()].some(({ dtype }) => dtype === 'I8');
   }
 
   /**
@@ -108,7 +116,8 @@ export class CheckpointSource extends ParameterSource {
     const before = this.missing.length + this.misfits.length;
     const stored = parts.map((part) => this.locate(part));
     if (this.missing.length + this.misfits.length > before) return tensorOf(native.constantParameter([0], 0)); // finish() will throw
-    return tensorOf(native.loadParameter(stored as ParameterPart[], shape, dtype, packed));
+    const int8 = packed && this.placement.int8 && parts.every(({ name }) => this.checkpoint.tensors.get(this.under + name)?.dtype === 'I8');
+    return tensorOf(native.loadParameter(stored as ParameterPart[], shape, int8 ? 'int8' : dtype, packed));
   }
 
   private locate(part: Part): ParameterPart | undefined {
@@ -117,11 +126,23 @@ export class CheckpointSource extends ParameterSource {
     const found = this.checkpoint.tensors.get(name);
     this.used.add(name);
     if (!found) this.missing.push(name);
-    else if (!['F32', 'F16', 'BF16'].includes(found.dtype)) this.misfits.push(`${name}: expected F32, F16 or BF16, but got ${found.dtype}`);
+    else if (!['F32', 'F16', 'BF16', 'I8'].includes(found.dtype))
+      this.misfits.push(`${name}: expected F32, F16, BF16 or I8, but got ${found.dtype}`);
     else if (found.shape.join() !== part.shape.join())
       this.misfits.push(`${name}: expected shape [${part.shape.join(', ')}], but got [${found.shape.join(', ')}]`);
-    else return { file: found.file, name };
+    else if (found.dtype !== 'I8' || this.hasScales(name, part.shape[0] as number)) return { file: found.file, name };
     return undefined;
+  }
+
+  /** Whether the scales of an int8 tensor's rows are beside it. */
+  private hasScales(name: string, rows: number): boolean {
+    const scales = `${name}${SCALE}`;
+    const found = this.checkpoint.tensors.get(scales);
+    this.used.add(scales);
+    if (found?.dtype === 'F32' && elements(found.shape) === rows) return true;
+    const actual = found ? `${found.dtype} [${found.shape.join(', ')}]` : 'none';
+    this.misfits.push(`${scales}: expected F32 [${rows}], the scales of an int8 tensor's rows, but got ${actual}`);
+    return false;
   }
 
   /**
@@ -153,10 +174,15 @@ export class CheckpointSource extends ParameterSource {
 
 // ----- writing --------------------------------------------------------------------------------------------------
 
-const STORED = { float32: { name: 'F32', bytes: 4 }, bfloat16: { name: 'BF16', bytes: 2 } } as const;
+/** Appended to an int8 tensor's name: the tensor of its rows' scales. */
+const SCALE = '_scale';
+/** Whether a tensor is the scales of an int8 one. */
+export const isScale = (name: string): boolean => name.endsWith(`.weight${SCALE}`);
+
+const STORED = { float32: { name: 'F32', bytes: 4 }, bfloat16: { name: 'BF16', bytes: 2 }, int8: { name: 'I8', bytes: 1 } } as const;
 
 export interface SaveOptions {
-  /** Type of the weight matrices; vectors and position tables are always saved as float32. Default: the model's own. */
+  /** Type of the weight matrices that are not int8; vectors and position tables are always saved as float32. Default: the model's own. */
   dtype?: FloatType;
   signal?: AbortSignal;
 }
@@ -180,12 +206,14 @@ export interface SavedModel {
   files: Record<string, string>;
   parameters: readonly Parameter[];
   carried?: readonly Carried[];
+  /** For the header of the weights. */
+  metadata?: Record<string, string>;
 }
 
 /** Writes model.safetensors and the other files; they get their names only when all are complete. */
 export async function saveCheckpoint(
   dir: string,
-  { files, parameters, carried = [] }: SavedModel,
+  { files, parameters, carried = [], metadata = {} }: SavedModel,
   { dtype, signal }: { dtype: FloatType; signal: AbortSignal | undefined },
 ): Promise<void> {
   if (parameters.some(({ tensor }) => tensor.dtype === 'float8'))
@@ -196,7 +224,7 @@ export async function saveCheckpoint(
     await makeFolder(dir);
     await replaceFiles([
       ...Object.entries(files).map(([name, text]): Replacement => ({ path: join(dir, name), write: (file) => file.writeFile(text) })),
-      { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, parameters, carried, dtype, signal) },
+      { path: join(dir, 'model.safetensors'), write: (file) => writeSafetensors(file, { parameters, carried, metadata }, dtype, signal) },
     ]);
   } catch (cause) {
     if (cause instanceof UniFlowError) throw cause;
@@ -204,32 +232,52 @@ export async function saveCheckpoint(
   }
 }
 
-const storedType = ({ matrix }: Parameter, dtype: FloatType): FloatType => (matrix ? dtype : 'float32');
 const elements = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+
+/** Values of one parameter in C order, and the tensors that they are stored as; absent parts are skipped. */
+interface Values {
+  read: () => Promise<Uint8Array>;
+  parts: readonly { name: string; dtype: keyof typeof STORED; shape: readonly number[]; absent: boolean }[];
+}
+
+function valuesOf({ tensor, parts, matrix }: Parameter, dtype: FloatType): Values[] {
+  const type = tensor.dtype === 'int8' ? 'int8' : matrix ? dtype : 'float32';
+  const values: Values = {
+    read: () => valueBytes(tensor.handle, type),
+    parts: parts.map(({ name, shape, absent = false }) => ({ name, dtype: type, shape, absent })),
+  };
+  if (type !== 'int8') return [values];
+  const scales: Values = {
+    read: () => readBytes(native.parameterScales(tensor.handle)),
+    parts: parts.map(({ name, shape, absent = false }) => ({ name: name + SCALE, dtype: 'float32', shape: shape.slice(0, 1), absent })),
+  };
+  return [scales, values];
+}
 
 async function writeSafetensors(
   file: File,
-  parameters: readonly Parameter[],
-  carried: readonly Carried[],
+  { parameters, carried, metadata }: Required<Omit<SavedModel, 'files'>>,
   dtype: FloatType,
   signal?: AbortSignal,
 ): Promise<void> {
-  const entries: (readonly [name: string, SafetensorsEntry])[] = parameters.flatMap((parameter) => {
-    const { name: type } = STORED[storedType(parameter, dtype)];
-    const stored = parameter.parts.filter(({ absent }) => !absent);
-    return stored.map(({ name, shape }) => [name, { dtype: type, shape }] as const);
-  });
+  const all = parameters.flatMap((parameter) => valuesOf(parameter, dtype));
+  const isInt8 = ({ parts }: Values): boolean => parts[0]?.dtype === 'int8';
+  const values = [...all.filter((v) => !isInt8(v)), ...all.filter(isInt8)]; // single bytes last, so that the others are aligned
+  const entries = values.flatMap(({ parts }) =>
+    parts
+      .filter(({ absent }) => !absent)
+      .map(({ name, dtype, shape }): [string, SafetensorsEntry] => [name, { dtype: STORED[dtype].name, shape }]),
+  );
   const others = carried.map((tensor) => ({ ...tensor, bytes: native.tensorBytes(tensor.file, tensor.stored) }));
   for (const { name, dtype, shape, bytes } of others)
     entries.push([name, { dtype: dtype as SafetensorsEntry['dtype'], shape, bytes: bytes.length }]);
-  await file.writeFile(safetensorsHeader(entries, { format: 'pt' }));
-  for (const parameter of parameters) {
+  await file.writeFile(safetensorsHeader(entries, { format: 'pt', ...metadata }));
+  for (const { read, parts } of values) {
     throwIfAborted(signal);
-    const type = storedType(parameter, dtype);
-    const bytes = await valueBytes(parameter.tensor.handle, type);
+    const bytes = await read();
     let at = 0;
-    for (const { shape, absent } of parameter.parts) {
-      const size = elements(shape) * STORED[type].bytes;
+    for (const { dtype, shape, absent } of parts) {
+      const size = elements(shape) * STORED[dtype].bytes;
       if (!absent) await file.writeFile(bytes.subarray(at, at + size));
       at += size;
     }
@@ -238,10 +286,15 @@ async function writeSafetensors(
 }
 
 /** A tensor's values in C order, as stored in a file. */
-export async function valueBytes(tensor: TensorHandle, dtype: FloatType): Promise<Uint8Array> {
-  const bytes = native.parameterBytes(tensor, dtype);
-  const out = new Uint8Array(bytes.shape[0] as number);
-  await bytes.read(out);
-  bytes.dispose();
-  return out;
+export async function valueBytes(tensor: TensorHandle, dtype: FloatType | 'int8'): Promise<Uint8Array> {
+  return readBytes(native.parameterBytes(tensor, dtype));
+}
+
+/** Reads a uint8 or float32 tensor, and disposes of it. */
+async function readBytes(tensor: TensorHandle): Promise<Uint8Array> {
+  const size = tensor.shape[0] as number;
+  const out = tensor.dtype === 'float32' ? new Float32Array(size) : new Uint8Array(size);
+  await tensor.read(out);
+  tensor.dispose();
+  return new Uint8Array(out.buffer);
 }

@@ -119,7 +119,7 @@ async function refuseFolder(path: string): Promise<void> {
 }
 
 /** Element size in bytes of each type that we store. */
-const ELEMENT_BYTES = { F64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, U16: 2, U8: 1 } as const;
+const ELEMENT_BYTES = { F64: 8, F32: 4, I32: 4, F16: 2, BF16: 2, U16: 2, U8: 1, I8: 1 } as const;
 
 export interface SafetensorsEntry {
   dtype: keyof typeof ELEMENT_BYTES;

@@ -15,7 +15,7 @@ import { checkInteger, checkOptions } from '../check.js';
 import type { DeviceOptions } from '../device.js';
 import { UniFlowError } from '../errors.js';
 import { pathExists } from '../io/files.js';
-import type { FloatType } from '../native.js';
+import type { ModelType } from '../device.js';
 import { MissingPackageError } from '../optional.js';
 import { embeddedName } from '../package.js';
 import { UniFlow } from '../uniflow.js';
@@ -250,7 +250,7 @@ class Tasks implements ShardWorker {
       this.models.get(key) ??
       UniFlow.load(model === embeddedName ? undefined : model, {
         device: this.options.device,
-        dtype: dtype as FloatType,
+        dtype: dtype as ModelType,
         revision: this.options.revision,
       });
     this.models.set(key, found);

@@ -60,7 +60,7 @@ export async function headerOf(encoder: ShardEncoder, shardSize: number): Promis
   const { fit, size, patch } = pipeline.target;
   return {
     ...{ schema: 1, version: packageVersion },
-    model: { name, sha256: await hashModel(uniflow), dtype: uniflow.dtype },
+    model: { name, sha256: await hashModel(uniflow), dtype: uniflow.precision },
     arrays: Object.fromEntries(arrays.map((array) => [array, encoder.widthOf(array)])),
     ...{ store, format, fit, size, patch, batchSize: pipeline.batchSize, shardSize },
   };

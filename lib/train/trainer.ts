@@ -5,9 +5,7 @@ import { UniFlowError } from '../errors.js';
 import type { Encoder } from '../encoder/encoder.js';
 import type { VisionEncoder } from '../encoder/vision-encoder.js';
 import { DEFAULT_BETA, distillationLoss } from '../losses/distillation.js';
-import { flowLoss } from '../losses/flow.js';
 import { native, type LayerWeights, type TensorHandle } from '../native.js';
-import { reshape, unfold } from '../ops.js';
 import type { Parameter } from '../parameters.js';
 import { Tape, unrecorded } from '../tape.js';
 import { onDevice, Tensor, tensorOf, tidy } from '../tensor.js';
@@ -105,8 +103,9 @@ export class Trainer {
     const { lr = 1e-4, encoderLr = lr, ...adamw } = options.optimizer ?? {};
     checkNumber('beta', options.beta ?? DEFAULT_BETA, -Infinity, Infinity);
     checkInteger('accumulate', options.accumulate ?? 1, 1, 65536);
-    if (uniflow.parameters.some(({ tensor }) => tensor.dtype === 'float8'))
-      throw UniFlowError.expected('UNSUPPORTED', 'uniflow', 'a model in float32 or bfloat16', 'float8 weights');
+    for (const narrow of ['float8', 'int8'])
+      if (uniflow.parameters.some(({ tensor }) => tensor.dtype === narrow))
+        throw UniFlowError.expected('UNSUPPORTED', 'uniflow', 'a model in float32 or bfloat16, which training needs', `${narrow} weights`);
     this.teacher = this.checkTeacher(options);
     const ofEncoder = new Set(uniflow.encoderParameters);
     const decoder = { parameters: uniflow.parameters.filter((p) => !ofEncoder.has(p)), lr };
@@ -123,6 +122,8 @@ export class Trainer {
   private checkTeacher({ teacher, lambdaDistillation = 1 }: TrainerOptions): Encoder | undefined {
     if (lambdaDistillation === 0) return undefined;
     if (!teacher) throw UniFlowError.expected('BAD_INPUT', 'teacher', 'an encoder, as lambdaDistillation is not 0', 'none');
+    if (teacher.precision === 'int8')
+      throw UniFlowError.expected('UNSUPPORTED', 'teacher', 'an encoder in float32 or bfloat16', 'int8 weights');
     const encoder = teacher.encoder;
     if (teacher.device !== this.uniflow.device)
       throw UniFlowError.expected(
@@ -208,7 +209,7 @@ export class Trainer {
   }
 
   private losses(pixels: Tensor, noise: Tensor, time: Tensor) {
-    const { encoder, decoder, dtype } = this.uniflow;
+    const { encoder } = this.uniflow;
     const { beta = DEFAULT_BETA, layerWeights = 'adaptive', recompute = false } = this.options;
     const { latents, states } = this.teacher
       ? this.uniflow.forward(pixels, { states: true, recompute })
@@ -216,19 +217,7 @@ export class Trainer {
     const teacher = this.teacher && unrecorded(() => (this.teacher as Encoder).forward(pixels, { states: true }).states);
     const distillation =
       teacher && distillationLoss(states.slice(1), teacher.slice(1), { beta, skip: encoder.prefix, weights: layerWeights });
-    const condition = decoder.condition(latents, encoder.gridOf(pixels), { recompute });
-    const [rows, width] = [condition.dim(0) * condition.dim(1), condition.dim(2)];
-    const values = 3 * this.uniflow.config.patch ** 2;
-    const data = unfold(pixels, this.uniflow.config.patch, this.uniflow.normalisation, 'float32').reshape([rows, values]);
-    const flow = flowLoss(
-      decoder.head,
-      data,
-      noise.reshape([rows, values]),
-      time.reshape([rows]),
-      reshape(condition, [rows, width]),
-      dtype,
-      { recompute },
-    );
+    const flow = this.uniflow.flowLoss(pixels, latents, noise, time, { recompute });
     return { flow, distillation };
   }
 

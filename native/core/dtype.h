@@ -6,8 +6,8 @@
 
 namespace uniflow {
 
-/// Float8 (e4m3): a GPU may store packed linear weights in it; no other tensor has it.
-enum class DType : uint8_t { Float32, BFloat16, UInt8, Int32, Float8 };
+/// Float8 (e4m3) on a GPU and Int8 on the CPU store packed linear weights; no other tensors have them.
+enum class DType : uint8_t { Float32, BFloat16, UInt8, Int32, Float8, Int8 };
 
 constexpr int64_t size_of(DType t) {
   switch (t) {
@@ -15,7 +15,8 @@ constexpr int64_t size_of(DType t) {
     case DType::Int32: return 4;
     case DType::BFloat16: return 2;
     case DType::UInt8:
-    case DType::Float8: return 1;
+    case DType::Float8:
+    case DType::Int8: return 1;
   }
   return 0;
 }
@@ -27,6 +28,7 @@ inline const char* name_of(DType t) {
     case DType::UInt8: return "uint8";
     case DType::Int32: return "int32";
     case DType::Float8: return "float8";
+    case DType::Int8: return "int8";
   }
   return "?";
 }

@@ -23,7 +23,7 @@ std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #ifdef UNIFLOW_X86
   if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-    if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&avx512bf16::table);
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) tables.push_back(&avx512bf16::table);
     tables.push_back(&avx512::table);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::table);

@@ -1,4 +1,5 @@
-/// Matrix products, out = epilogue(left right): left [M, K] is packed on the fly, right [K, N] is in panels (tile.h), sums are float32.
+/// Matrix products, out = epilogue(left right): left [M, K] is packed on the fly, right [K, N] is in panels (tile.h), sums are float32, or int32 of
+/// int8 units.
 ///
 /// Algorithm. Rows are cut into even blocks of at most kRowBlock, K into blocks of kStepBlock units. A packed block of the left side and a
 /// block of a panel together fit in a second-level cache. For each block of rows and each block of K, the left side is packed; then the
@@ -8,7 +9,7 @@
 /// Threads. The pairs (block of rows, panel), in this order, are cut into as many even ranges as there are threads.
 ///
 /// A row of the result depends only on that row and the right side: every output is one chain of multiply-adds per block of K, whatever the
-/// tile, the block or the thread. FLOPs: 2 M N K.
+/// tile, the block or the thread; sums of integers are exact. FLOPs: 2 M N K.
 #pragma once
 
 #include <type_traits>
@@ -21,7 +22,7 @@ namespace uniflow::cpu::UNIFLOW_ISA {
 constexpr int64_t kRowBlock = 96;     // rows of a packed block of the left side; a multiple of kRows
 constexpr int64_t kStepBlock = 512;   // units of K at a time
 constexpr int64_t kPanelRange = 32;   // panels whose sums are kept until the next block of K
-constexpr int64_t kTileFloats = kRows / 2 * kPanel * kWidth;
+constexpr int64_t kTileSums = kRows / 2 * kPanel * kWidth;
 
 /// Units of a block of a panel whose storage is narrower than its units.
 template <class Units>
@@ -132,9 +133,9 @@ class Gemm {
   /// Multiplies rows [first, first + rows), a multiple of kRows, with panels [begin, end).
   void multiply_block(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
     const int64_t step_blocks = ceil_div(right_.steps, kStepBlock), left_size = round_up(Left::size(rows, std::min(right_.steps, kStepBlock)), 16);
-    const int64_t panel_size = rows * kPanel * kWidth;  // floats of sums
-    uint32_t* const packed = scratch(left_size + kWidenedSize<Units> + (step_blocks == 1 ? kTileFloats : (end - begin) * panel_size));
-    float* const sums = reinterpret_cast<float*>(packed + left_size + kWidenedSize<Units>);
+    const int64_t panel_size = rows * kPanel * kWidth;  // sums
+    uint32_t* const packed = scratch(left_size + kWidenedSize<Units> + (step_blocks == 1 ? kTileSums : (end - begin) * panel_size));
+    auto* const sums = reinterpret_cast<SumElement<Units>*>(packed + left_size + kWidenedSize<Units>);
     for (int64_t b = 0; b < step_blocks; ++b) {
       const int64_t step = b * kStepBlock, steps = std::min(kStepBlock, right_.steps - step);
       left_.pack(first, rows, step, step + steps, packed);
@@ -142,7 +143,7 @@ class Gemm {
         const auto* next = p + 1 < end ? right_.at(right_[p + 1], step) : b + 1 < step_blocks ? right_.at(right_[begin], step + steps) : nullptr;
         const Block block{first, rows, step, steps, p, packed, packed + left_size, next};
         with_vectors(right_[p].vectors, [&]<int Vectors>() {
-          float* const kept = step_blocks == 1 ? nullptr : sums + (p - begin) * panel_size;
+          auto* const kept = step_blocks == 1 ? nullptr : sums + (p - begin) * panel_size;
           if (step == 0) multiply_panel<Into::kNew, Vectors>(block, kept, sums);
           else multiply_panel<Into::kSum, Vectors>(block, kept, sums);
         });
@@ -160,7 +161,7 @@ class Gemm {
 
   /// `kept`: the panel's sums, stored until the next block of steps; null if there is no next block, and then `tile` suffices.
   template <Into kInto, int Vectors>
-  void multiply_panel(const Block& b, float* kept, float* tile) const {
+  void multiply_panel(const Block& b, SumElement<Units>* kept, SumElement<Units>* tile) const {
     constexpr int kTileRows = tile_rows(Vectors), kColumns = Vectors * kWidth;
     const PanelRange panel = right_[b.panel];
     const int64_t stride = Left::stride(b.rows, b.steps), end = std::min(b.rows, left_.rows() - b.first);
@@ -170,7 +171,7 @@ class Gemm {
     const int64_t next_step = b.next ? ceil_div(b.steps * kColumns * static_cast<int64_t>(sizeof(*b.next)), all_steps) : 0;
     const char* next = reinterpret_cast<const char*>(b.next ? b.next : right_.at(panel, b.step));
     for (int64_t r = 0; r < end; r += kTileRows, next += b.steps * next_step) {
-      float* const out = kept ? kept + r * kColumns : tile;
+      auto* const out = kept ? kept + r * kColumns : tile;
       multiply_tile<typename Units::Left, kInto, Left::kTransposed, kTileRows, Vectors, true>(b.left + (Left::kTransposed ? r : r * stride), stride, units, b.steps,
                                                                                              out, kColumns, nullptr, next, next_step);
       if (b.step + b.steps == right_.steps) epilogue_(out, kColumns, b.first + r, std::min<int64_t>(kTileRows, end - r), panel.first * kWidth);
@@ -178,8 +179,9 @@ class Gemm {
   }
 
   static const uint32_t* as_units(const uint32_t* panel, int64_t, uint32_t*) { return panel; }
-  static const uint32_t* as_units(const bf16* panel, int64_t n, uint32_t* widened) {
-    for (int64_t i = 0; i < n; i += kWidth) store(widened + i, (vu)load(panel + i));
+  template <class Narrow>
+  static const uint32_t* as_units(const Narrow* panel, int64_t n, uint32_t* widened) {
+    for (int64_t i = 0; i < n; i += kWidth) store(widened + i, Units::load_panel(panel + i));
     return widened;
   }
 

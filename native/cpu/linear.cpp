@@ -4,13 +4,16 @@
 /// because it changes with every step. In the backward pass, d_x = d_out W uses W untransposed, and d_weight = d_out^T x uses the columns
 /// of d_out as rows. Sums are float32; bfloat16 is rounded once, when an output is written.
 ///
+/// An int8 weight is multiplied with activations quantised row by row, in a pass of its own: two reads of x, the second from the cache, and a
+/// write of half or a quarter of its bytes (int8.h).
+///
 /// Roofline bound: FLOPs over the FMA peak from about 16 rows on; the bytes of the weight below that.
 #include <array>
 #include <cstddef>
 
 #include "native/core/tensor.h"
 #include "native/cpu/activation.h"
-#include "native/cpu/gemm.h"
+#include "native/cpu/int8.h"
 #include "native/cpu/kernels.h"
 
 namespace uniflow::cpu::UNIFLOW_ISA {
@@ -137,6 +140,16 @@ void multiply_by_rows(const Left& left, const Rows<typename Units::Element>& rig
   gemm<Units>(left, packed.right, LinearEpilogue(output));
 }
 
+template <class T>
+void forward_int8(const LinearArgs& a) {
+  const Tensor values = scratch_bytes(a.rows * a.in), scales = scratch_bytes(a.rows * size_of(DType::Float32));
+  quantize_rows(Rows<T>{static_cast<const T*>(a.x), a.in, a.rows, a.in}, values.data<int8_t>(), scales.data<float>());
+  const Int8Weight weight(a.width, a.in, a.weight);
+  const LinearEpilogue finish(a);
+  const RowsLeft<Int8Units> left{rows_of<Int8Units>(values.data(), a.rows, a.in)};
+  gemm<Int8Units>(left, weight.panels, Int8Epilogue<LinearEpilogue>{finish, weight, scales.data<float>()});
+}
+
 template <class Units>
 void backward(const LinearBackwardArgs& a) {
   const auto x = rows_of<Units>(a.x, a.rows, a.in), d_out = rows_of<Units>(a.d_out, a.rows, a.out), weight = rows_of<Units>(a.weight, a.out, a.in);
@@ -148,6 +161,14 @@ void backward(const LinearBackwardArgs& a) {
 template <class Units>
 void pack_weight(const LinearPacking& p, const void* plain, void* packed) {
   pack_right_transposed(rows_of<Units>(plain, p.out, p.in), panels<Units>(p.out, p.in, packed));
+}
+
+template <class T>
+void pack_int8_weight(const LinearPacking& p, const void* plain, void* packed) {
+  const Int8Weight to(p.out, p.in, packed);
+  const Tensor values = scratch_bytes(p.out * p.in);
+  quantize_rows(Rows<T>{static_cast<const T*>(plain), p.in, p.out, p.in}, values.data<int8_t>(), to.scales);
+  pack_int8(rows_of<Int8Units>(values.data(), p.out, p.in), to);
 }
 
 template <class Units, class Out>
@@ -174,21 +195,40 @@ void unpack_weight(const LinearPacking& p, const void* packed, void* plain, DTyp
   else unpack_weight<Units>(p, packed, static_cast<float*>(plain));
 }
 
+/// As int8, or as floats: int8 times scale.
+void unpack_int8_weight(const LinearPacking& p, const void* packed, void* plain, DType dtype) {
+  if (dtype == DType::Int8) return unpack_weight<Int8Units>(p, packed, static_cast<int8_t*>(plain));
+  const Tensor values = scratch_bytes(p.out * p.in);
+  unpack_weight<Int8Units>(p, packed, values.data<int8_t>());
+  const Int8Weight weight(p.out, p.in, packed);
+  parallel_for(p.out, [&](int64_t r) {
+    for (int64_t i = r * p.in; i < (r + 1) * p.in; ++i) {
+      const float v = static_cast<float>(values.data<int8_t>()[i]) * weight.scales[r];
+      if (dtype == DType::BFloat16) static_cast<bf16*>(plain)[i] = to_bf16(v);
+      else static_cast<float*>(plain)[i] = v;
+    }
+  });
+}
+
 }  // namespace
 
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
-  if (dtype == DType::Float8) throw Error(ErrorCode::Unsupported, "dtype", "float32 or bfloat16 on the CPU", "float8");
+  if (dtype == DType::Int8 && in > kInt8Steps)
+    throw Error(ErrorCode::Unsupported, "weight", "at most " + std::to_string(kInt8Steps) + " inputs for int8", std::to_string(in));
+  if (dtype == DType::Float8) throw Error(ErrorCode::Unsupported, "dtype", "float32, bfloat16 or int8 on the CPU", "float8");
   return std::make_shared<LinearPacking>(out, in, dtype);
 }
 
 int64_t packed_bytes(const Packing& packing) {
   const LinearPacking& p = of(packing);
+  if (p.dtype == DType::Int8) return Int8Weight(p.out, p.in, nullptr).bytes();
   if (p.dtype == DType::Float32) return panels<FloatUnits<float>>(p.out, p.in, nullptr).size() * 4;
   return panels<Bfloat16Units>(p.out, p.in, nullptr).size() * static_cast<int64_t>(sizeof(Bfloat16Units::Panel));
 }
 
 void pack(const Packing& packing, const void* plain, DType dtype, void* packed) {
   const LinearPacking& p = of(packing);
+  if (p.dtype == DType::Int8) return dtype == DType::Float32 ? pack_int8_weight<float>(p, plain, packed) : pack_int8_weight<bf16>(p, plain, packed);
   if (p.dtype == DType::Float32) return dtype == DType::Float32 ? pack_weight<FloatUnits<float>>(p, plain, packed) : pack_weight<FloatUnits<bf16>>(p, plain, packed);
   if (dtype == DType::BFloat16) return pack_weight<Bfloat16Units>(p, plain, packed);
   const Tensor rounded = scratch_bytes(p.out * p.in * size_of(DType::BFloat16));
@@ -198,13 +238,15 @@ void pack(const Packing& packing, const void* plain, DType dtype, void* packed) 
 
 void unpack(const Packing& packing, const void* packed, void* plain, DType dtype) {
   const LinearPacking& p = of(packing);
-  if (p.dtype == DType::Float32) unpack_weight<FloatUnits<float>>(p, packed, plain, dtype);
+  if (p.dtype == DType::Int8) unpack_int8_weight(p, packed, plain, dtype);
+  else if (p.dtype == DType::Float32) unpack_weight<FloatUnits<float>>(p, packed, plain, dtype);
   else unpack_weight<Bfloat16Units>(p, packed, plain, dtype);
 }
 
 void linear(const LinearArgs& a) {
   const DType weight = a.packing ? of(*a.packing).dtype : a.x_dtype;
-  if (weight == DType::BFloat16) forward<Bfloat16Units>(a);
+  if (weight == DType::Int8) a.x_dtype == DType::BFloat16 ? forward_int8<bf16>(a) : forward_int8<float>(a);
+  else if (weight == DType::BFloat16) forward<Bfloat16Units>(a);
   else if (a.x_dtype == DType::BFloat16) forward<FloatUnits<bf16>>(a);
   else forward<FloatUnits<float>>(a);
 }

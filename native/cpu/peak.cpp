@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "native/core/parallel.h"
+#include "native/cpu/int8_units.h"
 #include "native/cpu/kernels.h"
-#include "native/cpu/simd.h"
 
 namespace uniflow::cpu::UNIFLOW_ISA {
 namespace {
@@ -70,9 +70,23 @@ void bfloat16_chain(int64_t) {
 }
 #endif
 
+void int8_chain(int64_t) {
+  vi a[kChains];
+  for (int i = 0; i < kChains; ++i) a[i] = vi{} + i;
+  vu zeros = {};
+  asm volatile("" : "+m"(zeros));
+  for (int64_t r = 0; r < kRounds; ++r)  // the sum is an operand as well: otherwise one product would serve all chains
+    unrolled([&]<size_t I>() { a[I] = Int8Units::multiply_add(a[I], (vu)a[I], zeros); }, std::make_index_sequence<kChains>());
+  vi total = {};
+  for (int i = 0; i < kChains; ++i) total += a[i];
+  volatile int32_t sink = total[0] ^ total[kWidth - 1];
+  (void)sink;
+}
+
 }  // namespace
 
 double peak(DType dtype) {
+  if (dtype == DType::Int8) return best_flops(2.0 * Int8Units::kPerUnit * kWidth, int8_chain);
 #ifdef __AVX512BF16__
   if (dtype == DType::BFloat16) return best_flops(4.0 * kWidth, bfloat16_chain);
 #endif

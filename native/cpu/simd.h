@@ -17,6 +17,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #ifndef UNIFLOW_ISA
@@ -38,6 +40,7 @@ typedef int32_t vi __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t vu __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t vh __attribute__((vector_size(kWidth * 2)));
 typedef uint8_t vb __attribute__((vector_size(kWidth)));
+typedef int8_t vc __attribute__((vector_size(kWidth)));
 
 static inline vf splat(float x) { return vf{} + x; }
 
@@ -62,8 +65,19 @@ static inline vu load(const uint32_t* p) {
   return v;
 }
 
+static inline vi load(const int32_t* p) {
+  vi v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
 static inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 static inline void store(uint32_t* p, vu v) { std::memcpy(p, &v, sizeof v); }
+static inline void store(int32_t* p, vi v) { std::memcpy(p, &v, sizeof v); }
+static inline void store(int8_t* p, vi v) {
+  const vc bytes = __builtin_convertvector(v, vc);
+  std::memcpy(p, &bytes, sizeof bytes);
+}
 
 /// Rounds to nearest, ties to even, like `to_bf16`.
 static inline vh round_bf16(vf v) {
@@ -82,6 +96,21 @@ static inline void store(bf16* p, vf v) {
   std::memcpy(p, &h, sizeof h);
 }
 
+/// Rounds to the nearest integer, ties to even; NaN gives INT32_MIN or 0.
+static inline vi round_to_int(vf v) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_maskz_cvtps_epi32(static_cast<__mmask16>(-1), (__m512)v);  // unmasked, GCC 12 warns of its own header
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)v);
+#else
+  vi out;
+  for (int i = 0; i < kWidth; ++i) out[i] = static_cast<int32_t>(__builtin_rintf(v[i]));
+  return out;
+#endif
+}
+
 /// The last `n` (1 <= n < kWidth) elements of a row; missing lanes read as zero.
 template <class T>
 static inline vf load_tail(const T* p, int n) {
@@ -89,8 +118,8 @@ static inline vf load_tail(const T* p, int n) {
   std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(T));
   return load(buffer);
 }
-template <class T>
-static inline void store_tail(T* p, vf v, int n) {
+template <class T, class V>
+static inline void store_tail(T* p, V v, int n) {
   T buffer[kWidth];
   store(buffer, v);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
@@ -161,8 +190,8 @@ template <class T>
 static inline vf load_lanes(const T* p, int lanes) {
   return lanes == kWidth ? load(p) : load_tail(p, lanes);
 }
-template <class T>
-static inline void store_lanes(T* p, vf v, int lanes) {
+template <class T, class V>
+static inline void store_lanes(T* p, V v, int lanes) {
   if (lanes == kWidth) store(p, v);
   else store_tail(p, v, lanes);
 }

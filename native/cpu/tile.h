@@ -1,7 +1,8 @@
 /// The inner loop of every matrix product: units, packed panels, and the micro-kernel.
 ///
 /// Units. Products run on 32-bit units: a float32 or, with AVX512-BF16, a pair of bfloat16, which one vdpbf16ps multiplies and adds in
-/// float32. Other machines widen bfloat16 to float32: the left side while packing, a panel while loading.
+/// float32. Other machines widen bfloat16 to float32: the left side while packing, a panel while loading. Products of int8 have units of their
+/// own (int8.h).
 ///
 /// Packed panels, the right side of a product. A matrix of `steps` units x n column vectors is cut into panels of at most kPanel vectors,
 /// as even as possible, each stored as [steps][vectors * kWidth] units. The rows of a plain matrix are packed in two ways: transposed, with
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <type_traits>
 #include <vector>
 
 #include "native/cpu/simd.h"
@@ -34,6 +36,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 template <class T>
 struct FloatUnits {
   using Element = T;
+  using Sum = vf;
   using Stored = float;    // element of a unit in a panel
   using Panel = uint32_t;  // storage of a unit in a panel
   using Left = FloatUnits;  // the packing of the left side
@@ -72,12 +75,14 @@ struct WidenedUnits : FloatUnits<bf16> {
   using Stored = bf16;
   using Panel = bf16;
   static inline void store_panel(Panel* p, vu units) { store(p, (vf)units); }
+  static inline vu load_panel(const Panel* p) { return (vu)load(p); }
 };
 
 #if defined(__AVX512BF16__)
 /// A pair of bfloat16 per unit, the first in the low half.
 struct PairUnits {
   using Element = bf16;
+  using Sum = vf;
   using Stored = bf16;
   using Panel = uint32_t;
   using Left = PairUnits;
@@ -204,6 +209,10 @@ static inline void with_vectors(int64_t vectors, Body&& body) {
 /// Rows of a tile that is `vectors` wide. Narrow tiles are higher, to keep enough sums in flight.
 constexpr int tile_rows(int vectors) { return 2 * vectors <= kPanel ? kRows : kRows / 2; }
 
+/// Elements of the sums of a product: float, or int32_t.
+template <class Units>
+using SumElement = std::remove_cvref_t<decltype(typename Units::Sum{}[0])>;
+
 /// The destination of a product: it replaces the old value, or is added to it, or to it times a factor per row.
 enum class Into { kNew, kSum, kRescaledSum };
 
@@ -213,11 +222,13 @@ enum class Into { kNew, kSum, kRescaledSum };
 /// bytes apart.
 template <class Units, Into kInto, bool kTransposed, int Rows, int Vectors, bool kPrefetch = false>
 static inline void multiply_tile(const uint32_t* a, int64_t a_stride, const uint32_t* panel, int64_t steps,
-                                 float* out, int64_t out_stride, const float* rescale, const char* next = nullptr,
+                                 SumElement<Units>* out, int64_t out_stride, const float* rescale, const char* next = nullptr,
                                  int64_t next_step = 0) {
-  vf sum[Rows][Vectors] = {};
-  for (int r = 0; kInto == Into::kRescaledSum && r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) sum[r][v] = load(out + r * out_stride + v * kWidth) * rescale[r];
+  typename Units::Sum sum[Rows][Vectors] = {};
+  if constexpr (kInto == Into::kRescaledSum) {
+    for (int r = 0; r < Rows; ++r)
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = load(out + r * out_stride + v * kWidth) * rescale[r];
+  }
   for (int64_t s = 0; s < steps; ++s) {
     if constexpr (kPrefetch) __builtin_prefetch(next + s * next_step, 0, 2);
     vu b[Vectors];
@@ -231,7 +242,7 @@ static inline void multiply_tile(const uint32_t* a, int64_t a_stride, const uint
   }
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) {
-      float* const to = out + r * out_stride + v * kWidth;
+      SumElement<Units>* const to = out + r * out_stride + v * kWidth;
       store(to, kInto == Into::kSum ? load(to) + sum[r][v] : sum[r][v]);
     }
 }

@@ -23,8 +23,6 @@ void with_activation(Activation kind, Body&& body) {
   }
 }
 
-#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
-
 constexpr float kInverseSqrt2 = 0.70710678118654752f, kInverseSqrt2Pi = 0.39894228040143268f;
 constexpr float kTanhScale = 0.79788456080286536f, kTanhCubic = 0.044715f;  // for tanh-GELU
 constexpr float kTanhFlat = 16;                                           // its derivative is 0 or 1 from there on
@@ -93,7 +91,5 @@ __device__ inline float activate(Activation kind, float x) {
   }
   return x;
 }
-
-#endif
 
 }  // namespace uniflow::cuda

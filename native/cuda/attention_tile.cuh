@@ -7,10 +7,12 @@
 /// In both, the tile is the right side. Each thread keeps its part of the sums in registers.
 #pragma once
 
+#include <mma.cuh>
+
 #include <cmath>
 #include <initializer_list>
 
-#include "native/cuda/mma.cuh"
+#include "native/cuda/device.cuh"
 
 namespace uniflow::cuda {
 

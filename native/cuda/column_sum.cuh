@@ -42,8 +42,6 @@ class ColumnSum {
   Tensor partial_;
 };
 
-#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
-
 /// to [n] = the sum over k of parts[k * kStride + i], in order; parts are in shared memory, written by all threads before this.
 template <int kParts, int kStride>
 __device__ inline void write_sum_of_parts(const float* parts, float* to, int64_t n) {
@@ -103,7 +101,5 @@ void sum_columns(const Body& body, float* out, int64_t rows, int64_t width, bool
   if (vectors) sum_columns_by<N>(body, out, rows, width);
   else sum_columns_by<1>(body, out, rows, width);
 }
-
-#endif
 
 }  // namespace uniflow::cuda

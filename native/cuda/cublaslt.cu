@@ -1,7 +1,7 @@
 /// Locates cuBLASLt and its functions. Nothing here runs on the device.
 #include "native/cuda/cublaslt.h"
 
-#include <dlfcn.h>
+#include <dynamic_library.h>
 #include <glob.h>
 
 #include <algorithm>
@@ -93,24 +93,13 @@ std::vector<std::string> places() {
 
 bool is_pattern(const std::string& place) { return place.find_first_of("*{[") != std::string::npos; }
 
-#ifdef UNIFLOW_EMULATED
-
-Opened open_now() {
-  Opened o;
-  o.why = bind(o.library, [](const char* name) { return emulator::cublaslt_symbol(name); });
-  if (!o.why.empty()) o.why = "the emulator has no " + o.why;
-  return o;
-}
-
-#else
-
 constexpr size_t kOldest = 120000;  // cublasLtGetVersion() of CUDA 12.0
 
 /// Returns why this file cannot be used, or "". A rejected library stays loaded, because unloading a library that has threads is not safe.
 std::string try_one(const std::string& place, lt::Library& library) {
-  void* handle = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* handle = open_library(place.c_str());
   if (!handle) return dlerror();
-  const std::string missing = bind(library, [&](const char* name) { return dlsym(handle, name); });
+  const std::string missing = bind(library, [&](const char* name) { return symbol(handle, name); });
   if (!missing.empty()) return place + ": has no " + missing;
   const size_t version = library.get_version();
   if (version < kOldest) return place + ": version " + std::to_string(version) + ", older than CUDA 12";
@@ -135,8 +124,6 @@ Opened open_now() {
   o.why += "(the environment variable UNIFLOW_CUBLASLT may name the file)";
   return o;
 }
-
-#endif
 
 const Opened& opened() {
   static const auto* o = new Opened(open_now());  // never freed: kernels may still be queued while the process ends

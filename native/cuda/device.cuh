@@ -1,15 +1,12 @@
 /// Basics of all kernels: launching, bfloat16, 16-byte vectors, sums over warps and blocks.
 ///
-/// With UNIFLOW_EMULATED, the host's compiler compiles the same sources, which then run on the CPU, thread by thread
-/// (native/test/emulator). That tests them without a GPU. For this reason, kernels use CUDA only through this file.
+/// native/test/emulator compiles the same sources with the host's compiler, and runs them on the CPU, thread by thread: on its include path are
+/// twins of CUDA's headers and of native/cuda/hardware. For this reason, kernels use CUDA only through this file.
 #pragma once
 
-#ifdef UNIFLOW_EMULATED
-#include "native/test/emulator/cuda.h"
-#else
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-#endif
+#include <dynamic_shared.cuh>
 
 #include <cstdint>
 #include <utility>
@@ -25,29 +22,16 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-#ifdef UNIFLOW_EMULATED
-  emulator::launch(grid, block, shared_bytes, stream(), [=] { kernel(static_cast<Params>(args)...); }, reinterpret_cast<const void*>(kernel));
-#else
-  kernel<<<grid, block, shared_bytes, stream()>>>(static_cast<Params>(args)...);
-#endif
-  check(cudaGetLastError(), "kernel launch");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream();
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
 }
 
 /// Number of blocks of `per_block` that cover n.
 inline unsigned blocks_for(int64_t n, int64_t per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); }
-
-#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
-
-/// The block's dynamic shared memory, 16-byte aligned.
-template <class T>
-__device__ inline T* dynamic_shared() {
-#ifdef UNIFLOW_EMULATED
-  return static_cast<T*>(emulator::dynamic_shared());
-#else
-  extern __shared__ __align__(1024) unsigned char uniflow_shared[];
-  return reinterpret_cast<T*>(uniflow_shared);
-#endif
-}
 
 // --- numbers ---------------------------------------------------------------------------------------------------
 
@@ -60,22 +44,14 @@ __device__ inline T from_f32(float v) {
   if constexpr (sizeof(T) == 4) {
     return v;
   } else {
-#ifdef UNIFLOW_EMULATED
-    return to_bf16(v);
-#else
     return bf16{__bfloat16_as_ushort(__float2bfloat16_rn(v))};
-#endif
   }
 }
 
 /// Two bfloat16 in one register, `low` in the lower half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
-#ifdef UNIFLOW_EMULATED
-  return static_cast<uint32_t>(to_bf16(low).bits) | static_cast<uint32_t>(to_bf16(high).bits) << 16;
-#else
   const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(v);
-#endif
 }
 
 /// N values that are loaded and stored in one access, up to 16 bytes wide.
@@ -131,7 +107,5 @@ __device__ inline T block_sum(T v) {
   __syncthreads();
   return warp_sum(lane < warps ? partial[lane] : T{});
 }
-
-#endif
 
 }  // namespace uniflow::cuda

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <list>
 
-#include "native/core/stream.h"
+#include "native/core/command.h"
 #include "native/cuda/device.cuh"
 #include "native/cuda/kernels.h"
 #include "native/ops/velocity.h"

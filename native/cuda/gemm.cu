@@ -5,6 +5,8 @@
 /// cores.
 #include "native/cuda/gemm.h"
 
+#include <sizes.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -24,13 +26,6 @@ namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // the size that cuBLAS itself uses on Hopper
 constexpr int kCandidates = 8;
-
-/// Larger operands are multiplied in parts: many of the library's kernels count elements in 32 bits.
-#ifdef UNIFLOW_EMULATED
-constexpr int64_t kMostElements = 1 << 16;
-#else
-constexpr int64_t kMostElements = (int64_t{1} << 31) - 1;
-#endif
 
 lt::DataType type_of(DType dtype) {
   switch (dtype) {

@@ -6,6 +6,8 @@
 ///
 /// In bfloat16 the product is rounded once before the epilogue (except if the library does everything). The bias added by the library is
 /// rounded to bfloat16 as well, because it accepts no other type then. What the library refuses is done by multiply_tiled().
+#include <sizes.h>
+
 #include <algorithm>
 #include <bit>
 #include <vector>
@@ -174,6 +176,7 @@ struct Input {
 // --- the functions of kernels.h ----------------------------------------------------------------------------------------------
 
 std::shared_ptr<const Packing> linear_packing(int64_t out, int64_t in, DType dtype) {
+  if (dtype == DType::Int8) throw Error(ErrorCode::Unsupported, "dtype", "float32, bfloat16 or float8 on a GPU", "int8");
   if (dtype == DType::Float8 && (out % 16 != 0 || in % 16 != 0))
     throw Error(ErrorCode::Unsupported, "weight", "a width and a height that are multiples of 16 for float8",
                 "[" + std::to_string(out) + ", " + std::to_string(in) + "]");
@@ -266,14 +269,6 @@ Tensor random_matrix(int64_t n, DType dtype, uint64_t seed) {
   pack(*packing, values.data(), DType::Float32, matrix.data());
   return matrix;
 }
-
-#ifdef UNIFLOW_EMULATED
-constexpr float kPeakMs = 0.001f;
-int64_t peak_size(DType) { return 64; }
-#else
-constexpr float kPeakMs = 400;  // of which the first quarter of the products warms up
-int64_t peak_size(DType dtype) { return dtype == DType::Float32 ? 4096 : 8192; }
-#endif
 
 }  // namespace
 

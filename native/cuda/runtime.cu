@@ -3,6 +3,8 @@
 /// the callbacks.
 #include "native/cuda/runtime.h"
 
+#include <sizes.h>
+
 #include <algorithm>
 #include <array>
 #include <condition_variable>
@@ -249,11 +251,6 @@ void CudaBackend::upload(const Tensor& to, const Tensor& staged) {
 
 namespace {
 
-#ifdef UNIFLOW_EMULATED
-constexpr int64_t kChunkBytes = 64 << 10;
-#else
-constexpr int64_t kChunkBytes = int64_t{32} << 20;
-#endif
 constexpr int kChunks = 3;                            // on their way at a time
 constexpr int64_t kBytesPerCopier = int64_t{4} << 20;  // below that, a thread is not worth starting
 constexpr int64_t kCopiers = 4;  // the first write to fresh memory is slow (page faults), and one thread is far below a bus

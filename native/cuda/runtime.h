@@ -2,11 +2,7 @@
 /// entered a device before (Backend::enter).
 #pragma once
 
-#ifdef UNIFLOW_EMULATED
-#include "native/test/emulator/cuda.h"
-#else
 #include <cuda_runtime_api.h>
-#endif
 
 #include <functional>
 #include <vector>

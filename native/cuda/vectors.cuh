@@ -27,8 +27,6 @@ T* as(void* p) {
 template <class... T>
 constexpr int kVectorOf = std::min({kVector<T>...});
 
-#if defined(__CUDACC__) || defined(UNIFLOW_EMULATED)
-
 /// load() for any number of values, in accesses of 16 bytes if N values take more.
 template <int N, class T>
 __device__ inline void load_values(const T* p, float (&out)[N]) {
@@ -82,7 +80,5 @@ void each(const Body& body, int64_t n, bool vectors) {
   if (vectors) launch(each_kernel<N, Body>, blocks_for(n, int64_t{kEachBlock} * N), kEachBlock, 0, body, n);
   else launch(each_kernel<1, Body>, blocks_for(n, kEachBlock), kEachBlock, 0, body, n);
 }
-
-#endif
 
 }  // namespace uniflow::cuda

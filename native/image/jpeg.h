@@ -11,7 +11,7 @@
 #include <string>
 
 #include "native/core/file.h"
-#include "native/core/stream.h"
+#include "native/core/command.h"
 #include "native/image/resample.h"
 
 namespace uniflow {

@@ -7,7 +7,7 @@ namespace {
 
 void check_layer(const LinearLayer& layer, const std::string& name, int64_t out, int64_t in, DType dtype) {
   if (!layer.weight || layer.weight.shape() != Shape{out, in}) reject(name + ".weight", "a weight " + to_string({out, in}), describe(layer.weight));
-  if (layer.weight.dtype() != dtype) reject(name + ".weight", name_of(dtype), describe(layer.weight));
+  if (layer.weight.dtype() != dtype && layer.weight.dtype() != DType::Int8) reject(name + ".weight", std::string(name_of(dtype)) + " or int8", describe(layer.weight));
   check_optional_vector(layer.bias, (name + ".bias").c_str(), out);
   if (!layer.bias) reject(name + ".bias", "a vector " + to_string({out}), "nothing");
 }

@@ -9,13 +9,13 @@ namespace {
 /// The weight must not be empty.
 void check_weight(const Tensor& weight) {
   if (!weight || weight.rank() != 2 || weight.size() == 0) reject("weight", "a linear weight [out, in]", describe(weight));
-  check_dtype(weight, "weight", {DType::Float32, DType::BFloat16, DType::Float8});
+  check_dtype(weight, "weight", {DType::Float32, DType::BFloat16, DType::Float8, DType::Int8});
 }
 
-/// A float32 product accepts both types; float8 weights require bfloat16.
+/// Float32 and int8 weights accept both types of x; float8 weights require bfloat16.
 bool multiplies(const Tensor& weight, DType x) {
   if (weight.dtype() == DType::Float8) return x == DType::BFloat16;
-  return weight.dtype() == x || (weight.packing() && weight.dtype() == DType::Float32);
+  return weight.dtype() == x || (weight.packing() && (weight.dtype() == DType::Float32 || weight.dtype() == DType::Int8));
 }
 
 }  // namespace
@@ -23,7 +23,7 @@ bool multiplies(const Tensor& weight, DType x) {
 Tensor pack_linear(const SessionRef& session, const Tensor& weight, DType dtype) {
   check_weight(weight);
   check_shape(weight, "weight", {-1, -1});
-  if (dtype != DType::Float32 && dtype != DType::BFloat16 && dtype != DType::Float8) reject("dtype", "float32, bfloat16 or float8", name_of(dtype));
+  if (dtype == DType::UInt8 || dtype == DType::Int32) reject("dtype", "float32, bfloat16, float8 or int8", name_of(dtype));
   const Kernels& k = weight.device().kernels();
   const auto packing = k.linear_packing(weight.dim(0), weight.dim(1), dtype);
   Tensor out(weight.device(), dtype, weight.shape(), packing, k.packed_bytes(*packing));

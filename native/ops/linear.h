@@ -4,7 +4,7 @@
 #pragma once
 
 #include "native/core/activation.h"
-#include "native/core/stream.h"
+#include "native/core/command.h"
 
 namespace uniflow {
 

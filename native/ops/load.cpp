@@ -33,16 +33,38 @@ const SafetensorsFile::Entry& entry_of(const ParameterPart& part) {
   auto it = entries.find(part.name);
   if (it == entries.end()) throw Error(ErrorCode::BadCheckpoint, part.name, "a tensor in " + part.file->path(), "none of that name");
   const auto& e = it->second;
-  if (e.dtype != FileDType::F32 && e.dtype != FileDType::BF16 && e.dtype != FileDType::F16)
-    throw Error(ErrorCode::BadCheckpoint, part.name, "F32, F16 or BF16", name_of(e.dtype));
+  if (e.dtype != FileDType::F32 && e.dtype != FileDType::BF16 && e.dtype != FileDType::F16 && e.dtype != FileDType::I8)
+    throw Error(ErrorCode::BadCheckpoint, part.name, "F32, F16, BF16 or I8", name_of(e.dtype));
+  return e;
+}
+
+/// The scales of an I8 tensor's rows.
+const SafetensorsFile::Entry& scales_of(const ParameterPart& part, int64_t rows) {
+  const ParameterPart scales{part.file, part.name + "_scale"};
+  const auto& e = entry_of(scales);
+  if (e.dtype != FileDType::F32 || count(e.shape) != rows)
+    throw Error(ErrorCode::BadCheckpoint, scales.name, std::to_string(rows) + " elements of F32", to_string(e.shape) + " of " + name_of(e.dtype));
   return e;
 }
 
 int64_t elements(const ParameterPart& part, int64_t row) {
-  if (part.file) return count(entry_of(part).shape);
+  if (part.file) {
+    const auto& e = entry_of(part);
+    if (e.dtype == FileDType::I8) scales_of(part, e.shape.empty() ? 1 : e.shape[0]);
+    return count(e.shape);
+  }
   int64_t n;
   if (part.rows < 0 || __builtin_mul_overflow(part.rows, row, &n)) reject("rows", "a number of rows", std::to_string(part.rows));
   return n;
+}
+
+/// Writes value(i) for i in [begin, end) as `dtype`.
+template <class Value>
+void write(int64_t begin, int64_t end, DType dtype, std::byte* out, Value&& value) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(out)[i] = to_bf16(value(i));
+    else reinterpret_cast<float*>(out)[i] = value(i);
+  }
 }
 
 void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out) {
@@ -54,15 +76,15 @@ void read_part(const ParameterPart& part, int64_t n, DType dtype, std::byte* out
   const bool same = (e.dtype == FileDType::F32 && dtype == DType::Float32) || (e.dtype == FileDType::BF16 && dtype == DType::BFloat16);
   if (same) {
     std::memcpy(out, e.data, e.bytes);
-  } else {
-    constexpr int64_t chunk = 1 << 16;
-    parallel_for((n + chunk - 1) / chunk, [&](int64_t c) {
-      for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) {
-        const float v = element(e, i);
-        if (dtype == DType::BFloat16) reinterpret_cast<bf16*>(out)[i] = to_bf16(v);
-        else reinterpret_cast<float*>(out)[i] = v;
-      }
+  } else if (e.dtype == FileDType::I8) {
+    const int64_t rows = e.shape.empty() ? 1 : e.shape[0];
+    const auto& scales = scales_of(part, rows);
+    parallel_for(rows, [&](int64_t r) {
+      const float scale = read_at<float>(scales.data, r);
+      write(r * (n / rows), (r + 1) * (n / rows), dtype, out, [&](int64_t i) { return static_cast<float>(read_at<int8_t>(e.data, i)) * scale; });
     });
+  } else {
+    parallel_chunks(n, [&](int64_t begin, int64_t end) { write(begin, end, dtype, out, [&](int64_t i) { return element(e, i); }); });
   }
   part.file->release(e);
 }
@@ -75,11 +97,11 @@ Tensor make_parameter(Device& device, const Shape& shape, DType dtype, bool pack
 }
 
 /// The type of a parameter before it is packed.
-DType plain_dtype(DType dtype) { return dtype == DType::Float8 ? DType::BFloat16 : dtype; }
+DType plain_dtype(DType dtype) { return dtype == DType::Float8 ? DType::BFloat16 : dtype == DType::Int8 ? DType::Float32 : dtype; }
 
 void check_parameter_dtype(DType dtype, bool packed) {
-  if (dtype == DType::Float32 || dtype == DType::BFloat16 || (dtype == DType::Float8 && packed)) return;
-  reject("dtype", packed ? "float32, bfloat16 or float8" : "float32 or bfloat16", name_of(dtype));
+  if (dtype == DType::Float32 || dtype == DType::BFloat16 || ((dtype == DType::Float8 || dtype == DType::Int8) && packed)) return;
+  reject("dtype", packed ? "float32, bfloat16, float8 or int8" : "float32 or bfloat16", name_of(dtype));
 }
 
 Tensor allocated(Tensor t) {
@@ -195,9 +217,25 @@ Tensor copy_parameter(const SessionRef& session, const Tensor& parameter, DType 
 }
 
 Tensor parameter_bytes(const SessionRef& session, const Tensor& parameter, DType dtype) {
-  check_copy(parameter, dtype);
+  if (dtype != DType::Int8 || parameter.dtype() != DType::Int8) check_copy(parameter, dtype);
   Tensor out(parameter.device(), DType::UInt8, {parameter.size() * size_of(dtype)});
   enqueue(session, {"parameterBytes", {parameter}, {out}, [=](const Run& run) { copy_values(run, parameter, dtype, out.data()); }});
+  return out;
+}
+
+Tensor parameter_scales(const SessionRef& session, const Tensor& weight) {
+  if (!weight || weight.dtype() != DType::Int8) reject("weight", "an int8 weight", describe(weight));
+  Tensor out(weight.device(), DType::Float32, {weight.dim(0)});
+  enqueue(session, {"parameterScales", {weight}, {out}, [=](const Run& run) {
+    const Tensor floats = allocated(Tensor(weight.device(), DType::Float32, weight.shape()));
+    run.kernels.unpack(*weight.packing(), weight.data(), floats.data(), DType::Float32);
+    const int64_t in = weight.dim(1);
+    parallel_for(weight.dim(0), [&](int64_t r) {  // a row that is not zero contains 127 or -127 times its scale
+      float largest = 0;
+      for (int64_t i = r * in; i < (r + 1) * in; ++i) largest = std::max(largest, std::abs(floats.data<float>()[i]));
+      out.data<float>()[r] = largest / 127;
+    });
+  }});
   return out;
 }
 

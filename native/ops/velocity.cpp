@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "native/core/stream.h"
+#include "native/core/command.h"
 
 namespace uniflow {
 namespace {

@@ -1,4 +1,5 @@
 /// The ordered queue: order, failures and what depends on them, sessions, cancellation, and the life of tensors.
+#include "native/core/host_pool.h"
 #include "native/core/stream.h"
 
 #include <atomic>
@@ -18,11 +19,11 @@ using Work = std::function<void(const Run&)>;
 Tensor tensor() { return Tensor(DType::Int32, {1}); }
 
 /// Queues a command and returns how it ended.
-std::future<Failure> enqueue(Stream& stream, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run,
+std::future<Failure> enqueue(WorkQueue& queue, const SessionRef& s, const char* op, std::vector<Tensor> inputs, std::vector<Tensor> outputs, Work run,
                              bool computes = false) {
   auto ended = std::make_shared<std::promise<Failure>>();
   auto future = ended->get_future();
-  stream.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }, computes});
+  queue.enqueue(s, {op, std::move(inputs), std::move(outputs), std::move(run), [ended](Failure f) { ended->set_value(std::move(f)); }, computes});
   return future;
 }
 
@@ -32,11 +33,11 @@ std::future<Failure> enqueue(const SessionRef& s, const char* op, std::vector<Te
 
 Work nothing() { return [](const Run&) {}; }
 
-/// Holds the stream back until it is opened.
+/// Holds a queue's thread until it is opened.
 class Gate {
  public:
-  explicit Gate(const SessionRef& s, Stream& stream = Device::cpu().stream()) {
-    done_ = enqueue(stream, s, "gate", {}, {}, [this](const Run&) {
+  explicit Gate(const SessionRef& s, WorkQueue& queue = Device::cpu().stream()) {
+    done_ = enqueue(queue, s, "gate", {}, {}, [this](const Run&) {
       entered_.set_value();
       open_.get_future().wait();
     });
@@ -246,13 +247,13 @@ void test_tensors() {
   check(buffer.expired() && Device::cpu().memory().stats().active == before, "and is gone when close returns");
 }
 
-/// Every worker of the side stream holds a command of the session that closes.
+/// Every worker of the host pool holds a command of the session that closes.
 void test_close_while_several_run() {
   const auto closing = session(), other = session();
   std::atomic<int> running{0}, stopped{0};
   std::vector<std::future<Failure>> ended;
   for (int i = 0; i < 2 * default_threads(); ++i)
-    ended.push_back(enqueue(Stream::side(), closing, "long", {}, {}, [&](const Run& run) {
+    ended.push_back(enqueue(HostPool::instance(), closing, "long", {}, {}, [&](const Run& run) {
       ++running;
       while (!run.token.cancelled()) std::this_thread::yield();
       ++stopped;
@@ -263,18 +264,18 @@ void test_close_while_several_run() {
   bool aborted = true;
   for (auto& e : ended) aborted &= e.get()->code == ErrorCode::Aborted;
   check(aborted && stopped == default_threads(), "close stops what runs on each worker, and drops the rest");
-  check(!enqueue(Stream::side(), other, "after", {}, {}, nothing()).get(), "and leaves the workers to other sessions");
+  check(!enqueue(HostPool::instance(), other, "after", {}, {}, nothing()).get(), "and leaves the workers to other sessions");
 }
 
 void test_streams() {
   const auto a = session(), b = session();
   Gate gate(a);
-  auto side = enqueue(Stream::side(), b, "side", {}, {}, nothing());
-  check(side.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's stream does not wait for the CPU's");
+  auto side = enqueue(HostPool::instance(), b, "side", {}, {}, nothing());
+  check(side.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host pool does not wait for the CPU's");
   gate.open();
   if (default_threads() > 1) {
-    Gate one(a, Stream::side());
-    auto other = enqueue(Stream::side(), b, "other", {}, {}, nothing());
+    Gate one(a, HostPool::instance());
+    auto other = enqueue(HostPool::instance(), b, "other", {}, {}, nothing());
     check(other.wait_for(std::chrono::seconds(10)) == std::future_status::ready, "the host's commands do not wait for each other");
   }
   const int threads = Device::cpu().stream().threads();
@@ -285,7 +286,7 @@ void test_streams() {
   check(inside == threads + 3, "set_threads holds for the commands that follow");
 }
 
-/// CPU-bound side work runs on the CPU's team while it is active, on the workers otherwise, and after some time in any case.
+/// CPU-bound work of the host pool runs on the CPU's team while it is active, on the workers otherwise, and after some time in any case.
 void test_sharing() {
   const auto a = session(), b = session();
   const int team = Device::cpu().stream().threads();
@@ -297,21 +298,21 @@ void test_sharing() {
     ++ended;
   };
   std::vector<std::future<Failure>> all;
-  for (int i = 0; i < 2 * team; ++i) all.push_back(enqueue(Stream::side(), b, "compute", {}, {}, compute, true));
+  for (int i = 0; i < 2 * team; ++i) all.push_back(enqueue(HostPool::instance(), b, "compute", {}, {}, compute, true));
   auto next = enqueue(a, "next", {}, {}, [&](const Run&) { before_next = ended; });
-  check(!enqueue(Stream::side(), b, "read", {}, {}, nothing()).get() && ended == 0, "what only reads goes first, by a worker");
+  check(!enqueue(HostPool::instance(), b, "read", {}, {}, nothing()).get() && ended == 0, "what only reads goes first, by a worker");
   gate.open();
   next.wait();
   for (auto& f : all) check(!f.get(), "shared work ends well");
   check(before_next == 2 * team && (team == 1 || by_team == 2 * team), "the team does it before its next command");
 
   by_team = 0;
-  check(!enqueue(Stream::side(), b, "alone", {}, {}, compute, true).get() && by_team == 0, "a worker does it where the CPU has nothing to do");
+  check(!enqueue(HostPool::instance(), b, "alone", {}, {}, compute, true).get() && by_team == 0, "a worker does it where the CPU has nothing to do");
   Gate long_one(a);
-  check(!enqueue(Stream::side(), b, "patient", {}, {}, compute, true).get() && by_team == 0, "and where a command takes long");
+  check(!enqueue(HostPool::instance(), b, "patient", {}, {}, compute, true).get() && by_team == 0, "and where a command takes long");
 
   const auto closing = session();
-  auto dropped = enqueue(Stream::side(), closing, "dropped", {}, {}, compute, true);
+  auto dropped = enqueue(HostPool::instance(), closing, "dropped", {}, {}, compute, true);
   closing->close();
   check(dropped.get()->code == ErrorCode::Aborted, "close drops it as any other");
 }

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "native/test/check.h"
-#include "native/test/emulator/cuda.h"
+#include <cuda_runtime.h>
 
 using uniflow::test::check;
 

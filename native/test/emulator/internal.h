@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "native/test/emulator/cuda.h"
+#include <cuda_runtime.h>
 
 namespace emulator {
 

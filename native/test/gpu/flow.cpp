@@ -3,7 +3,7 @@
 #include <chrono>
 #include <thread>
 
-#include "native/core/stream.h"
+#include "native/core/command.h"
 #include "native/test/gpu/flow_head.h"
 #include "native/test/gpu/timing.h"
 

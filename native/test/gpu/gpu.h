@@ -100,6 +100,8 @@ void check_random();
 void bench_random();
 void check_residual();
 void bench_residual();
+void check_flow_loss();
+void bench_flow_loss();
 void check_distillation();
 void bench_distillation();
 void check_codes();

@@ -59,6 +59,7 @@ constexpr Family kFamilies[] = {
     {"random", check_random, bench_random},
     {"residual", check_residual, bench_residual},
     {"flow", check_flow, bench_flow},
+    {"flow_loss", check_flow_loss, bench_flow_loss},
     {"distillation", check_distillation, bench_distillation},
     {"codes", check_codes, bench_codes},
     {"cross_entropy", check_cross_entropy, bench_cross_entropy},

@@ -398,3 +398,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   *blocks = 1;
   return cudaSuccess;
 }
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  const auto run = [=] { kernel(static_cast<Params>(args)...); };
+  emulator::launch(config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream, run, reinterpret_cast<const void*>(kernel));
+  return cudaGetLastError();
+}
