@@ -59,8 +59,22 @@ function sliceTokens(dtype: FloatType): Row {
   };
 }
 
+/** The latents of four images in groups of six channels, as of the preset `small`. Bound by the hyperbolic tangents. */
+function fsq(dtype: FloatType): Row {
+  const [tokens, channels] = [4 * 784, 48];
+  const levels = Uint32Array.from([8, 8, 8, 5, 5, 5]);
+  return {
+    ...{ family: 'elementwise', name: 'fsq', shape: `${tokens}x${channels}`, dtype },
+    cost: { bytes: 2 * tokens * channels * sizeOf(dtype) },
+    setup: (make) => {
+      const x = make.tensor([tokens, channels], dtype);
+      return () => native.fsq(x, levels);
+    },
+  };
+}
+
 export const rows: Row[] = [
   cast('float32', 'bfloat16'),
   cast('bfloat16', 'float32'),
-  ...(['bfloat16', 'float32'] as const).flatMap((dtype) => [swiglu(dtype), rope(dtype), sliceTokens(dtype)]),
+  ...(['bfloat16', 'float32'] as const).flatMap((dtype) => [swiglu(dtype), rope(dtype), sliceTokens(dtype), fsq(dtype)]),
 ];

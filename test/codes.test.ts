@@ -239,8 +239,7 @@ describe('bad input', () => {
 
   test('refuses to change the latents of an existing model, and levels that do not divide the latents', async () => {
     const settings = { data: inDir('pictures'), steps: 1 };
-    const message = async (more: object): Promise<string> =>
-      (await failure(train(inDir('run'), { ...settings, ...more } as never))).message;
+    const message = async (more: object): Promise<string> => (await failure(train(inDir('run'), { ...settings, ...more }))).message;
     expect(await message({ model: inDir('model'), codes: [5, 5] })).toMatch(
       /codes: expected none, as a model keeps the latents that it has/,
     );

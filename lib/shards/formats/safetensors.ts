@@ -76,7 +76,10 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
   const sizes = arrays.map(({ width, type }) => (offsets.at(-1) as number) * width * ELEMENTS[type].bytes);
   const entries: [string, SafetensorsEntry][] = [
     ['grids', { dtype: 'I32', shape: [pictures.length, 2] }], // first, so that the following arrays are aligned
-    ...arrays.map((array): [string, SafetensorsEntry] => [array.name, { dtype: ELEMENTS[array.type].safetensors, shape: shapeOf(array, content) }]),
+    ...arrays.map((array): [string, SafetensorsEntry] => [
+      array.name,
+      { dtype: ELEMENTS[array.type].safetensors, shape: shapeOf(array, content) },
+    ]),
   ];
   yield safetensorsHeader(entries, metadataOf());
   yield new Uint8Array(grids.buffer);

@@ -68,7 +68,10 @@ async function* chunksOf(content: ShardContent): AsyncGenerator<Uint8Array> {
     yield entry(`${key}.json`, Buffer.from(JSON.stringify(picture)));
     for (const array of content.arrays) {
       const shape = [picture.grid.rows * picture.grid.cols, array.width];
-      yield entry(`${key}.${array.name}.npy`, Buffer.concat([npyHeader(ELEMENTS[array.type].npy, shape), await storedRow(array, content, i)]));
+      yield entry(
+        `${key}.${array.name}.npy`,
+        Buffer.concat([npyHeader(ELEMENTS[array.type].npy, shape), await storedRow(array, content, i)]),
+      );
     }
   }
   yield Buffer.alloc(2 * BLOCK);
