@@ -1,6 +1,19 @@
 import js from '@eslint/js';
 import tseslint from 'typescript-eslint';
 
+/** The script of an HTML file, on the lines that it has there. */
+const scriptOf = {
+  preprocess(html) {
+    const [, before, script] = /^(.*<script[^>]*>)(.*)<\/script>/s.exec(html);
+    return [{ text: before.replace(/[^\n]+/g, '') + script, filename: 'script.js' }];
+  },
+  postprocess: ([messages]) => messages,
+};
+/** What that script uses of a browser. */
+const BROWSER = 'AbortController addEventListener Blob document fetch FormData performance setTimeout TextDecoder TextEncoder URL'.split(
+  ' ',
+);
+
 export default tseslint.config(
   { ignores: ['dist/', 'build/', 'build-*/', 'out/', 'node_modules/', 'bench/peers/node_modules/'] },
   js.configs.recommended,
@@ -23,8 +36,13 @@ export default tseslint.config(
       ]),
     ),
   },
+  { files: ['lib/**/*.html'], processor: scriptOf },
   {
-    files: ['**/*.mjs', '**/*.js'],
+    files: ['lib/**/*.html/*.js'],
+    languageOptions: { globals: Object.fromEntries(BROWSER.map((name) => [name, 'readonly'])) },
+  },
+  {
+    files: ['**/*.mjs', '*.js'],
     languageOptions: { globals: { process: 'readonly', console: 'readonly', URL: 'readonly', setTimeout: 'readonly' } },
   },
 );

@@ -29,6 +29,7 @@ test('the package has all that its addon is built from, and no tests', async () 
   const scripts = ['CMakeLists.txt', 'scripts/build.mjs', 'scripts/system.mjs'];
   const wanted = [...native, ...(await sources('bindings')), ...(await sources('models/default')), ...scripts];
   expect(wanted.filter((path) => !files.includes(path))).toEqual([]);
+  expect(files).toContain('lib/serve/page.html'); // is read from there
   expect(files.filter((path) => /(^|\/)test\//.test(path))).toEqual([]);
 });
 

@@ -1,14 +1,14 @@
 /** The log of a training run, and its report as rendered by Chromium. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { spawnSync } from 'node:child_process';
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import puppeteer, { type Browser, type Page } from 'puppeteer-core';
+import type { Browser, Page } from 'puppeteer-core';
 import { decodeImage } from '../lib/images/decode.js';
 import { readLog, RunLog, type LogEntry, type LogEntryOf } from '../lib/train/log.js';
 import { writeReport, type Report } from '../lib/train/report.js';
+import { launchBrowser, watchedPage } from './browser.js';
 import { photos } from './support.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'uniflow-report-'));
@@ -109,9 +109,7 @@ describe('RunLog', () => {
 describe('writeReport', () => {
   let browser: Browser;
   beforeAll(async () => {
-    const { stdout } = spawnSync('sh', ['-c', 'command -v chromium'], { encoding: 'utf8' });
-    if (stdout === '') throw new Error('chromium is not on the PATH; `npm test` installs it, or: apt-get install chromium');
-    browser = await puppeteer.launch({ executablePath: stdout.trim(), args: ['--no-sandbox'] });
+    browser = await launchBrowser();
   });
   afterAll(() => browser?.close());
 
@@ -119,13 +117,7 @@ describe('writeReport', () => {
   async function opened(report: Partial<Report>, scheme = 'light'): Promise<{ page: Page; complaints: string[]; requests: string[] }> {
     const path = join(folder, 'report.html');
     await writeReport(path, { title: 'A run', log: [], rows: [], ...report });
-    const page = await browser.newPage();
-    const complaints: string[] = [];
-    const requests: string[] = [];
-    page.on('console', (message) => complaints.push(message.text()));
-    page.on('pageerror', (error) => complaints.push(String(error)));
-    page.on('request', (request) => requests.push(request.url()));
-    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+    const { page, complaints, requests } = await watchedPage(browser, scheme);
     await page.goto(pathToFileURL(path).href);
     await page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))'); // charts draw on animation frames
     return { page, complaints, requests: requests.filter((url) => url !== pathToFileURL(path).href && !url.startsWith('data:')) };

@@ -199,6 +199,21 @@ describe('decode and reconstruct', () => {
     expect(answer.images[1]!.ssim).toBeCloseTo(expected.perImage.ssim[1]!, 3);
   });
 
+  test('reconstruct: the original, as it was encoded, if requested', async () => {
+    const form = new FormData();
+    for (const bytes of pngs.slice(4, 6)) form.append('files', new Blob([bytes]));
+    form.append('options', JSON.stringify({ original: true, size: [28, 56] }));
+    const { images } = reconstructed.parse(await (await post('/v1/reconstruct', form)).json());
+    const pixels = await Promise.all(images.map(async ({ original }) => (await decodeImage(Buffer.from(original!, 'base64'))).data));
+    const expected = await uniflow.reconstruct({ pixels: ndarray(Buffer.concat(pixels), [2, 28, 56, 3]) });
+    const sent = await uniflow.reconstruct(pngs.slice(4, 6), { size: [28, 56] });
+    expect(expected.perImage).toEqual(sent.perImage);
+    const alone = await postImage(`/v1/reconstruct${options({ original: true })}`, pngs[4]!, { headers: { Accept: 'image/png' } });
+    await expectProblem(alone, 406, { subject: 'Accept' });
+    const without = reconstructed.parse(await (await postImage('/v1/reconstruct', pngs[4]!)).json());
+    expect(without.images[0]).not.toHaveProperty('original');
+  });
+
   test('latents that are not finite fail alone', async () => {
     const to = await started({ maxWait: 100 });
     const { latents } = await uniflow.encode(pngs[1]!);

@@ -226,6 +226,7 @@ function addServe(program: Command, signal: AbortSignal): void {
       'allow requests from web pages of this origin, such as https://example.org, or * for all; repeatable',
       collected,
     )
+    .option('--no-page', 'do not answer / with the page that shows what the model makes of an image')
     .option('--max-batch <n>', 'images per batch (default: about 4,096 tokens; 32,000 on a GPU)', integerFrom(1))
     .option('--max-wait <ms>', `milliseconds to wait for more images to fill a batch (default: ${serving.maxWait})`, integerFrom(0))
     .option('--max-queue <n>', `images in the service; further requests get 503 (default: ${serving.maxQueue})`, integerFrom(1))

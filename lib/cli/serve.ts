@@ -6,7 +6,18 @@ import type { ModelOptions } from './options.js';
 import { loadModel } from './shared.js';
 
 type Same =
-  'host' | 'port' | 'token' | 'maxBatch' | 'maxWait' | 'maxQueue' | 'maxRequests' | 'maxImages' | 'maxPixels' | 'maxPatches' | 'maxSteps';
+  | 'host'
+  | 'port'
+  | 'token'
+  | 'maxBatch'
+  | 'maxWait'
+  | 'maxQueue'
+  | 'maxRequests'
+  | 'maxImages'
+  | 'maxPixels'
+  | 'maxPatches'
+  | 'maxSteps'
+  | 'page';
 
 export interface ServeCommandOptions extends ModelOptions, Pick<ServeOptions, Same> {
   /** MiB */

@@ -62,14 +62,13 @@ export async function answerImages(
 ): Promise<unknown> {
   if (type !== JSON_TYPE && images.length === 1) return reply.type(type).send(await fileOf(images[0] as RgbImage, type));
   const chosen = type === JSON_TYPE ? format : type;
-  return json(
-    await Promise.all(
-      images.map(async (image, i) => ({
-        ...{ id: ids[i] as string, width: image.width, height: image.height, type: chosen },
-        data: (await fileOf(image, chosen)).toString('base64'),
-      })),
-    ),
-  );
+  const files = await filesOf(images, chosen);
+  return json(images.map(({ width, height }, i) => ({ id: ids[i] as string, width, height, type: chosen, data: files[i] as string })));
+}
+
+/** Each image as a file in base64. */
+export function filesOf(images: readonly RgbImage[], type: ImageType): Promise<string[]> {
+  return Promise.all(images.map(async (image) => (await fileOf(image, type)).toString('base64')));
 }
 
 function fileOf(image: RgbImage, type: ImageType): Promise<Buffer> {

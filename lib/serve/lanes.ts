@@ -27,6 +27,8 @@ export interface EncodedImage {
 
 export interface ReconstructedImage {
   image: RgbImage;
+  /** The pixels that were encoded. */
+  original: RgbImage | undefined;
   psnr: number;
   ssim: number;
 }
@@ -61,11 +63,16 @@ export class Lanes {
     });
   }
 
-  reconstruct(size: Size, sampling: Sampling): ModelLane<Uint8Array, ReconstructedImage> {
-    return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling)], async (originals, signal) => {
-      const options = { ...sampling, batchSize: originals.length, signal };
-      const { images, perImage } = await this.stacked(originals, size, (pixels) => this.uniflow.reconstruct(pixels, options));
-      return toImages(images).map((image, i) => ({ image, psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number }));
+  reconstruct(size: Size, sampling: Sampling, original: boolean): ModelLane<Uint8Array, ReconstructedImage> {
+    return this.lane('reconstruct', this.patches(size), [size, keyOf(sampling), original], async (sent, signal) => {
+      const options = { ...sampling, batchSize: sent.length, signal };
+      const [height, width] = size;
+      const originals = original ? sent.map((pixels) => ({ data: pixels.slice(), width, height })) : []; // copies, because stacked() recycles
+      const { images, perImage } = await this.stacked(sent, size, (pixels) => this.uniflow.reconstruct(pixels, options));
+      return toImages(images).map((image, i) => ({
+        ...{ image, original: originals[i] },
+        ...{ psnr: perImage.psnr[i] as number, ssim: perImage.ssim[i] as number },
+      }));
     });
   }
 

@@ -47,6 +47,9 @@ export function openApi(settings: Settings, version: string): Json {
       '/v1/encode': path('Images to latents.', schemas.encode, raw, encoded, { [SAFETENSORS_TYPE]: BINARY }),
       '/v1/decode': path('Latents to images.', schemas.decode, { [SAFETENSORS_TYPE]: BINARY }, decoded, images),
       '/v1/reconstruct': path('Images to latents and back, with PSNR and SSIM.', schemas.reconstruct, raw, reconstructed, images),
+      ...(settings.page
+        ? { '/': { get: { summary: 'A page for browsers.', security: [], responses: { 200: text('HTML.', 'text/html') } } } }
+        : {}),
       '/healthz': probe('Whether the process is alive.'),
       '/readyz': probe('Whether it takes requests: 503 while its queue is full or it stops.', { 503: refusal('Not now.') }),
       '/metrics': { get: { summary: 'For Prometheus.', responses: { 200: text('Prometheus text format.') } } },
@@ -98,6 +101,6 @@ function probe(summary: string, others: Json = {}): Json {
   return { get: { summary, security: [], responses: { 200: text('Yes.'), ...others } } };
 }
 
-function text(description: string): Json {
-  return { description, content: { 'text/plain': { schema: { type: 'string' } } } };
+function text(description: string, type = 'text/plain'): Json {
+  return { description, content: { [type]: { schema: { type: 'string' } } } };
 }

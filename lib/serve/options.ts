@@ -15,7 +15,7 @@ export interface ServeOptions {
   host?: string;
   /** Port; 0 picks a free one. */
   port?: number;
-  /** Clients must send `Authorization: Bearer <token>`, except for /healthz and /readyz. Default: no authentication. */
+  /** Clients must send `Authorization: Bearer <token>`, except for /, /healthz and /readyz. Default: no authentication. */
   token?: string;
   /** Maximum number of images per batch. Default: the number that makes about 4,096 tokens, on a GPU 32,000. */
   maxBatch?: number;
@@ -43,6 +43,8 @@ export interface ServeOptions {
   allowUrls?: readonly string[];
   /** Origins whose web pages may use the service, as `https://example.org`; `*` for all. Default: none. */
   cors?: readonly string[];
+  /** Whether `/` answers with a page for browsers, which needs no token to be opened. Default: true. */
+  page?: boolean;
   /** Called with internal errors: status 500. */
   onError?: (error: unknown) => void;
   /** @internal Decides which addresses may be connected to; for tests, whose hosts are on this machine. */
@@ -64,6 +66,7 @@ export const defaults = {
   drain: 10_000,
   allowUrls: [],
   cors: [],
+  page: true,
 } satisfies ServeOptions;
 
 export type Settings = ServeOptions & typeof defaults & { allowUrls: readonly string[]; cors: readonly string[] };
@@ -103,5 +106,6 @@ export function settingsOf(options: ServeOptions): Settings {
     throw UniFlowError.expected('BAD_INPUT', 'allowUrls', 'an array of host names', describe(settings.allowUrls));
   if (!Array.isArray(settings.cors) || !settings.cors.every(isOrigin))
     throw UniFlowError.expected('BAD_INPUT', 'cors', "origins, as 'https://example.org', or '*'", JSON.stringify(settings.cors));
+  if (typeof settings.page !== 'boolean') throw UniFlowError.expected('BAD_INPUT', 'page', 'true or false', describe(settings.page));
   return settings;
 }

@@ -9,7 +9,7 @@ import { decodeAhead } from '../images/decode-ahead.js';
 import type { ImageSource, RgbImage } from '../images/decode.js';
 import { loadInto } from '../io/preprocess.js';
 import { gridOf } from '../tensor.js';
-import { accepted, answerEncoded, answerImages, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
+import { accepted, answerEncoded, answerImages, filesOf, JSON_TYPE, SAFETENSORS_TYPE } from './answers.js';
 import type { Batcher } from './batcher.js';
 import { bytesOf, readLatents, readImages, type SentImage } from './body.js';
 import { Lanes, rowsOf, type ModelLane, type Size } from './lanes.js';
@@ -108,14 +108,19 @@ class Routes {
   readonly reconstruct: Handler = async (request, reply, signal) => {
     const type = accepted(request, [JSON_TYPE, ...IMAGE_TYPES]);
     const { images: sent, options } = await readImages(request, this.schemas.reconstruct, this.settings);
-    const { size: wanted, format, ...sampling } = options;
+    const { size: wanted, format, original, ...sampling } = options;
+    if (original && type !== JSON_TYPE) throw Refusal.of(406, 'Accept', `${JSON_TYPE}, which has room for the original`, `'${type}'`);
     const size = this.sizeOf(wanted);
-    const results = await this.overImages(sent, size, this.lanes.reconstruct(size, sampling), signal);
+    const results = await this.overImages(sent, size, this.lanes.reconstruct(size, sampling, original), signal);
     const { patch } = this.uniflow.config;
     const ids = sent.map(({ id }) => id);
     const images = results.map(({ image }) => image);
+    const originals = await filesOf(
+      results.flatMap((result) => result.original ?? []),
+      format,
+    );
     return answerImages(reply, type, images, { ids, format }, (files) => ({
-      images: files.map((file, i) => ({ ...file, psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
+      images: files.map((file, i) => ({ ...file, original: originals[i], psnr: results[i]?.psnr, ssim: results[i]?.ssim })),
       psnr: meanOf(results.map(({ psnr }) => psnr)),
       ssim: meanOf(results.map(({ ssim }) => ssim)),
       grid: gridOf(size, patch),

@@ -36,7 +36,14 @@ const score = z.number().nullable(); // JSON has no infinity, which is the PSNR 
 
 export const decoded = z.strictObject({ images: z.array(z.strictObject(image)) });
 export const reconstructed = z.strictObject({
-  images: z.array(z.strictObject({ ...image, psnr: score.describe('dB'), ssim: score })),
+  images: z.array(
+    z.strictObject({
+      ...image,
+      original: base64.optional().describe('the original as a file, if requested'),
+      psnr: score.describe('dB'),
+      ssim: score,
+    }),
+  ),
   psnr: score.describe('mean'),
   ssim: score.describe('mean'),
   grid,
@@ -65,7 +72,14 @@ export function requestSchemas({ maxImages, maxSteps }: Pick<Settings, 'maxImage
     tokens: z.boolean().default(false).describe('The semantic tokens as well.'),
   });
   const decodeOptions = z.strictObject(sampling);
-  const reconstructOptions = z.strictObject({ size: size.optional(), ...sampling });
+  const reconstructOptions = z.strictObject({
+    size: size.optional(),
+    original: z
+      .boolean()
+      .default(false)
+      .describe('The originals as well, resized and cropped as they were encoded; only in a JSON answer.'),
+    ...sampling,
+  });
   const image = z.union([bytes, z.strictObject({ url: z.string() }).describe('Of a host that the service allows, or a data: URL.')]);
   const images = z.array(image).min(1).max(maxImages);
   return {

@@ -16,6 +16,7 @@ import { Metrics } from './metrics.js';
 import { openApi } from './openapi.js';
 import type { Service, Settings } from './options.js';
 import { whenOver } from './over.js';
+import { addPage } from './page.js';
 import { busy, PROBLEM, problemOf, Refusal, sendProblem, statusOf } from './problem.js';
 import { addRoutes, Traffic } from './routes.js';
 import { checkJson } from './schemas.js';
@@ -29,7 +30,7 @@ const LAST_WORDS_MS = 500;
 
 const METHODS = ['GET', 'HEAD', 'POST'] as const;
 
-const PUBLIC: ReadonlySet<string> = new Set(['/healthz', '/readyz']);
+const PUBLIC: ReadonlySet<string> = new Set(['/', '/healthz', '/readyz']);
 
 export async function startServer(uniflow: UniFlow, settings: Settings): Promise<Service> {
   const metrics = new Metrics(() => traffic.images);
@@ -55,7 +56,8 @@ export async function startServer(uniflow: UniFlow, settings: Settings): Promise
   guard(app, settings, stopping);
   cutSlowReaders(app, settings);
   addRoutes(app, uniflow, settings, traffic, batcher);
-  addPages(app, settings, metrics, () => !stopping.now && !traffic.full());
+  if (settings.page) await addPage(app);
+  addStatus(app, settings, metrics, () => !stopping.now && !traffic.full());
 
   const closeIdle = idleCloser(app.server);
   await app.listen({ host: settings.host, port: settings.port });
@@ -176,7 +178,7 @@ function hasToken(request: FastifyRequest, token: string): boolean {
   return timingSafeEqual(digest(given), digest(token));
 }
 
-function addPages(app: FastifyInstance, settings: Settings, metrics: Metrics, ready: () => boolean): void {
+function addStatus(app: FastifyInstance, settings: Settings, metrics: Metrics, ready: () => boolean): void {
   const document = openApi(settings, packageVersion);
   app.get('/openapi.json', () => document);
   app.get('/metrics', async (_, reply) => reply.type(metrics.contentType).send(await metrics.text()));
