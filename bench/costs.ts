@@ -20,9 +20,9 @@ export interface LinearShape {
   rows: number;
   inputs: number;
   outputs: number;
-  /** Of the activations. */
+  /** Dtype of the activations. */
   dtype: FloatType;
-  /** Of the weight, if not the same. */
+  /** Dtype of the weight, if it differs. */
   weight?: FloatType | 'int8';
   residual?: boolean;
 }

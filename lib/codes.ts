@@ -24,7 +24,7 @@ export function isCodes(value: unknown): value is Codes {
   return typeof value === 'object' && value !== null && 'codes' in value;
 }
 
-/** What codes depend on, of a model's configuration. */
+/** The fields of a model's configuration that determine its codes. */
 export interface CodesConfig {
   codes: Levels | undefined;
   latentChannels: number;

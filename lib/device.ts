@@ -22,7 +22,7 @@ export type ModelType = FloatType | 'int8';
 /** Device and number types of a model. */
 export interface Placement {
   device: string;
-  /** Of the activations, and of weights that are not in 8 bits. */
+  /** Dtype of the activations, and of the weights that are not in 8 bits. */
   dtype: FloatType;
   float8: boolean;
   int8: boolean;

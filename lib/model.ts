@@ -34,9 +34,9 @@ import {
 } from './ops.js';
 import {
   isInt8,
+  quantizationAtLoad,
   quantizationMetadata,
   quantizeModel,
-  storedQuantization,
   type Quantization,
   type TokenizerQuantizeOptions,
 } from './quantize.js';
@@ -296,8 +296,7 @@ export class UniFlowModel {
 
   /** Makes a model loaded for int8 one: as its checkpoint says, or else by {@link quantize}. */
   protected async becomeInt8(checkpoint: Checkpoint, signal?: AbortSignal): Promise<void> {
-    if (checkpoint.quantized) this.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
-    else await this.quantize(undefined, { signal });
+    this.gate = await quantizationAtLoad(checkpoint, () => this.quantize(undefined, { signal }));
   }
 
   /** Runs all of the model on one batch: the flow's loss at random times. */

@@ -10,6 +10,7 @@ import { checkNumber } from './check.js';
 import { throwIfAborted, UniFlowError } from './errors.js';
 import { problemsOf } from './encoder/config-fields.js';
 import { batchesOf, type Batches, type ImageInput } from './images/input.js';
+import type { Checkpoint } from './io/checkpoint.js';
 import type { Preprocessing } from './io/preprocess.js';
 import { distillationLoss } from './losses/distillation.js';
 import { native } from './native.js';
@@ -20,7 +21,7 @@ import { keep, onDevice, tensorOf, tidy, uncancellable, type Tensor } from './te
 /** Layers below this cosine keep their float weights. Rows of normally distributed values come to 0.9999. */
 export const DEFAULT_COSINE = 0.9998;
 
-/** What int8 may cost a tokenizer, in dB of PSNR. */
+/** Loss of PSNR that int8 may cause a tokenizer, in dB. */
 export const DEFAULT_LOSS = 0.1;
 
 const layerSchema = z.object({
@@ -195,7 +196,7 @@ function compare(candidate: Candidate | undefined, x: Tensor, { weight }: Linear
 /** [..., N] → [1, M, N] */
 const rowsOf = (y: Tensor): Tensor => y.reshape([1, y.shape.slice(0, -1).reduce((a, b) => a * b, 1), y.dim(-1)]);
 
-/** Of all images and calls; -1 if no image reached the layer, or if its values are not finite. */
+/** The lowest cosine over all images and calls; -1 if no image reached the layer, or if its values are not finite. */
 async function worstCosine({ distances }: Candidate): Promise<number> {
   const values = await Promise.all(distances.map(async (distance) => (await distance.read()).get(0)));
   const worst = Math.max(...values);
@@ -211,6 +212,14 @@ const QUANTIZATION = 'quantization';
 
 export function quantizationMetadata(table: Quantization | undefined): Record<string, string> {
   return table ? { [QUANTIZATION]: JSON.stringify(table) } : {};
+}
+
+/** The table of a model that was loaded for int8: its checkpoint's, if that has int8 weights, or else that of `quantize`, run now. */
+export async function quantizationAtLoad(
+  { quantized, metadata, path }: Pick<Checkpoint, 'quantized' | 'metadata' | 'path'>,
+  quantize: () => Promise<Quantization>,
+): Promise<Quantization | undefined> {
+  return quantized ? storedQuantization(metadata, path) : quantize();
 }
 
 /** The table stored in a checkpoint's metadata; undefined if there is none. @throws UniFlowError `BAD_CHECKPOINT` if it is not one. */

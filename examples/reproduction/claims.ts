@@ -160,7 +160,7 @@ function noSeams(results: Results, plan: Plan): Claim {
   const seams = (blocks: number): number => withBlocks(results, plan, blocks, (run) => run.seams).mean;
   const [none = NaN, ...some] = plan.seamBlocks.map(seams);
   return {
-    text: 'Global blocks remove the grid seams (at most half of what K = 0 has above 1 is left, for every K > 0).',
+    text: 'Global blocks remove the grid seams (every K > 0 leaves at most half of the excess over 1 that K = 0 has).',
     seen: none > 1 && some.every((ratio) => Math.abs(ratio - 1) <= SEAMS_LEFT * (none - 1)),
     because: plan.seamBlocks.map((blocks) => `K = ${blocks}: ${seams(blocks).toFixed(3)}`).join(', '),
   };

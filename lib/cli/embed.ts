@@ -1,13 +1,12 @@
 /** `uniflow embed`: one vector per image, in one file. */
 import { embeddedModel, embeddedName } from '../package.js';
 import { embedToFile } from '../shards/embeddings.js';
-import type { Failure } from '../shards/shard.js';
 import { Skips } from '../sources/skips.js';
-import { namedItems, refuseMissing } from './inputs.js';
+import { namedItems, refuseMissing, type Failure } from './inputs.js';
 import type { EmbedCommandOptions } from './options.js';
 import { failures as failed, plural, printJson } from './output.js';
 import { Progress, stageDetails } from './progress.js';
-import { estimating, loadAny, reportSkips } from './shared.js';
+import { estimating, loadAny, reportFailure, reportSkips } from './shared.js';
 
 export async function embed(inputs: readonly string[], options: EmbedCommandOptions, signal: AbortSignal): Promise<void> {
   const { out, pool, normalize, size, batch, json = false } = options;
@@ -17,15 +16,15 @@ export async function embed(inputs: readonly string[], options: EmbedCommandOpti
   const detailOf = stageDetails();
   const skips = new Skips();
   const started = performance.now();
-  const broken: { path: string; reason: string }[] = [];
+  const broken: Failure[] = [];
   let done = 0;
   await estimating(inputs, progress, json, async () => {
     const { files, shape } = await embedToFile(model, namedItems(inputs, skips, signal), out, {
       ...{ pool, normalize, size, batchSize: batch, signal, model: options.model ?? embeddedName },
-      onFailure: ({ id, reason }: Failure) => {
-        process.exitCode = 1;
-        broken.push({ path: id, reason });
-        if (!json) progress.line(`uniflow: ${id}: ${reason}`);
+      onFailure: ({ id, reason }) => {
+        const failure = { path: id, reason };
+        broken.push(failure);
+        reportFailure(failure, progress, json);
       },
       onCount: (images, utilisation) =>
         progress.update((done += images) + broken.length, detailOf({ failures: broken.length, utilisation })),

@@ -22,7 +22,7 @@ import type { EncodeCommandOptions } from './options.js';
 import { failures as failed, plural, printJson } from './output.js';
 import { refuseInside } from './outputs.js';
 import { Progress, stageDetails } from './progress.js';
-import { estimating, loadModel, reportSkips } from './shared.js';
+import { estimating, loadModel, reportFailure, reportSkips } from './shared.js';
 
 export async function encode(inputs: readonly string[], options: EncodeCommandOptions, signal: AbortSignal): Promise<void> {
   const { out, queue } = options;
@@ -158,10 +158,7 @@ function runOptions(options: EncodeCommandOptions, progress: Progress, signal: A
   return {
     ...{ shardSize, format, fit, size, store, latents, codes, tokens, maxFailures, verify, batchSize: batch, signal },
     model: options.model ?? embeddedName,
-    onFailure: ({ id, reason }) => {
-      process.exitCode = 1;
-      if (!json) progress.line(`uniflow: ${id}: ${reason}`);
-    },
+    onFailure: ({ id, reason }) => reportFailure({ path: id, reason }, progress, json === true),
   };
 }
 

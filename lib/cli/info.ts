@@ -1,11 +1,9 @@
 /** `uniflow info`: the architecture and cost of a model. For a UniFlow model it reads only the header of the weights. */
-import { join } from 'node:path';
 import { codeCount, groupCount, type Levels } from '../codes.js';
 import { parseUniFlowConfig, uniFlowPreprocessing, type UniFlowConfig } from '../config.js';
 import type { EncoderConfig } from '../encoder/config.js';
 import { VisionEncoder } from '../encoder/vision-encoder.js';
 import { Checkpoint, isScale } from '../io/checkpoint.js';
-import { readJson } from '../io/json.js';
 import { resolveModel } from '../io/hub.js';
 import { embeddedModel } from '../package.js';
 import { storedQuantization, type Quantization } from '../quantize.js';
@@ -41,17 +39,15 @@ interface Info {
 export async function info(model: string = embeddedModel, options: HubModelOptions, signal: AbortSignal): Promise<void> {
   const { revision } = options;
   const folder = await downloading(options.json === true, (onProgress) => resolveModel(model, { revision, onProgress, signal }));
-  const config = await readJson(join(folder, 'config.json'));
-  const found = config['model_type'] === 'uniflow' ? await uniFlowInfo(model, folder) : await encoderInfo(model, folder);
-  const { metadata, path } = await Checkpoint.open(folder);
-  const quantization = storedQuantization(metadata, path);
+  const checkpoint = await Checkpoint.open(folder);
+  const found = checkpoint.config['model_type'] === 'uniflow' ? uniFlowInfo(model, checkpoint) : await encoderInfo(model, folder);
+  const quantization = storedQuantization(checkpoint.metadata, checkpoint.path);
   if (quantization) found.quantization = quantization;
   if (options.json) printJson(found);
   else process.stdout.write(table(found));
 }
 
-async function uniFlowInfo(model: string, folder: string): Promise<Info> {
-  const { config: json, tensors } = await Checkpoint.open(folder);
+function uniFlowInfo(model: string, { config: json, tensors }: Checkpoint): Info {
   const config: UniFlowConfig = parseUniFlowConfig(json);
   const { encoder, decoder, latentChannels, steps } = config;
   const { width, globalBlocks, flowBlocks } = decoder;

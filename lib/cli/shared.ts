@@ -97,8 +97,7 @@ export async function overImages<R>(run: ImageRun<R>): Promise<Outcome> {
     const onFailure = ({ id, error }: DecodeFailure): void => {
       const failure = { path: id, reason: reasonOf(error, error.subject ?? id) };
       failed.push(failure);
-      process.exitCode = 1;
-      if (!options.json) progress.line(`uniflow: ${failure.path}: ${failure.reason}`);
+      reportFailure(failure, progress, options.json === true);
       progress.update(images + failed.length);
     };
     const batches = imageBatches(decoded(items, uniflow, size, batchSize, signal), batchSize, onFailure);
@@ -131,6 +130,12 @@ export async function estimating(inputs: readonly string[], progress: Progress, 
     counting.abort();
     progress.stop();
   }
+}
+
+/** Reports an image or file that failed, and sets the exit code to 1. */
+export function reportFailure({ path, reason }: Failure, progress: Progress, json: boolean): void {
+  process.exitCode = 1;
+  if (!json) progress.line(`uniflow: ${path}: ${reason}`);
 }
 
 /** Reports the skipped files. Sets the exit code to 1 if some of them may be images. */

@@ -10,7 +10,7 @@ import { defaultPreprocessing, nativeNormalisation, type Preprocessing } from '.
 import { readProcessor } from '../io/processor.js';
 import { native, type FloatType } from '../native.js';
 import { RandomSource, type Parameter } from '../parameters.js';
-import { isInt8, quantizationMetadata, quantizeModel, storedQuantization, type Quantization, type QuantizeOptions } from '../quantize.js';
+import { isInt8, quantizationAtLoad, quantizationMetadata, quantizeModel, type Quantization, type QuantizeOptions } from '../quantize.js';
 import { checkDevice, refuseInt8, type DeviceOptions, type ModelType } from '../device.js';
 import { gridOf, onDevice, type Grid } from '../tensor.js';
 import { encoderJson, parseEncoderConfig, type EncoderConfig } from './config.js';
@@ -76,8 +76,7 @@ export class VisionEncoder {
       const head = PoolingHead.of(checkpoint, config, placement, prefix);
       const about = { carried, files };
       const loaded = new VisionEncoder(encoder, encoderJson(checkpoint.config), preprocessing, parameters, device, dtype, about, head);
-      if (placement.int8 && checkpoint.quantized) loaded.gate = storedQuantization(checkpoint.metadata, checkpoint.path);
-      else if (placement.int8) await loaded.quantize(undefined, { signal: options.signal });
+      if (placement.int8) loaded.gate = await quantizationAtLoad(checkpoint, () => loaded.quantize(undefined, { signal: options.signal }));
       return loaded;
     });
   }

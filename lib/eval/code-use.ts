@@ -9,9 +9,9 @@ export interface CodeUse {
   used: number[];
   /** Entropy of the codes in bits, per group; at most log2(count), and at most that of the number of tokens. */
   entropy: number[];
-  /** Of codes of log2(count) bits. */
+  /** With log2(count) bits for each code. */
   bitsPerPixel: number;
-  /** Of an ideal entropy coder that knows how often each code of a group occurs. */
+  /** With an ideal entropy coder that knows how often each code of a group occurs. */
   entropyPerPixel: number;
 }
 

@@ -75,7 +75,7 @@ export class LatentMeter {
     }
   }
 
-  /** Of latents [N,Z]: [N,G]. */
+  /** Latents [N,Z] → codes [N,G]. */
   private async codesOf(latents: Tensor): Promise<Int32Array> {
     using codes = onDevice(this.uniflow.device, () => tidy(() => latentsToCodes(latents, this.uniflow.config?.codes ?? [])));
     return (await codes.read()).data as Int32Array;

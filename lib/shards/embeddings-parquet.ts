@@ -7,7 +7,7 @@ export interface Embeddings {
   ids: readonly string[];
   dimensions: number;
   rows: Spool;
-  /** What the vectors are: model, pool, whether they are normalised. Text, as in the metadata of files. */
+  /** Origin of the vectors: model, pool, whether they are normalised. The values are strings, as file metadata requires. */
   origin: Record<string, string>;
 }
 

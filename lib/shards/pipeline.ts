@@ -26,7 +26,7 @@ export interface PipelineOptions extends InputOptions {
 /** Options for reading and encoding images. */
 export interface EncodePipelineOptions extends EncodeOptions, Omit<PipelineOptions, keyof EncodeOptions> {}
 
-/** What a pipeline runs: a model's input, and its results for a batch of images. */
+/** A model as a pipeline runs it: its input, and its results for a batch of images. */
 export interface BatchModel<R> {
   device: string;
   patch: number;
